@@ -1,0 +1,126 @@
+"""The weighted average of the iterates that the theory of clipped SGD returns."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _readers, _tree
+
+
+class WeightedIterateAverageState(NamedTuple):
+    """State of `weighted_iterate_average`."""
+
+    count: jax.typing.ArrayLike  # (), int32: updates seen
+    average: Any  # like the parameters, float32 or wider; 0 before the first update
+    inner_state: optax.OptState
+
+
+def weighted_iterate_average(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps the linearly weighted average of the parameters beside ``inner``.
+
+    .. math::
+        \bar x_k = \frac{\sum_{j=1}^k j \, x_{j-1}}{\sum_{j=1}^k j}
+        = \bar x_{k-1} + \frac{2}{k + 1} (x_{k-1} - \bar x_{k-1}).
+
+    Training goes on at :math:`x_k`; read :math:`\bar x_k` out with
+    `weighted_iterate_average_eval_params`.
+
+    Args:
+      inner: the optimizer. Its updates pass unchanged.
+
+    Returns:
+      A transform with a `WeightedIterateAverageState`, one more copy of the parameters.
+      Its ``update`` needs the parameters. An inf or NaN parameter stays in the average.
+
+    Raises:
+      ValueError: ``update`` was called without parameters.
+      TypeError: a parameter is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_heavytail as oht
+      >>> tx = oht.weighted_iterate_average(optax.sgd(1.0))
+      >>> params = jnp.array([0.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(2):  # the iterates are 0 and 3
+      ...     updates, state = tx.update(jnp.array([-3.0]), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> oht.weighted_iterate_average_eval_params(state, params).tolist()
+      [2.0]
+
+    References:
+      Zhang et al., `Why are adaptive methods good for attention models?
+      <https://arxiv.org/abs/1912.03194>`_, 2020, theorem 1.
+    """
+    inner_tx = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        return WeightedIterateAverageState(
+            jnp.zeros([], jnp.int32), _tree.zeros_like(params), inner_tx.init(params)
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(_base.NO_PARAMS)
+        count = optax.safe_increment(state.count)
+        weight = 2 / (count + 1)
+        average = jax.tree.map(
+            lambda mean, x: mean + weight * (x - mean),
+            state.average,
+            _tree.at_least_float32(params),
+        )
+        updates, inner_state = inner_tx.update(
+            updates, state.inner_state, params, **extra_args
+        )
+        return updates, WeightedIterateAverageState(
+            count, _tree.cast_like(average, state.average), inner_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def weighted_iterate_average_eval_params(
+    state: optax.OptState, params: optax.Params
+) -> Any:
+    """Reads the average of `weighted_iterate_average` out of a state.
+
+    Args:
+      state: its state, or one that contains it (see `get_threshold`).
+      params: the current parameters: they give the dtypes, the leaves that are masked
+        out, and the value before the first update.
+
+    Returns:
+      The averaged parameters, with the structure, shapes and dtypes of ``params``.
+
+    Raises:
+      ValueError: no average in ``state``, or several that do not complement each other.
+    """
+    average = _readers.get_field(state, "average")
+    count = optax.tree.get_all_with_path(
+        state, "count", filtering=lambda path, _: _belongs_to_average(path)
+    )[0][1]
+
+    def read(mean, x):
+        if isinstance(mean, optax.MaskedNode):
+            return x
+        return jax.tree.map(
+            lambda m, p: jnp.where(count == 0, p, m).astype(jnp.result_type(p)), mean, x
+        )
+
+    return jax.tree.map(
+        read, average, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )
+
+
+def _belongs_to_average(path: Any) -> bool:
+    return (
+        path[-1].tuple_name == "WeightedIterateAverageState"
+        if hasattr(path[-1], "tuple_name")
+        else False
+    )

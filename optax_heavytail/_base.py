@@ -1,0 +1,70 @@
+"""Shared types, texts and argument checks."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+ScalarOrSchedule = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
+
+NO_PARAMS = (
+    "This transformation needs the current parameters: call "
+    "`update(updates, state, params)`."
+)
+
+
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raises if a concrete ``value`` has an entry that is not between the bounds.
+
+    Traced values and schedules cannot be looked at and pass. A bound of infinity is
+    never attained: hyperparameters are finite.
+    """
+    if isinstance(value, jax.core.Tracer) or callable(value):
+        return
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    array = array.astype(np.float64)
+    above = array > low if low_open else array >= low
+    below = array < high if high_open or math.isinf(high) else array <= high
+    if not np.all(above & below):
+        left = "(" if low_open else "["
+        right = ")" if high_open or math.isinf(high) else "]"
+        raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value}.")
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raises if ``value`` is not one of the ``allowed`` words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+
+
+def check_floating(tree: Any, what: str) -> None:
+    """Raises if a leaf of ``tree`` is not an array of real floating-point numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = jax.tree_util.keystr(path) or "the only leaf"
+            raise TypeError(
+                f"{what} must be real floating-point arrays, but {where} has dtype "
+                f"{dtype}; leave it out with `optax.masked` or `optax.partition`."
+            )
+
+
+def at_count(value: Any, count: jax.Array) -> Any:
+    """``value(count)`` for a schedule, ``value`` itself otherwise."""
+    return value(count) if callable(value) else value

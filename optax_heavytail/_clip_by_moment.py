@@ -1,0 +1,248 @@
+"""Clipping by a threshold that is learnt from the raw gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _tree
+
+_SCOPES = ("coordinate", "leaf", "global")
+
+
+class ClipByMomentState(NamedTuple):
+    """State of `clip_by_moment`."""
+
+    count: jax.typing.ArrayLike  # (), int32: updates seen
+    # tau, not corrected for its start at 0, float32 or wider or in threshold_dtype:
+    # like the parameters ("coordinate"), () per leaf ("leaf"), or one () ("global")
+    threshold: Any
+    inner_state: optax.OptState
+
+
+def clip_by_moment(
+    inner: optax.GradientTransformation | None = None,
+    *,
+    b2: jax.typing.ArrayLike = 0.99,
+    alpha: jax.typing.ArrayLike = 1.0,
+    eps: jax.typing.ArrayLike = 1e-5,
+    scope: str = "coordinate",
+    threshold_dtype: jax.typing.DTypeLike | None = None,
+    bias_correction: bool | None = None,
+    normalize: bool = False,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Limits what ``inner`` makes of the gradient by a moment of the raw gradient.
+
+    With :math:`\tau_0 = 0` and updates :math:`k \geq 1`, elementwise for the scope
+    "coordinate",
+
+    .. math::
+        m_k &= \text{inner}(g_k), \\
+        \tau_k^\alpha &= \beta_2 \tau_{k-1}^\alpha + (1 - \beta_2) |g_k|^\alpha, \\
+        u_k &= \min\left(\frac{\tau_k}{|m_k| + \epsilon}, 1\right) m_k .
+
+    With the scope "leaf" the absolute values are Euclidean norms of each leaf, with
+    "global" the norm over all leaves, and there is one threshold for each. With
+    ``bias_correction`` :math:`\hat\tau_k = \tau_k / (1 - \beta_2^k)^{1/\alpha}` takes
+    the place of :math:`\tau_k` in the last line (correcting :math:`m` is up to
+    ``inner``). With ``normalize`` the update is :math:`u_k / (\hat\tau_k + \epsilon)`:
+    the same clip in units of the threshold, within [-1, 1].
+
+    The literal form has the units of a gradient and takes learning rates on the scale
+    of SGD's; the normalized one takes Adam's.
+
+    Args:
+      inner: makes :math:`m` of the gradient, which it receives in float32 or wider. An
+        ``ema`` gives ACClip; ``None`` is the gradient itself.
+      b2: :math:`\beta_2` in [0, 1), per update. 0.99 spans about 100 updates.
+      alpha: order of the moment, in [1, 2]; not above the tail order of the noise, so 1
+        is the safe choice. A Python 1 costs no power, a Python 2 one square root.
+      eps: :math:`\epsilon` in [0, inf), in the gradient's units. Gradients far below it
+        are damped; with 0, gradients scaled by :math:`c > 0` give :math:`u` scaled by
+        :math:`c`.
+      scope: "coordinate", "leaf" or "global".
+      threshold_dtype: dtype of the threshold in the state. ``None``: the parameter's
+        own, but at least float32. bfloat16 loses increments below 0.4%.
+      bias_correction: whether to correct :math:`\tau` for its start at 0. ``None``: as
+        ``normalize``.
+      normalize: whether to divide the update by the threshold.
+      axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
+        mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
+        ``None`` for leaves that are replicated. Scope "coordinate" takes no norm.
+        Nothing is needed under ``jit``.
+
+    Returns:
+      A transform with a `ClipByMomentState`. Updates keep the gradients' structure,
+      shapes and dtypes. Zero gradients give what ``inner`` gives, limited by the
+      decaying threshold, and 0 where the threshold is 0. Huge and tiny gradients
+      neither overflow nor underflow on the way. An inf or NaN gradient does not enter
+      the threshold; where :math:`m` is not finite the update is NaN, with the scopes
+      "leaf" and "global" in every entry that shares the norm.
+
+    Raises:
+      ValueError: a concrete number is outside its range, or ``scope`` is unknown.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.clip_by_moment(b2=0.5, eps=0.0)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for grad in ([1.0, 1.0], [1.0, 100.0]):
+      ...     updates, state = tx.update(jnp.array(grad), state)
+      >>> updates.tolist()  # tau is 0.75 and 50.25
+      [0.75, 50.25]
+
+    References:
+      Zhang et al., `Why are adaptive methods good for attention models?
+      <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1 and section 5 (there with
+      an average for ``inner``).
+    """
+    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _base.check_range("alpha", alpha, 1.0, 2.0)
+    _base.check_range("eps", eps, 0.0, float("inf"))
+    _base.check_choice("scope", scope, _SCOPES)
+    inner_tx = optax.with_extra_args_support(inner or optax.identity())
+    correct = normalize if bias_correction is None else bias_correction
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        count = jnp.zeros([], jnp.int32)
+        threshold = _tree.zeros_like(_magnitudes(params, scope, None), threshold_dtype)
+        return ClipByMomentState(count, threshold, inner_tx.init(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        _base.check_floating(updates, "updates")
+        count = optax.safe_increment(state.count)
+        grads = _tree.at_least_float32(updates)
+        threshold = _update_threshold(
+            state.threshold, _magnitudes(grads, scope, axis_name), b2, alpha
+        )
+        moment, inner_state = inner_tx.update(
+            grads, state.inner_state, params, **extra_args
+        )
+        moment = _tree.at_least_float32(moment)
+        limit = _debias(threshold, b2, alpha, count) if correct else threshold
+        factor = jax.tree.map(
+            lambda tau, size: _factor(tau, size, eps, normalize),
+            limit,
+            _magnitudes(moment, scope, axis_name),
+        )
+        if scope == "global":
+            clipped = jax.tree.map(lambda m: factor * m, moment)
+        else:
+            clipped = jax.tree.map(lambda f, m: f * m, factor, moment)
+        new_state = ClipByMomentState(
+            count,
+            _tree.cast_like(threshold, state.threshold),
+            _tree.cast_like(inner_state, state.inner_state),
+        )
+        return _tree.cast_like(clipped, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class AdaptiveCoordinateThresholdState(NamedTuple):
+    """State of `adaptive_coordinate_threshold`."""
+
+    count: jax.typing.ArrayLike  # (), int32: updates seen
+    threshold: Any  # tau, like the parameters, float32 or wider or in threshold_dtype
+
+
+def adaptive_coordinate_threshold(
+    b2: jax.typing.ArrayLike = 0.99,
+    alpha: jax.typing.ArrayLike = 1.0,
+    *,
+    threshold_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    r"""Measures ACClip's threshold and passes the updates unchanged.
+
+    Elementwise, with :math:`\tau_0 = 0` and updates :math:`k \geq 1`,
+
+    .. math:: \tau_k^\alpha = \beta_2 \tau_{k-1}^\alpha + (1 - \beta_2) |g_k|^\alpha .
+
+    Read it with `get_threshold`.
+
+    Args:
+      b2: :math:`\beta_2` in [0, 1), per update. 0.99 spans about 100 updates.
+      alpha: order of the moment, in [1, 2].
+      threshold_dtype: dtype of the threshold in the state. ``None``: the parameter's
+        own, but at least float32.
+
+    Returns:
+      A transform with an `AdaptiveCoordinateThresholdState`. Zero gradients let the
+      threshold decay; huge and tiny ones neither overflow nor underflow; inf and NaN
+      pass on in the updates and do not enter the threshold.
+
+    Raises:
+      ValueError: a concrete number is outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.adaptive_coordinate_threshold(b2=0.75, alpha=2.0)
+      >>> _, state = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
+      >>> float(oht.get_threshold(state)[0])
+      2.0
+
+    References:
+      Zhang et al., `Why are adaptive methods good for attention models?
+      <https://arxiv.org/abs/1912.03194>`_, 2020, section 5.
+    """
+    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _base.check_range("alpha", alpha, 1.0, 2.0)
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        threshold = _tree.zeros_like(params, threshold_dtype)
+        return AdaptiveCoordinateThresholdState(jnp.zeros([], jnp.int32), threshold)
+
+    def update_fn(updates, state, params=None):
+        del params
+        _base.check_floating(updates, "updates")
+        sizes = _magnitudes(_tree.at_least_float32(updates), "coordinate", None)
+        threshold = _update_threshold(state.threshold, sizes, b2, alpha)
+        return updates, AdaptiveCoordinateThresholdState(
+            optax.safe_increment(state.count),
+            _tree.cast_like(threshold, state.threshold),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _magnitudes(tree, scope, axis_name):
+    if scope == "coordinate":
+        return jax.tree.map(jnp.abs, tree)
+    if scope == "leaf":
+        norms = _tree.leaf_norms(tree, axis_name)
+        return jax.tree.map(
+            lambda n: n.value, norms, is_leaf=lambda x: isinstance(x, _tree.Norm)
+        )
+    return _tree.global_norm(tree, axis_name).value
+
+
+def _update_threshold(threshold, sizes, b2, alpha):
+    def new_threshold(tau, size):
+        # One bad gradient must not disable the clip (inf) or poison it (NaN) for good.
+        return jnp.where(
+            jnp.isfinite(size), _tree.power_mean(tau, size, b2, alpha), tau
+        )
+
+    return jax.tree.map(new_threshold, _tree.at_least_float32(threshold), sizes)
+
+
+def _debias(threshold, b2, alpha, count):
+    # 1 - b2^k loses digits to cancellation where b2^k is near 1.
+    weight = -jnp.expm1(count * jnp.log(b2))
+    return jax.tree.map(lambda tau: tau / weight ** (1 / alpha), threshold)
+
+
+def _factor(threshold, size, eps, normalize):
+    factor = jnp.minimum(_tree.safe_divide(threshold, size + eps), 1)
+    if normalize:
+        factor = _tree.safe_divide(factor, threshold + eps)
+    # Without this an infinite norm would zero every finite entry, silently.
+    return jnp.where(jnp.isfinite(size), factor, jnp.nan)

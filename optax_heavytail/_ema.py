@@ -1,0 +1,75 @@
+"""Exponential moving average of the gradients, with stable dtypes."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _tree
+
+
+def ema(
+    decay: jax.typing.ArrayLike,
+    debias: bool = False,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    r"""Replaces the gradients by their exponential moving average.
+
+    Elementwise, with :math:`m_0 = 0` and updates :math:`k \geq 1`,
+
+    .. math:: m_k = \beta m_{k-1} + (1 - \beta) g_k, \qquad
+        u_k = m_k \text{ or, debiased, } m_k / (1 - \beta^k).
+
+    The arithmetic is that of ``optax.ema``. Unlike there, the average is kept in
+    float32 or wider unless asked otherwise, its dtype never changes, updates keep the
+    gradients' dtype, and ``debias`` is off by default, as in the papers on clipping.
+
+    Args:
+      decay: :math:`\beta` in [0, 1), per update. 0.9 spans about 10 updates.
+      debias: whether to divide by :math:`1 - \beta^k`.
+      accumulator_dtype: dtype of the average. ``None``: the parameter's own, but at
+        least float32.
+
+    Returns:
+      A transform with an ``optax.EmaState``: ``count``, (), int32, updates seen, and
+      ``ema``, like the parameters, in ``accumulator_dtype``. Updates keep the
+      gradients' structure, shapes and dtypes. Zero gradients decay the average; an inf
+      or NaN gradient stays in its coordinate's average for good.
+
+    Raises:
+      ValueError: ``decay`` is a concrete number outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.ema(decay=0.5)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> for grad in (4.0, 0.0):
+      ...     updates, state = tx.update(jnp.array([grad]), state)
+      >>> float(updates[0])
+      1.0
+    """
+    _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        average = _tree.zeros_like(params, accumulator_dtype)
+        return optax.EmaState(jnp.zeros([], jnp.int32), average)
+
+    def update_fn(updates, state, params=None):
+        del params
+        _base.check_floating(updates, "updates")
+        count = optax.safe_increment(state.count)
+        average = optax.tree.update_moment(
+            _tree.at_least_float32(updates),
+            _tree.at_least_float32(state.ema),
+            decay,
+            1,
+        )
+        smoothed = average
+        if debias:
+            smoothed = optax.tree.bias_correction(average, decay, count)
+        new_state = optax.EmaState(count, _tree.cast_like(average, state.ema))
+        return _tree.cast_like(smoothed, updates), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,157 @@
+"""Tree numerics that ``optax.tree`` lacks: safe norms, powers, stable dtypes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+AxisName = Any  # a mesh axis name, a tuple of them, or a tree prefix of these and None
+
+
+def at_least_float32(tree: Any) -> Any:
+    """Casts leaves narrower than float32 to float32."""
+    return jax.tree.map(lambda x: jnp.asarray(x, _wide(x)), tree)
+
+
+def zeros_like(params: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
+    """Zeros for a state: in ``dtype``, or in the leaf's own but at least float32."""
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(p, dtype=_wide(p) if dtype is None else dtype), params
+    )
+
+
+def cast_like(tree: Any, target: Any) -> Any:
+    """Casts each leaf to the dtype of its counterpart, and to a strong type."""
+    return jax.tree.map(
+        lambda x, t: jnp.asarray(x).astype(jnp.result_type(t)), tree, target
+    )
+
+
+def _wide(x: Any) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x / y``, and 0 with a zero gradient where ``y`` is 0."""
+    zero = y == 0
+    return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
+
+
+def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax.Array:
+    """``(decay old^a + (1 - decay) new^a)^(1/a)`` of nonnegative numbers.
+
+    The powers are taken of ratios to the larger of the two: they cannot overflow, and
+    what underflows is negligible. Finite gradients everywhere.
+    """
+    if isinstance(exponent, int | float) and exponent == 1:
+        return decay * old + (1 - decay) * new
+    largest = jnp.maximum(old, new)
+    old, new = safe_divide(old, largest), safe_divide(new, largest)
+    if isinstance(exponent, int | float) and exponent == 2:
+        power, root = jnp.square, jnp.sqrt
+    else:
+        power, root = lambda x: x**exponent, lambda x: x ** (1 / exponent)
+    mean = decay * power(old) + (1 - decay) * power(new)
+    zero = mean == 0  # a root has no finite slope there
+    return largest * jnp.where(zero, 0, root(jnp.where(zero, 1, mean)))
+
+
+class Norm(NamedTuple):
+    """A Euclidean norm as ``scaled / scale``: representable where its square is not."""
+
+    scaled: jax.Array  # (), float32 or wider
+    scale: jax.Array  # (), a power of two; 1 unless squares over- or underflow
+
+    @property
+    def value(self) -> jax.Array:
+        """The norm itself, which may overflow though every entry is finite."""
+        return self.scaled / self.scale
+
+
+def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
+    """The norm over all entries of all leaves, and over ``axis_name``'s devices."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return Norm(jnp.zeros([]), jnp.ones([]))
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    axes = _leaf_axes(axis_name, tree)
+
+    def sums_of_squares(leaves, scales):
+        squares = [_sum_of_squares(x, dtype, scales[0]) for x in leaves]
+        by_axis = {}
+        for axis, square in zip(axes, squares, strict=True):
+            by_axis.setdefault(axis, []).append(square)
+        return [sum(_psum(sum(group), axis) for axis, group in by_axis.items())]
+
+    return _norms(sums_of_squares, leaves)[0]
+
+
+def leaf_norms(tree: Any, axis_name: AxisName = None) -> Any:
+    """The norm of each leaf, over ``axis_name``'s devices: a tree of `Norm`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = _leaf_axes(axis_name, tree)
+
+    def sums_of_squares(leaves, scales):
+        return [
+            _psum(_sum_of_squares(x, _wide(x), scale), axis)
+            for x, scale, axis in zip(leaves, scales, axes, strict=True)
+        ]
+
+    return treedef.unflatten(_norms(sums_of_squares, leaves) if leaves else [])
+
+
+def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
+    """Norms from sums of squares, with a second, rescaled pass where that is needed.
+
+    The pass runs under `jax.lax.cond` when a sum overflows or is too small to trust:
+    scaling by the largest entry would cost a second look at everything each time.
+    """
+    sums = sums_of_squares(leaves, [1] * len(leaves))
+    scales = [_rescaling(s) for s in sums]
+    wanted = jnp.any(jnp.stack([scale != 1 for scale in scales]))
+    sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), lambda: sums)
+    norms = [Norm(_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)]
+    # Without the barrier XLA may copy the whole reduction into each of its consumers.
+    return jax.lax.optimization_barrier(norms)
+
+
+def _rescaling(square: jax.Array) -> jax.Array:
+    """A power of two that brings the entries behind a bad sum of squares near 1."""
+    single = jnp.finfo(square.dtype).bits == 32
+    tiny, exponent = (1e-30, 100) if single else (1e-280, 600)
+    scale = jnp.where(square < tiny, 2.0**exponent, 1.0)
+    scale = jnp.where(jnp.isinf(square), 2.0**-exponent, scale)
+    return jax.lax.stop_gradient(scale.astype(square.dtype))
+
+
+def _sum_of_squares(x: jax.Array, dtype: Any, scale: Any) -> jax.Array:
+    return jnp.sum(jnp.square(jnp.asarray(x, dtype) * scale))
+
+
+def _sqrt(square: jax.Array) -> jax.Array:
+    zero = square == 0  # a root has no finite slope there
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def _psum(x: Any, axis: Any) -> Any:
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def _leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
+    """The axis names of each leaf of ``tree``, from a tree prefix of names."""
+
+    def is_name(x):
+        return (
+            x is None
+            or isinstance(x, str)
+            or (isinstance(x, tuple) and bool(x) and all(isinstance(a, str) for a in x))
+        )
+
+    axes = []
+    jax.tree.map(
+        lambda axis, subtree: axes.extend([axis] * len(jax.tree.leaves(subtree))),
+        axis_name,
+        tree,
+        is_leaf=is_name,
+    )
+    return axes

@@ -1,0 +1,174 @@
+"""Decoupled weight decay, and masks that say what they cover."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _tree
+
+Mask = Any | Callable[[optax.Params], Any]
+
+_NOT_DECAYED = ("bias", "scale", "norm")
+_logger = logging.getLogger(__name__)
+
+
+class AddDecayedWeightsState(NamedTuple):
+    """State of `add_decayed_weights` when the decay is a schedule."""
+
+    count: jax.typing.ArrayLike  # (), int32: updates seen
+
+
+def add_decayed_weights(
+    weight_decay: _base.ScalarOrSchedule = 0.0, mask: Mask | None = None
+) -> optax.GradientTransformation | optax.GradientTransformationExtraArgs:
+    r"""Adds the parameters, times the weight decay, to the updates.
+
+    .. math:: u_k = g_k + \lambda_k w_{k-1}.
+
+    The arithmetic is that of ``optax.add_decayed_weights``. Unlike there, the sum is
+    taken in float32 or wider and has the gradients' dtype, whatever the parameters'.
+
+    Args:
+      weight_decay: :math:`\lambda` in [0, inf), or a schedule of the count of updates,
+        from 0. A Python 0 adds nothing and needs no parameters.
+      mask: a tree of bools like the parameters, a prefix of it, or a function of the
+        parameters that returns one, such as `decay_mask`: ``True`` where the leaf
+        decays. ``None``: everywhere.
+
+    Returns:
+      A transform with an `AddDecayedWeightsState` for a schedule and an empty state for
+      a number, inside an ``optax.MaskedState`` if there is a mask. Updates keep the
+      gradients' structure, shapes and dtypes; inf and NaN pass through the sum.
+
+    Raises:
+      ValueError: ``weight_decay`` is a concrete number outside its range, or ``update``
+        was called without parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.add_decayed_weights(0.1)
+      >>> params = jnp.array([10.0])
+      >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(params), params)
+      >>> float(updates[0])
+      3.0
+    """
+    _base.check_range("weight_decay", weight_decay, 0.0, float("inf"))
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        if callable(weight_decay):
+            return AddDecayedWeightsState(jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        _base.check_floating(updates, "updates")
+        if isinstance(weight_decay, int | float) and weight_decay == 0:
+            return updates, state
+        if params is None:
+            raise ValueError(_base.NO_PARAMS)
+        decay = weight_decay
+        if callable(weight_decay):
+            decay = weight_decay(state.count)
+            state = AddDecayedWeightsState(optax.safe_increment(state.count))
+        decayed = jax.tree.map(
+            lambda g, w: g + decay * w,
+            _tree.at_least_float32(updates),
+            _tree.at_least_float32(params),
+        )
+        return _tree.cast_like(decayed, updates), state
+
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return tx if mask is None else optax.masked(tx, mask)
+
+
+class MaskCoverage(NamedTuple):
+    """How much of a parameter tree a mask covers."""
+
+    leaves: int
+    total_leaves: int
+    parameters: int
+    total_parameters: int
+
+    def __str__(self) -> str:
+        """One readable line."""
+        return (
+            f"{self.leaves} of {self.total_leaves} leaves, {self.parameters:,} of "
+            f"{self.total_parameters:,} parameters"
+        )
+
+
+def decay_mask(params: optax.Params) -> Any:
+    """A mask for weight decay that leaves out biases and normalisation parameters.
+
+    A leaf decays if it has at least two dimensions and no part of its path contains
+    "bias", "scale" or "norm", in any case. This fits the names of Flax Linen, Flax NNX
+    and Equinox, also when layers are stacked for a scan, where a bias has two
+    dimensions. Pass the function itself as ``mask``; what it covers is logged at level
+    INFO, and `mask_coverage` tells it for any mask.
+
+    Args:
+      params: a tree of arrays; ``None`` and masked nodes stay.
+
+    Returns:
+      A tree of bools like ``params``, ``True`` where the leaf decays.
+
+    Raises:
+      ValueError: no leaf would decay, or every leaf would. Such a mask is nearly always
+        a mistake about names or trees; to decay all or nothing, pass no mask.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> oht.decay_mask(params)
+      {'dense': {'bias': False, 'kernel': True}}
+      >>> print(oht.mask_coverage(oht.decay_mask(params), params))
+      1 of 2 leaves, 6 of 9 parameters
+    """
+
+    def decays(path, leaf):
+        name = jax.tree_util.keystr(path).lower()
+        return jnp.ndim(leaf) >= 2 and not any(word in name for word in _NOT_DECAYED)
+
+    mask = jax.tree_util.tree_map_with_path(decays, params)
+    coverage = mask_coverage(mask, params)
+    if coverage.leaves in (0, coverage.total_leaves):
+        raise ValueError(
+            f"decay_mask covers {coverage}: it must cover some leaves and not all. It "
+            "looks for leaves of two or more dimensions without 'bias', 'scale' or "
+            "'norm' in their path; build the mask by hand, or pass none."
+        )
+    _logger.info("weight decay covers %s", coverage)
+    return mask
+
+
+def mask_coverage(mask: Mask, params: optax.Params) -> MaskCoverage:
+    """Counts the leaves and parameters for which a mask is ``True``.
+
+    Args:
+      mask: a tree of bools like ``params``, a prefix, or a function of ``params``.
+      params: a tree of arrays.
+
+    Returns:
+      The counts, with a readable ``str``.
+
+    Raises:
+      ValueError: ``mask`` is not a tree prefix of ``params``.
+    """
+    mask = mask(params) if callable(mask) else mask
+    sizes = jax.tree.map(
+        lambda m, part: [(bool(m), math.prod(p.shape)) for p in jax.tree.leaves(part)],
+        mask,
+        params,
+    )
+    flat = jax.tree.leaves(sizes, is_leaf=lambda x: isinstance(x, tuple))
+    covered = [size for chosen, size in flat if chosen]
+    return MaskCoverage(
+        len(covered), len(flat), sum(covered), sum(size for _, size in flat)
+    )

@@ -8,6 +8,8 @@ import optax
 
 from optax_heavytail import _base, _readers, _tree
 
+_STATE_NAME = "WeightedIterateAverageState"
+
 
 class WeightedIterateAverageState(NamedTuple):
     """State of `weighted_iterate_average`."""
@@ -101,26 +103,19 @@ def weighted_iterate_average_eval_params(
     Raises:
       ValueError: no average in ``state``, or several that do not complement each other.
     """
-    average = _readers.get_field(state, "average")
-    count = optax.tree.get_all_with_path(
-        state, "count", filtering=lambda path, _: _belongs_to_average(path)
-    )[0][1]
+    found = [
+        value
+        for _, value in optax.tree.get_all_with_path(state, _STATE_NAME)
+        if isinstance(value, WeightedIterateAverageState)
+    ]
+    average = _readers.merge_masked(
+        [value.average for value in found], "weighted iterate average"
+    )
 
     def read(mean, x):
         if isinstance(mean, optax.MaskedNode):
             return x
-        return jax.tree.map(
-            lambda m, p: jnp.where(count == 0, p, m).astype(jnp.result_type(p)), mean, x
-        )
+        seen = found[0].count > 0
+        return jnp.where(seen, mean, x).astype(jnp.result_type(x))
 
-    return jax.tree.map(
-        read, average, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-    )
-
-
-def _belongs_to_average(path: Any) -> bool:
-    return (
-        path[-1].tuple_name == "WeightedIterateAverageState"
-        if hasattr(path[-1], "tuple_name")
-        else False
-    )
+    return jax.tree.map(read, average, params, is_leaf=_readers.is_masked)

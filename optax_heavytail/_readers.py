@@ -71,37 +71,27 @@ def get_field(state: optax.OptState, name: str) -> Any:
         return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
     found = optax.tree.get_all_with_path(state, name, filtering=is_field)
-    if not found:
-        raise ValueError(f"no field {name!r} in a state of {_names(state)}.")
-    merged = found[0][1]
-    for _, value in found[1:]:
-        merged = _merge(merged, value)
-        if merged is None:
-            paths = [jax.tree_util.keystr(path) for path, _ in found]
-            raise ValueError(
-                f"{len(found)} fields {name!r} in the state, at {paths}: pass the part "
-                "of the state that is meant."
-            )
-    return merged
+    return merge_masked([value for _, value in found], f"field {name!r}")
 
 
-def _is_masked(x: Any) -> bool:
+def is_masked(x: Any) -> bool:
+    """Whether ``x`` stands for a leaf that ``optax.masked`` left out."""
     return isinstance(x, optax.MaskedNode)
 
 
-def _merge(left: Any, right: Any) -> Any:
-    """One tree out of two that mask each other's leaves; None if they do not."""
-    left_leaves, treedef = jax.tree.flatten(left, is_leaf=_is_masked)
-    right_leaves, right_treedef = jax.tree.flatten(right, is_leaf=_is_masked)
-    pairs = list(zip(left_leaves, right_leaves, strict=False))
-    if treedef != right_treedef or not all(
-        _is_masked(a) or _is_masked(b) for a, b in pairs
-    ):
-        return None
-    return treedef.unflatten([b if _is_masked(a) else a for a, b in pairs])
-
-
-def _names(state: Any) -> str:
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
-    names = {type(x).__name__ for x in nodes if hasattr(x, "_fields")}
-    return ", ".join(sorted(names)) or repr(type(state).__name__)
+def merge_masked(trees: list[Any], what: str) -> Any:
+    """One tree out of several of which at most one holds each leaf."""
+    if not trees:
+        raise ValueError(f"There is no {what} in this state.")
+    flat = [jax.tree.flatten(tree, is_leaf=is_masked) for tree in trees]
+    treedef = flat[0][1]
+    merged = []
+    for position in zip(*(leaves for leaves, _ in flat), strict=False):
+        held = [leaf for leaf in position if not is_masked(leaf)]
+        merged.append(held or [optax.MaskedNode()])
+    if any(other != treedef for _, other in flat) or any(len(m) > 1 for m in merged):
+        raise ValueError(
+            f"There are {len(trees)} of {what} in this state, and they overlap: pass "
+            "the part of the state that is meant."
+        )
+    return treedef.unflatten([leaf for (leaf,) in merged])

@@ -8,8 +8,6 @@ import optax
 
 from optax_heavytail import _base, _readers, _tree
 
-_STATE_NAME = "WeightedIterateAverageState"
-
 
 class WeightedIterateAverageState(NamedTuple):
     """State of `weighted_iterate_average`."""
@@ -103,11 +101,7 @@ def weighted_iterate_average_eval_params(
     Raises:
       ValueError: no average in ``state``, or several that do not complement each other.
     """
-    found = [
-        value
-        for _, value in optax.tree.get_all_with_path(state, _STATE_NAME)
-        if isinstance(value, WeightedIterateAverageState)
-    ]
+    found = _readers.get_states(state, WeightedIterateAverageState)
     average = _readers.merge_masked(
         [value.average for value in found], "weighted iterate average"
     )

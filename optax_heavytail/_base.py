@@ -39,10 +39,10 @@ def check_range(
     if array.dtype.kind not in "iuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     array = array.astype(np.float64)
-    above = array > low if low_open else array >= low
+    above = array > low if low_open or math.isinf(low) else array >= low
     below = array < high if high_open or math.isinf(high) else array <= high
     if not np.all(above & below):
-        left = "(" if low_open else "["
+        left = "(" if low_open or math.isinf(low) else "["
         right = ")" if high_open or math.isinf(high) else "]"
         raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value}.")
 
@@ -65,6 +65,34 @@ def check_floating(tree: Any, what: str) -> None:
             )
 
 
-def at_count(value: Any, count: jax.Array) -> Any:
+def at_count(value: Any, count: Any) -> Any:
     """``value(count)`` for a schedule, ``value`` itself otherwise."""
-    return value(count) if callable(value) else value
+    if not callable(value):
+        return value
+    # An int32 over an int is a float32 also where x64 is on; the default integer is not.
+    return value(jnp.asarray(count, jnp.result_type(int)))
+
+
+def product(a: Any, b: Any) -> Any:
+    """The product of two numbers or schedules, as one of these."""
+    if callable(a) or callable(b):
+        return lambda count: at_count(a, count) * at_count(b, count)
+    return a * b
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """Raises if a concrete ``value`` is not an integer of at least ``low``."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" or array.shape or array < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def check_order(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raises if two Python numbers are in the wrong order."""
+    both = all(isinstance(x, int | float) for x in (low, high))
+    if both and low > high:
+        raise ValueError(
+            f"{low_name} must be at most {high_name}, got {low} and {high}."
+        )

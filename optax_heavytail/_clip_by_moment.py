@@ -235,8 +235,7 @@ def _update_threshold(threshold, sizes, b2, alpha):
 
 
 def _debias(threshold, b2, alpha, count):
-    # 1 - b2^k loses digits to cancellation where b2^k is near 1.
-    weight = -jnp.expm1(count * jnp.log(b2))
+    weight = _tree.debias_weight(b2, count)
     return jax.tree.map(lambda tau: tau / weight ** (1 / alpha), threshold)
 
 

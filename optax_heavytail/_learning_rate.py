@@ -52,7 +52,7 @@ def scale_by_learning_rate(
         del params
         _base.check_floating(updates, "updates")
         if callable(learning_rate):
-            step_size = sign * learning_rate(state.count)
+            step_size = sign * _base.at_count(learning_rate, state.count)
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         else:
             step_size = sign * learning_rate

@@ -74,6 +74,12 @@ def get_field(state: optax.OptState, name: str) -> Any:
     return merge_masked([value for _, value in found], f"field {name!r}")
 
 
+def get_states(state: optax.OptState, kind: type) -> list[Any]:
+    """All states of the NamedTuple type ``kind`` within ``state``."""
+    found = optax.tree.get_all_with_path(state, kind.__name__)
+    return [value for _, value in found if isinstance(value, kind)]
+
+
 def is_masked(x: Any) -> bool:
     """Whether ``x`` stands for a leaf that ``optax.masked`` left out."""
     return isinstance(x, optax.MaskedNode)

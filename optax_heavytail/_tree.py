@@ -1,5 +1,6 @@
 """Tree numerics that ``optax.tree`` lacks: safe norms, powers, stable dtypes."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +23,13 @@ def zeros_like(params: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
 
 def cast_like(tree: Any, target: Any) -> Any:
     """Casts each leaf to the dtype of its counterpart, and to a strong type."""
-    return jax.tree.map(
-        lambda x, t: jnp.asarray(x).astype(jnp.result_type(t)), tree, target
-    )
+
+    def cast(x, t):
+        dtype = jnp.result_type(t)
+        is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
+        return x if is_key else jnp.asarray(x).astype(dtype)
+
+    return jax.tree.map(cast, tree, target)
 
 
 def _wide(x: Any) -> jnp.dtype:
@@ -35,6 +40,24 @@ def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """``x / y``, and 0 with a zero gradient where ``y`` is 0."""
     zero = y == 0
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
+
+
+def debias_weight(decay: Any, count: jax.Array) -> jax.Array:
+    """``1 - decay^count``, to full precision.
+
+    In float32 the subtraction loses 5 digits of 7 for a decay of 0.999 at count 1, and
+    so does rounding such a decay before taking its logarithm.
+    """
+    if isinstance(decay, int | float):
+        log = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log = jnp.log(decay)
+    return -jnp.expm1(count * log)
+
+
+def divide_by_root(mean: Any, square: Any, eps: Any) -> Any:
+    """``mean / (sqrt(square) + eps)``, leaf by leaf; 0 where both are 0."""
+    return jax.tree.map(lambda m, v: safe_divide(m, _sqrt(v) + eps), mean, square)
 
 
 def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax.Array:
@@ -54,6 +77,13 @@ def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax
     mean = decay * power(old) + (1 - decay) * power(new)
     zero = mean == 0  # a root has no finite slope there
     return largest * jnp.where(zero, 0, root(jnp.where(zero, 1, mean)))
+
+
+def size(tree: Any, axis_name: AxisName = None) -> Any:
+    """The number of entries of all leaves, over ``axis_name``'s devices."""
+    axes = _leaf_axes(axis_name, tree)
+    leaves = jax.tree.leaves(tree)
+    return sum(_psum(x.size, axis) for x, axis in zip(leaves, axes, strict=True))
 
 
 class Norm(NamedTuple):
@@ -86,18 +116,34 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
     return _norms(sums_of_squares, leaves)[0]
 
 
-def leaf_norms(tree: Any, axis_name: AxisName = None) -> Any:
-    """The norm of each leaf, over ``axis_name``'s devices: a tree of `Norm`."""
+def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) -> Any:
+    """The norm of each leaf, over ``axis_name``'s devices: a tree of `Norm`.
+
+    A leaf with a ``layer_axis`` has one norm for each slice along it: the norms have
+    shape ``(size of that axis,)``, and `expand_layers` fits them to the leaf.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     axes = _leaf_axes(axis_name, tree)
+    layers = broadcast_prefix(layer_axis, tree, lambda x: x is None)
 
     def sums_of_squares(leaves, scales):
         return [
-            _psum(_sum_of_squares(x, _wide(x), scale), axis)
-            for x, scale, axis in zip(leaves, scales, axes, strict=True)
+            _psum(_sum_of_squares(x, _wide(x), scale, layer), axis)
+            for x, scale, layer, axis in zip(leaves, scales, layers, axes, strict=True)
         ]
 
     return treedef.unflatten(_norms(sums_of_squares, leaves) if leaves else [])
+
+
+def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> jax.Array:
+    """Reshapes one value per slice of ``x`` so that it broadcasts against ``x``."""
+    if layer_axis is None or jnp.ndim(values) == 0:
+        return values
+    return jnp.expand_dims(values, _other_axes(x, layer_axis))
+
+
+def _other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
 
 
 def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
@@ -108,7 +154,7 @@ def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
     """
     sums = sums_of_squares(leaves, [1] * len(leaves))
     scales = [_rescaling(s) for s in sums]
-    wanted = jnp.any(jnp.stack([scale != 1 for scale in scales]))
+    wanted = jnp.any(jnp.stack([jnp.any(scale != 1) for scale in scales]))
     sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), lambda: sums)
     norms = [Norm(_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)]
     # Without the barrier XLA may copy the whole reduction into each of its consumers.
@@ -124,8 +170,12 @@ def _rescaling(square: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(scale.astype(square.dtype))
 
 
-def _sum_of_squares(x: jax.Array, dtype: Any, scale: Any) -> jax.Array:
-    return jnp.sum(jnp.square(jnp.asarray(x, dtype) * scale))
+def _sum_of_squares(
+    x: jax.Array, dtype: Any, scale: Any, layer_axis: int | None = None
+) -> jax.Array:
+    axes = None if layer_axis is None else _other_axes(x, layer_axis)
+    wide = jnp.asarray(x, dtype)
+    return jnp.sum(jnp.square(wide * expand_layers(scale, x, layer_axis)), axis=axes)
 
 
 def _sqrt(square: jax.Array) -> jax.Array:
@@ -147,11 +197,25 @@ def _leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
             or (isinstance(x, tuple) and bool(x) and all(isinstance(a, str) for a in x))
         )
 
-    axes = []
+    return broadcast_prefix(axis_name, tree, is_name)
+
+
+def broadcast_prefix(prefix: Any, tree: Any, is_leaf: Any) -> list[Any]:
+    """The leaves of a tree prefix, repeated so that each leaf of ``tree`` has one."""
+    values = []
     jax.tree.map(
-        lambda axis, subtree: axes.extend([axis] * len(jax.tree.leaves(subtree))),
-        axis_name,
+        lambda value, part: values.extend([value] * len(jax.tree.leaves(part))),
+        prefix,
         tree,
-        is_leaf=is_name,
+        is_leaf=is_leaf,
     )
-    return axes
+    return values
+
+
+def nan_unless_finite(number: jax.Array, tree: Any) -> Any:
+    """``tree`` if ``number`` is finite, else NaN throughout.
+
+    Without this an infinite norm would zero every finite entry, silently.
+    """
+    good = jnp.isfinite(number)
+    return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), tree)

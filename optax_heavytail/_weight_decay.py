@@ -74,7 +74,7 @@ def add_decayed_weights(
             raise ValueError(_base.NO_PARAMS)
         decay = weight_decay
         if callable(weight_decay):
-            decay = weight_decay(state.count)
+            decay = _base.at_count(weight_decay, state.count)
             state = AddDecayedWeightsState(optax.safe_increment(state.count))
         decayed = jax.tree.map(
             lambda g, w: g + decay * w,

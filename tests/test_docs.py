@@ -1,0 +1,264 @@
+"""README and docs: the code runs, commands take their flags, paths exist."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+import optax_heavytail as oht
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("[!_]*.md"))]
+PAGES += sorted((ROOT / "docs").glob("[!_]*/*.md"))
+API_PAGES = [page for page in PAGES if page.parent.name == "api"]
+EXCUSED: dict[str, str] = {}  # "page:line" of a Python block that is not run: why
+
+# Another spelling of "python" would hide a block from the tests.
+LANGUAGES = {"python", "bash", "text", "{eval-rst}", "{toctree}"}
+OUTPUTS = ("docs/_build/", "experiments/results/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int  # of the opening fence, from 1
+    language: str
+    text: str
+    excuse: str | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    fences = [i for i, line in enumerate(lines) if line.startswith("```")]
+    assert len(fences) % 2 == 0, f"{page}: a code block is not closed"
+    found = []
+    for start, end in zip(fences[::2], fences[1::2], strict=True):
+        above = lines[start - 1] if start else ""
+        excuse = re.fullmatch(r"<!-- not run: (.+) -->", above)
+        found.append(
+            Block(
+                page,
+                start + 1,
+                lines[start].removeprefix("```").strip(),
+                "\n".join(lines[start + 1 : end]) + "\n",
+                excuse[1] if excuse else None,
+            )
+        )
+    return found
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_every_block_names_its_language():
+    unknown = {b.place: b.language for b in ALL_BLOCKS if b.language not in LANGUAGES}
+    assert not unknown
+
+
+def test_excused_blocks_are_the_expected_ones():
+    excused = {b.place: b.excuse for b in ALL_BLOCKS if b.excuse is not None}
+    assert excused == EXCUSED
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if any(b.language == "python" for b in blocks(p))],
+    ids=page_id,
+)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    with jax.numpy_rank_promotion("allow"):  # JAX's own default, as readers have it
+        for block in blocks(page):
+            if block.language == "python" and block.excuse is None:
+                padded = "\n" * block.line + block.text  # so that errors name the line
+                exec(compile(padded, str(page), "exec"), namespace)
+
+
+# Shell blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One program of a shell block, with its arguments."""
+
+    place: str
+    words: tuple[str, ...]
+
+    @property
+    def module(self) -> str | None:
+        """What ``-m`` names."""
+        is_python = Path(self.words[0]).name.startswith("python")
+        if not is_python or "-m" not in self.words:
+            return None
+        return self.words[self.words.index("-m") + 1]
+
+    @property
+    def flags(self) -> dict[str, str]:
+        pairs = [w[2:].partition("=") for w in self.words if w.startswith("--")]
+        return {name: value for name, _, value in pairs}
+
+
+def command_lines(block: Block) -> list[str]:
+    """The block's lines, continued ones joined and comments left out."""
+    joined = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in joined if line.strip() and not line.startswith("#")]
+
+
+def commands(block: Block) -> list[Command]:
+    found = []
+    for line in command_lines(block):
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for token in [*lexer, "&&"]:
+            if token not in ("&&", ";", "|"):
+                words.append(token)
+            elif words:
+                found.append(Command(block.place, tuple(words)))
+                words = []
+    return found
+
+
+COMMANDS = [c for b in ALL_BLOCKS if b.language == "bash" for c in commands(b)]
+EXPERIMENTS = [c for c in COMMANDS if (c.module or "").startswith("experiments.")]
+
+
+def command_id(command: Command) -> str:
+    return command.place
+
+
+def test_readme_starts_with_the_main_job_and_the_tests():
+    main_job, tests = [b for b in blocks(README) if b.language == "bash"][:2]
+    for block in (main_job, tests):
+        assert len(command_lines(block)) == 1
+        assert commands(block)[0].module == "venv"
+        assert any(c.words[1] == "install" for c in commands(block))
+    assert commands(main_job)[-1].module == "experiments.compare"
+    assert commands(main_job)[-1].flags.keys() == {"config", "workdir"}
+    assert commands(tests)[-1].module == "pytest"
+
+
+def test_modules_that_commands_run_exist():
+    for module in {c.module for c in COMMANDS} - {None}:
+        assert importlib.util.find_spec(module), module
+
+
+def test_extras_that_commands_install_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    jax_extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")
+    known = {
+        ".": set(project["project"]["optional-dependencies"]),
+        "jax": set(jax_extras or ()),
+    }
+    words = [word for c in COMMANDS if "install" in c.words for word in c.words]
+    requirements = [m for w in words if (m := re.fullmatch(r"(.+?)\[(.+)\]", w))]
+    assert requirements
+    for requirement in requirements:
+        assert set(requirement[2].split(",")) <= known[requirement[1]]
+
+
+@pytest.mark.parametrize("command", EXPERIMENTS, ids=command_id)
+def test_experiment_commands_use_flags_that_exist(command):
+    importlib.import_module(command.module)
+    defined = flags.FLAGS.flags_by_module_dict()
+    known = {
+        flag.name
+        for module in (command.module, "experiments.cli")
+        for flag in defined.get(module, [])
+    }
+    config_path, *variant = command.flags["config"].split(":")
+    config = load_config(ROOT / config_path, *variant)
+    for name in command.flags:
+        if name.startswith("config."):
+            assert has_field(config, name.removeprefix("config.")), name
+        else:
+            assert name in known
+
+
+def load_config(path: Path, *variant: str):
+    spec = importlib.util.spec_from_file_location("config_of_docs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+def has_field(config, dotted_name: str) -> bool:
+    for part in dotted_name.split("."):
+        if part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+# Paths and names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    local = [t for t in targets if not re.match(r"https?:|mailto:|#", t)]
+    missing = [t for t in local if not (page.parent / t.partition("#")[0]).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_paths_that_the_text_names_exist(page):
+    words = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(page))
+    for block in blocks(page):
+        if block.language == "bash":
+            words += [word for c in commands(block) for word in c.words]
+            words += [c.flags.get("config", "").split(":")[0] for c in commands(block)]
+    top_level = {path.name for path in ROOT.iterdir()}
+    missing = []
+    for word in words:
+        is_path = re.fullmatch(r"[\w.<>-]+(/[\w.<>-]*)+", word)
+        if is_path and word.split("/")[0] in top_level and not word.startswith(OUTPUTS):
+            pattern = re.sub(r"<\w+>", "*", word).rstrip("/")
+            if not list(ROOT.glob(pattern)):
+                missing.append(word)
+    assert not missing
+
+
+def test_api_pages_have_every_name_exactly_once():
+    directive = re.compile(r"^\.\. auto\w+:: optax_heavytail\.(\S+)$", re.MULTILINE)
+    counts = Counter(
+        name
+        for page in API_PAGES
+        for name in directive.findall(page.read_text(encoding="utf-8"))
+    )
+    assert counts == Counter(oht.__all__)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    entries = {
+        (block.page.parent / f"{line}.md").resolve()
+        for block in ALL_BLOCKS
+        if block.language == "{toctree}"
+        for line in block.text.split("\n")
+        if line and not line.startswith(":")
+    }
+    assert entries == set(PAGES) - {README, ROOT / "docs" / "index.md"}

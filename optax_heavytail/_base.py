@@ -69,7 +69,7 @@ def at_count(value: Any, count: Any) -> Any:
     """``value(count)`` for a schedule, ``value`` itself otherwise."""
     if not callable(value):
         return value
-    # An int32 over an int is a float32 also where x64 is on; the default integer is not.
+    # An int32 over an int is a float32 even where x64 is on; a default integer is not.
     return value(jnp.asarray(count, jnp.result_type(int)))
 
 

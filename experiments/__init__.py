@@ -1,0 +1,1 @@
+"""Training runs that compare optimizers; they use the public API alone."""

@@ -1,0 +1,55 @@
+"""Flags that the commands share, and errors as one line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.errors import UserError
+from experiments.types import Config
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(); `:smoke` after it selects a variant."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for everything a run writes.", required=True
+)
+flags.mark_flag_as_required("config")
+# The libraries' INFO lines would bury the progress; --verbosity=0 shows them.
+flags.FLAGS.verbosity = logging.WARNING
+
+
+def config() -> Config:
+    """The config of ``--config`` with the changes of ``--config.name=value``."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file")
+    return CONFIG.value
+
+
+def workdir() -> Path:
+    """The folder of ``--workdir``."""
+    return Path(WORKDIR.value)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, calls ``main`` and exits; bad input ends in one line."""
+    try:
+        app.run(lambda _: main(), flags_parser=_parse)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except AttributeError as error:  # what ConfigDict says of an unknown field
+        name = str(error).strip("\"'")
+        raise UserError(f"the config has no field {name}") from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]}: unknown argument; options start with --")
+    return rest

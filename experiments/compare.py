@@ -1,0 +1,45 @@
+"""Trains the same model under several optimizers and reports the result.
+
+python -m experiments.compare --config=experiments/configs/bert_tiny.py \
+    --workdir=runs/bert_tiny
+"""
+
+from pathlib import Path
+
+from experiments import cli, folders, optimizers, report, tasks, train
+from experiments.errors import UserError
+from experiments.types import Config
+
+
+def compare(config: Config, workdir: Path) -> str:
+    """Runs ``config.compare.optimizers`` into ``workdir/<name>``; returns the table.
+
+    Finished runs are used again. A run that diverges is a result like the others.
+
+    Raises:
+      UserError: bad input, or every run diverged.
+    """
+    names = config.compare.optimizers
+    configs = {name: optimizers.select(config, name) for name in names}
+    source = tasks.load(config)
+    for chosen in configs.values():  # so that the last name fails before the first run
+        train.check(chosen)
+        train.resolve(chosen, source)
+    folders.claim(workdir, config)
+    ends = []
+    for name, chosen in configs.items():
+        final, _ = train.run(chosen, workdir / name, source, None)
+        ends.append(final["status"])
+    table = report.write_report(workdir, names)
+    if "complete" not in ends:
+        raise UserError(f"every run diverged; the report is in {workdir}\n{table}")
+    return table
+
+
+def main() -> None:
+    """Compares as the flags say."""
+    print(compare(cli.config(), cli.workdir()))
+
+
+if __name__ == "__main__":
+    cli.run(main)

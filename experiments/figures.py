@@ -1,0 +1,225 @@
+"""Loss curves of several runs, as PNG or as SVG that follows the page's colours."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.runs import Record, Run
+
+# Okabe and Ito's colours, apart for colour-blind readers too; brown for their yellow.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")
+INK, MUTED, GRID = "#1c1e21", "#62676d", "#e3e5e8"
+PAGE_COLORS = {
+    **{color: f"var(--series-{i})" for i, color in enumerate(SERIES)},
+    **{INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"},
+}
+LABEL_GAP = 13.0  # points between the baselines of two labels
+Kind = Literal["train", "eval"]
+CAPTIONS: Mapping[Kind, str] = {
+    "eval": "Validation loss, nats per masked token",
+    "train": "Training loss, nats per masked token",
+}
+
+
+class Label(NamedTuple):
+    """Text beside the frame, at the height of what it names."""
+
+    y: float
+    text: str
+    color: str
+    reaches_end: bool = True
+
+
+def color(index: int) -> str:
+    """The colour of the run at ``index``."""
+    return SERIES[index % len(SERIES)]
+
+
+def loss_png(title: str, runs: Sequence[Run], baselines: Mapping[str, float]) -> bytes:
+    """Validation loss with the training loss faint behind it."""
+    figure = Figure(figsize=(9.0, 5.2), dpi=150, facecolor="white")
+    axes = figure.subplots()
+    axes.set_title(f"{title}\n", loc="left", color=INK, parse_math=False)
+    for i, run in enumerate(runs):
+        axes.plot(
+            *_smooth(*_curve(run.train)), color=color(i), alpha=0.3, linewidth=1.2
+        )
+    draw(axes, runs, "eval", baselines)
+    _caption(axes, f"{CAPTIONS['eval']} (faint: training loss)")
+    return _save(figure, "png")
+
+
+def loss_svg(kind: Kind, runs: Sequence[Run], baselines: Mapping[str, float]) -> str:
+    """One figure for a page that defines ``--ink``, ``--muted``, ``--series-0``, ..."""
+    figure = Figure(figsize=(4.6, 3.4))
+    axes = figure.subplots()
+    draw(axes, runs, kind, baselines)
+    svg = _save(figure, "svg").decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    opening = rf'<svg \1 role="img" aria-label="{CAPTIONS[kind]}">'
+    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg)
+    svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{kind}-", svg)
+    return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], svg)
+
+
+def draw(
+    axes: Axes,
+    runs: Sequence[Run],
+    kind: Kind,
+    baselines: Mapping[str, float],
+) -> None:
+    """Draws one curve per run, the baselines, and a label beside each."""
+    labels = []
+    for i, run in enumerate(runs):
+        steps, losses = _curve(run.train if kind == "train" else run.eval)
+        if kind == "train":
+            steps, losses = _smooth(steps, losses)
+        if not len(steps):
+            continue
+        axes.plot(steps, losses, color=color(i), linewidth=1.8)
+        if run.is_complete:
+            labels.append(Label(losses[-1], run.name, color(i)))
+        else:
+            axes.plot(steps[-1], losses[-1], "x", color=color(i))
+            text = f"{run.name} ({run.end})"
+            labels.append(Label(losses[-1], text, color(i), reaches_end=False))
+    for name, value in baselines.items():
+        axes.axhline(value, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
+        labels.append(Label(value, f"{name} {value:.3f}", MUTED))
+    _style(axes)
+    axes.set_xlim(0, max(1, *(run.last_step for run in runs)))
+    _limit_height(axes, runs, baselines)
+    _write_labels(axes, labels)
+
+
+def _curve(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.array([record["step"] for record in records], float)
+    return steps, np.array([record["loss"] for record in records], float)
+
+
+def _smooth(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A centred mean over about a fortieth of the points, at least three."""
+    half = max(1, len(losses) // 80)
+    windows = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
+    return steps, np.array([window.mean() for window in windows])
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.spines["bottom"].set(visible=True, color=MUTED)
+    axes.tick_params(color=MUTED, labelcolor=INK, length=3, left=False)
+    axes.set_xlabel("step", color=INK, loc="right")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _caption(axes: Axes, text: str) -> None:
+    axes.text(0, 1.02, text, transform=axes.transAxes, color=MUTED)
+
+
+def _limit_height(
+    axes: Axes, runs: Sequence[Run], baselines: Mapping[str, float]
+) -> None:
+    """Keeps one bad run from flattening all the others."""
+    losses = np.concatenate([[], *(line.get_ydata() for line in axes.lines)])
+    if not losses.size:
+        return
+    starts = [run.train[0]["loss"] for run in runs if run.train]
+    ceiling = 1.1 * max([min(starts, default=0.0), *baselines.values()])
+    low = losses.min()
+    high = max(low, min(losses.max(), ceiling))
+    margin = 0.05 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:
+    """Writes each label right of the frame, at its height where there is room."""
+    low, high = axes.get_ylim()
+    labels = sorted(labels)
+    heights = [min(max(label.y, low), high) for label in labels]
+    points = 72.0 / axes.figure.get_dpi()
+    wanted = [axes.transData.transform((0.0, y))[1] * points for y in heights]
+    placed = _spread(wanted, LABEL_GAP)
+    for label, y, old, new in zip(labels, heights, wanted, placed, strict=True):
+        is_off = label.y > high
+        place = {
+            "xy": (1.0, y),
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "va": "center",
+            "annotation_clip": False,
+        }
+        axes.annotate(
+            f"\N{UPWARDS ARROW} {label.text}, {label.y:.4g}" if is_off else label.text,
+            **place,
+            xytext=(20, new - old),
+            color=INK,
+            parse_math=False,
+            arrowprops=_leader(label.color) if label.reaches_end else None,
+        )
+        if not label.reaches_end:
+            axes.annotate(
+                "\N{MULTIPLICATION SIGN}",
+                **place,
+                xytext=(8, new - old),
+                color=label.color,
+                weight="bold",
+            )
+
+
+def _leader(color: str) -> dict[str, Any]:
+    return {
+        "arrowstyle": "-",
+        "color": color,
+        "linewidth": 1.4,
+        "relpos": (0, 0.5),
+        "shrinkA": 1,
+        "shrinkB": 2,
+    }
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Moves sorted heights apart to ``gap``, each cluster about its own mean."""
+    clusters: list[list[float]] = []
+    for height in wanted:
+        clusters.append([height])
+        while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], gap):
+            last = clusters.pop()
+            clusters[-1] += last
+    return [height for cluster in clusters for height in _stack(cluster, gap)]
+
+
+def _stack(cluster: Sequence[float], gap: float) -> list[float]:
+    bottom = sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
+    return [bottom + gap * i for i in range(len(cluster))]
+
+
+def _overlap(below: Sequence[float], above: Sequence[float], gap: float) -> bool:
+    return _stack(above, gap)[0] - _stack(below, gap)[-1] < gap
+
+
+def _save(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+    buffer = io.BytesIO()
+    metadata = (
+        dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {}
+    )
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loss"}):
+        figure.savefig(
+            buffer,
+            format=kind,
+            bbox_inches="tight",
+            pad_inches=0.15,
+            transparent=kind == "svg",
+            metadata=metadata,
+        )
+    return buffer.getvalue()

@@ -1,0 +1,125 @@
+"""The folder of one run: which config it belongs to, and its records."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from experiments import runs
+from experiments.errors import UserError
+from experiments.types import Config
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+PARAMS_FOLDER = "params"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is whole or not there; text as UTF-8."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def claim(workdir: Path, config: Config) -> runs.Record | None:
+    """Makes ``workdir`` the folder of ``config``.
+
+    What an interrupted run left there is moved to ``interrupted-<n>``.
+
+    Returns:
+      The final record of a finished run of this config, else ``None``.
+
+    Raises:
+      UserError: not writable, or the folder of another config.
+    """
+    text = config.to_json(indent=2, sort_keys=True) + "\n"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / CONFIG_FILE).exists():
+            _check_same(workdir, json.loads(text))
+        else:
+            write_atomically(workdir / CONFIG_FILE, text)
+        if (workdir / METRICS_FILE).exists():
+            final = _final_record(workdir / METRICS_FILE)
+            if final is not None:
+                return final
+            _set_aside(workdir)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: {error.strerror}; a writable folder is needed"
+        ) from None
+    return None
+
+
+def _final_record(metrics: Path) -> runs.Record | None:
+    """The record that ends a run; what a killed run left has none."""
+    *_, last, _ = [b"", *metrics.read_bytes().split(b"\n")]
+    try:
+        record = json.loads(last)
+    except ValueError:
+        return None
+    return record if record.get("kind") == "final" else None
+
+
+def _check_same(workdir: Path, config: dict[str, Any]) -> None:
+    found = runs.read_config(workdir)
+    differing = differences(found, config)
+    if differing:
+        raise UserError(
+            f"--workdir={workdir}: holds a run of another config; choose another "
+            f"folder or undo these changes: {'; '.join(differing)}"
+        )
+
+
+def differences(old: Any, new: Any, name: str = "config") -> list[str]:
+    """Names the fields in which two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(
+                old.get(key, "none"), new.get(key, "none"), f"{name}.{key}"
+            )
+        ]
+    return [] if old == new else [f"{name} was {old}, now {new}"]
+
+
+def _set_aside(workdir: Path) -> None:
+    number = 1
+    while (workdir / f"interrupted-{number}").exists():
+        number += 1
+    folder = workdir / f"interrupted-{number}"
+    folder.mkdir()
+    for pattern in ("events.out.tfevents*", PARAMS_FOLDER, METRICS_FILE):
+        for path in workdir.glob(pattern):
+            path.rename(folder / path.name)
+
+
+class Recorder:
+    """Appends records to ``metrics.jsonl`` and TensorBoard events."""
+
+    def __init__(self, workdir: Path):
+        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir))
+
+    def __enter__(self) -> "Recorder":
+        """Opens nothing: the files are open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._events.close()
+
+    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
+        """Writes one record, on the disk before this returns."""
+        record = {"kind": kind, "step": step, "time": time.time(), **values}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        return record

@@ -1,0 +1,157 @@
+"""Finds the learning rate of each optimizer on the grids of a config.
+
+python -m experiments.sweep --config=experiments/configs/bert_tiny.py \
+    --workdir=runs/bert_tiny_sweep --results=experiments/results/bert_tiny_sweep
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, folders, optimizers, runs, tasks, train
+from experiments.errors import UserError
+from experiments.types import Config
+
+OPTIMIZERS = flags.DEFINE_list(
+    "optimizers", None, "Subset of config.compare.optimizers; default: all."
+)
+RESULTS = flags.DEFINE_string(
+    "results", None, "Also write the tables to RESULTS.md and RESULTS.jsonl."
+)
+
+
+def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Record]:
+    """Runs the grid of each optimizer into ``workdir/<name>/<rate>``.
+
+    Finished runs are used again. The steps are compiled once per optimizer.
+
+    Returns:
+      The final record of every run.
+    """
+    grids = {name: grid_configs(config, name) for name in names}
+    source = tasks.load(config)
+    for chosen in (c for grid in grids.values() for c in grid):
+        train.check(chosen)
+        optimizers.settings(chosen)
+    folders.claim(workdir, shared_config(config))
+    finals = []
+    for name, grid in grids.items():
+        program = None
+        for chosen in grid:
+            rate = chosen.optimizers[name].learning_rate
+            folder = workdir / name / f"{rate:g}"
+            final, program = train.run(chosen, folder, source, program)
+            finals.append(final)
+    return finals
+
+
+def grid_configs(config: Config, name: str) -> list[Config]:
+    """One config per learning rate of the optimizer's grid."""
+    grids = config.sweep.learning_rates
+    if name not in grids:
+        raise UserError(
+            f"optimizer {name}: config.sweep.learning_rates has {', '.join(grids)}"
+        )
+    configs = []
+    for rate in grids[name]:
+        chosen = optimizers.select(config, name)
+        chosen.optimizers[name].learning_rate = rate
+        configs.append(chosen)
+    return configs
+
+
+def shared_config(config: Config) -> Config:
+    """What all runs of a sweep have in common; grids may grow later."""
+    shared = config.copy_and_resolve_references()
+    with shared.unlocked():
+        for key in ("optimizer", "optimizers", "compare", "sweep"):
+            del shared[key]
+    return shared
+
+
+def best(finals: Sequence[runs.Record]) -> dict[str, runs.Record]:
+    """The run with the lowest validation loss, by optimizer."""
+    found: dict[str, runs.Record] = {}
+    for final in finals:
+        name = final["optimizer"]
+        if name not in found or _loss(final) < _loss(found[name]):
+            found[name] = final
+    return found
+
+
+def at_edge(finals: Sequence[runs.Record]) -> list[str]:
+    """Optimizers whose best learning rate is the first or the last of their grid."""
+    grids: dict[str, list[float]] = {}
+    for final in finals:
+        grids.setdefault(final["optimizer"], []).append(final["learning_rate"])
+    return [
+        name
+        for name, final in best(finals).items()
+        if final["learning_rate"] in (min(grids[name]), max(grids[name]))
+    ]
+
+
+def _loss(final: runs.Record) -> float:
+    return final["loss"] if final["status"] == "complete" else math.inf
+
+
+def markdown(finals: Sequence[runs.Record]) -> str:
+    """The table of all runs, with where it comes from."""
+    last, bests = finals[-1], best(finals)
+    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    lines = [
+        f"Command: `{last['command']}`\n",
+        f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
+        f"{last['hardware']}; {versions}; text {last['data']['text']}, "
+        f"SHA-256 {last['data']['sha256']}.\n",
+        "Validation loss in nats per masked token after "
+        f"{max(final['step'] for final in finals):,} steps; token frequencies give "
+        f"{last['baselines']['token frequencies']:.3f}. "
+        "The best of each optimizer is in bold.\n",
+        "| optimizer | learning rate | validation loss | accuracy | training |",
+        "|---|---|---|---|---|",
+    ]
+    for final in finals:
+        cells = _cells(final)
+        if final is bests[final["optimizer"]]:
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append(f"| {' | '.join(cells)} |")
+    edge = at_edge(finals)
+    lines.append(
+        f"\nThe best learning rate is at the edge of the grid for: {', '.join(edge)}."
+        if edge
+        else "\nNo best learning rate is at the edge of its grid."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(final: runs.Record) -> list[str]:
+    name, rate = final["optimizer"], f"{final['learning_rate']:g}"
+    seconds = f"{final['train_seconds']:.0f} s"
+    if final["status"] == "diverged":
+        return [name, rate, f"diverged at step {final['step']:,}", "", seconds]
+    accuracy = f"{final['masked_accuracy']:.1%}"
+    return [name, rate, f"{final['loss']:.3f}", accuracy, seconds]
+
+
+def main() -> None:
+    """Sweeps as the flags say."""
+    config = cli.config()
+    names = OPTIMIZERS.value or config.compare.optimizers
+    finals = sweep(config, cli.workdir(), names)
+    table = markdown(finals)
+    print(table)
+    targets = [cli.workdir() / "sweep"]
+    targets += [Path(RESULTS.value)] if RESULTS.value else []
+    lines = "".join(json.dumps(final) + "\n" for final in finals)
+    for target in targets:
+        folders.write_atomically(target.with_suffix(".md"), table)
+        folders.write_atomically(target.with_suffix(".jsonl"), lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

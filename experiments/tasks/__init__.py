@@ -1,0 +1,25 @@
+"""Tasks by name: what is learnt, from which data."""
+
+from collections.abc import Callable
+
+from experiments.errors import UserError
+from experiments.tasks import mlm
+from experiments.tasks.base import Batch, PyTree, Source, Task
+from experiments.types import Config
+
+__all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load"]
+
+TASKS: dict[str, Callable[[Config], Source]] = {"mlm": mlm.load}
+
+
+def load(config: Config) -> Source:
+    """Reads the data of ``config.task``."""
+    if config.task not in TASKS:
+        raise UserError(f"config.task={config.task}: must be one of {', '.join(TASKS)}")
+    source = TASKS[config.task](config)
+    pinned = config.data.sha256
+    if pinned and pinned != source.sha256:
+        raise UserError(
+            f"config.data.sha256={pinned}: the data found has {source.sha256}"
+        )
+    return source

@@ -1,0 +1,108 @@
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiments.configs
+from experiments import optimizers, tasks, train
+from experiments.errors import UserError
+from experiments.models import bert
+from experiments.tasks import mlm
+
+FOLDER = Path(experiments.configs.__file__).parent
+SHARED = {"__init__", "mlm_defaults"}
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
+
+
+def module(name):
+    return importlib.import_module(f"experiments.configs.{name}")
+
+
+def test_every_config_is_here():
+    assert {"bert_tiny", "bert_base6", "bert_base", "bert_large"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_has_command_hardware_and_expectation(name):
+    doc = module(name).__doc__
+    assert f"--config=experiments/configs/{name}.py" in doc
+    assert "Hardware:" in doc
+    assert "Expected:" in doc
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_variant_is_refused(name):
+    with pytest.raises(UserError, match="huge: must be full or smoke"):
+        module(name).get_config("huge")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_step_keeps_its_shapes(name):
+    """Traces the whole step, and the update of every optimizer, without memory."""
+    config = module(name).get_config()
+    train.check(config)
+    data = config.data
+    model_config = bert.BertConfig(
+        data.vocab_size, data.sequence_length, **config.model
+    )
+    init_params, loss, _ = mlm.model_functions(model_config)
+    slots = mlm.text.max_masked(data.sequence_length)
+    masked = jax.ShapeDtypeStruct((config.batch_size, slots), np.int32)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct(
+            (config.batch_size, data.sequence_length), np.int32
+        ),
+        "positions": masked,
+        "targets": masked,
+        "weights": jax.ShapeDtypeStruct(masked.shape, np.float32),
+    }
+    task = tasks.Task(init_params, loss, *[None] * 6)
+    params = jax.eval_shape(init_params, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    built = {
+        chosen: optimizers.build(optimizers.settings(optimizers.select(config, chosen)))
+        for chosen in config.compare.optimizers
+    }
+    for optimizer in built.values():
+        opt_state = jax.eval_shape(optimizer.init, params)
+        after = jax.eval_shape(optimizer.update, params, opt_state, params)
+        assert described(after) == described((params, opt_state))
+    optimizer = built[config.optimizer.name]
+    shape = train.schedule(config.steps, config.warmup_fraction)
+    step = train.make_train_step(task, optimizer, shape, jax.random.key(0))
+    state = train.TrainState(
+        params,
+        jax.eval_shape(optimizer.init, params),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    window = jax.eval_shape(train.new_window)
+    after = jax.eval_shape(step, state, window, batch, jnp.float32(0))
+    assert described(after) == described((state, window))
+
+
+def described(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+# bert_tiny runs in test_experiments_train and test_experiments_cli.
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"bert_tiny"}))
+def test_smoke_variant_runs_two_steps(name, tmp_path):
+    config = module(name).get_config("smoke")
+    final, _ = train.run(config, tmp_path / "run", tasks.load(config), None)
+    assert (final["status"], final["step"]) == ("complete", 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_has_a_rate_inside_a_grid_of_equal_size(name):
+    config = module(name).get_config()
+    grids = config.sweep.learning_rates
+    assert set(grids) == set(config.compare.optimizers) == set(config.optimizers)
+    assert len({len(grid) for grid in grids.values()}) == 1
+    for chosen, grid in grids.items():
+        assert sorted(grid) == list(grid)
+        rate = config.optimizers[chosen].learning_rate
+        assert rate in grid
+        assert min(grid) < rate < max(grid)

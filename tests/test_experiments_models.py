@@ -1,0 +1,158 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.models import bert
+
+SMALL = bert.BertConfig(
+    vocab_size=40, max_length=10, num_layers=2, width=16, num_heads=2, mlp_width=32
+)
+
+
+def build(config=SMALL):
+    return bert.BertForMaskedLM(config, rngs=nnx.Rngs(0))
+
+
+def count(size):
+    config = bert.BertConfig(vocab_size=30522, max_length=512, **bert.SIZES[size])
+    state = nnx.eval_shape(lambda: nnx.state(build(config)))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("size", "published"), [("base", 110_000_000), ("large", 340_000_000)]
+)
+def test_sizes_are_those_of_devlin(size, published):
+    # The paper rounds; its count has a pooler and no masked-language-model head.
+    assert count(size) == pytest.approx(published, rel=0.02)
+
+
+def test_base_has_every_parameter_of_the_published_layer_list():
+    width, mlp, vocabulary = 768, 3072, 30522
+    embeddings = (vocabulary + 512 + 2) * width + 2 * width
+    attention = 4 * (width * width + width)
+    layer = attention + 2 * width * mlp + mlp + width + 4 * width
+    head = width * width + width + 2 * width + vocabulary
+    assert count("base") == embeddings + 12 * layer + head
+    assert count("base6") == embeddings + 6 * layer + head
+
+
+def random_tokens(batch=3, length=10):
+    return jax.random.randint(jax.random.key(1), (batch, length), 5, 40)
+
+
+def scores(model, tokens, mask, positions, **kwargs):
+    return model(tokens, mask, jnp.asarray(positions), **kwargs)
+
+
+def test_padding_changes_nothing():
+    model = build()
+    tokens = random_tokens(1)
+    positions = [[1, 4]]
+    short = scores(model, tokens[:, :6], jnp.ones((1, 6), bool), positions)
+    for filler in (0, 17):
+        padded = tokens.at[:, 6:].set(filler)
+        mask = jnp.arange(10)[None] < 6
+        # Sums over 10 instead of 6 keys round differently.
+        np.testing.assert_allclose(
+            scores(model, padded, mask, positions), short, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_tokens_see_both_sides():
+    model = build()
+    tokens = random_tokens(1)
+    mask = jnp.ones((1, 10), bool)
+    plain = scores(model, tokens, mask, [[4]])
+    for position in (0, 9):
+        changed = tokens.at[0, position].set((tokens[0, position] - 4) % 35 + 5)
+        assert not np.allclose(scores(model, changed, mask, [[4]]), plain, atol=1e-6)
+
+
+def test_order_of_tokens_matters():
+    model = build()
+    tokens = jnp.array([[5, 6, 7, 8]])
+    swapped = jnp.array([[5, 7, 6, 8]])
+    mask = jnp.ones((1, 4), bool)
+    first = scores(model, tokens, mask, [[0]])
+    assert not np.allclose(first, scores(model, swapped, mask, [[0]]), atol=1e-6)
+
+
+def test_head_scores_the_positions_asked_for():
+    model = build()
+    tokens, mask = random_tokens(), jnp.ones((3, 10), bool)
+    everywhere = scores(model, tokens, mask, np.tile(np.arange(10), (3, 1)))
+    some = np.array([[1, 8], [0, 3], [9, 9]])
+    np.testing.assert_allclose(
+        scores(model, tokens, mask, some),
+        np.take_along_axis(np.asarray(everywhere), some[..., None], axis=1),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_output_layer_is_the_token_embedding():
+    model = build()
+    hidden = jax.random.normal(jax.random.key(0), (1, 1, SMALL.width))
+    table = model.encoder.embeddings.token.embedding[...]
+    tokens, mask = random_tokens(), jnp.ones((3, 10), bool)
+    before = scores(model, tokens, mask, [[0]] * 3)
+    bias = np.zeros(40)
+    bias[7] = 3
+    model.output_bias[...] = jnp.asarray(bias)
+    after = scores(model, tokens, mask, [[0]] * 3)
+    np.testing.assert_allclose(after, np.asarray(before) + bias, atol=1e-6)
+    np.testing.assert_allclose(
+        model.encoder.embeddings.token.attend(hidden), hidden @ table.T, rtol=1e-5
+    )
+    shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(model))]
+    assert shapes.count((SMALL.vocab_size, SMALL.width)) == 1
+    assert (SMALL.width, SMALL.vocab_size) not in shapes
+
+
+def test_layers_end_with_a_norm():
+    model = build()
+    out = model.encoder(random_tokens(), jnp.ones((3, 10), bool))
+    np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std(-1), 1, atol=1e-3)
+
+
+def test_dropout_follows_its_key():
+    model = build()
+    tokens, mask = random_tokens(), jnp.ones((3, 10), bool)
+
+    def dropped(seed):
+        rngs = nnx.Rngs(dropout=seed)
+        return scores(model, tokens, mask, [[0]] * 3, deterministic=False, rngs=rngs)
+
+    plain = scores(model, tokens, mask, [[0]] * 3)
+    np.testing.assert_array_equal(dropped(0), dropped(0))
+    assert not np.allclose(dropped(0), dropped(1), atol=1e-4)
+    assert not np.allclose(dropped(0), plain, atol=1e-4)
+
+
+def test_weights_start_as_a_truncated_normal():
+    config = bert.BertConfig(1000, 128, 1, 256, 4, 1024, init_stddev=0.05)
+    params = nnx.to_pure_dict(nnx.state(build(config)))
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.size >= 128 * 256]
+    assert len(kernels) == 9  # two embeddings, four of attention, two of mlp, head
+    for kernel in kernels:
+        # Cut at two deviations, which leaves 0.88 of the deviation.
+        assert float(jnp.std(kernel)) == pytest.approx(0.88 * 0.05, rel=0.02)
+        assert float(jnp.abs(kernel).max()) <= 2 * 0.05
+
+
+def test_half_precision_computes_in_bfloat16_with_float32_parameters():
+    config = bert.BertConfig(40, 10, 2, 16, 2, 32, dtype="bfloat16")
+    model = build(config)
+    leaves = jax.tree.leaves(nnx.state(model))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    tokens, mask = random_tokens(), jnp.ones((3, 10), bool)
+    assert model.encoder(tokens, mask).dtype == jnp.bfloat16
+    logits = scores(model, tokens, mask, [[0]] * 3)
+    assert logits.dtype == jnp.float32
+    reference = scores(build(), tokens, mask, [[0]] * 3)
+    # bfloat16 has 8 bits: logits of size 0.1 to 0.001 or so, through two layers.
+    np.testing.assert_allclose(logits, reference, atol=0.01)

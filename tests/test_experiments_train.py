@@ -1,0 +1,342 @@
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import folders, tasks, train
+from experiments.configs import bert_tiny
+from experiments.errors import UserError
+from tests import toy_task
+
+TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def timeless(workdir):
+    return [
+        {k: v for k, v in record.items() if k not in TIMES}
+        for record in records(workdir)
+    ]
+
+
+def by_kind(workdir, kind):
+    return [record for record in records(workdir) if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished run of BERT on the embedded text, and its program."""
+    config = bert_tiny.get_config("smoke")
+    config.optimizer.name = "adamw"
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    source = tasks.load(config)
+    final, program = train.run(config, workdir, source, None)
+    return config, workdir, source, final, program
+
+
+def test_run_leaves_everything_behind(smoke):
+    config, workdir, source, final, program = smoke
+    names = {path.name.split(".")[0] for path in workdir.iterdir()}
+    assert names == {"config", "tokenizer", "metrics", "events", "params"}
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["optimizer"]["name"] == "adamw"
+    assert written["optimizer"]["learning_rate"] == (
+        config.optimizers.adamw.learning_rate
+    )
+    assert written["data"]["sha256"] == source.sha256
+    kinds = [(record["kind"], record["step"]) for record in records(workdir)]
+    expected = [("train", 1), ("eval", 1), ("train", 2), ("eval", 2), ("final", 2)]
+    assert kinds == expected
+    assert final == records(workdir)[-1]
+    assert final["status"] == "complete"
+    assert final["loss"] == by_kind(workdir, "eval")[-1]["loss"]
+    assert 0 < final["baselines"]["token frequencies"] < math.log(256)
+    assert final["data"]["sha256"] == source.sha256
+    assert final["parameters"] == sum(
+        leaf.size for leaf in jax.tree.leaves(program.init_state().params)
+    )
+    assert final["versions"]["jax"] == jax.__version__
+
+
+def test_untrained_loss_is_near_the_uniform_one(smoke):
+    _, workdir, *_, program = smoke
+    uniform = math.log(program.task.description["vocabulary"])
+    assert by_kind(workdir, "train")[0]["loss"] == pytest.approx(uniform, abs=0.5)
+
+
+def test_saved_parameters_give_the_final_loss(smoke):
+    _, workdir, _, final, program = smoke
+    shapes = jax.eval_shape(program.init_state).params
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(workdir / "params", shapes)
+    assert train.evaluate(program, params)["loss"] == final["loss"]
+
+
+def test_equal_configs_give_equal_metrics_whatever_was_compiled_before(smoke, tmp_path):
+    config, workdir, source, _, program = smoke
+    config = config.copy_and_resolve_references()
+    config.optimizers.adamw.learning_rate *= 3
+    train.run(config, tmp_path / "shared", source, program)
+    train.run(config, tmp_path / "fresh", tasks.load(config), None)
+    assert timeless(tmp_path / "shared") == timeless(tmp_path / "fresh")
+    for kind in ("train", "eval"):
+        slow, fast = by_kind(workdir, kind), by_kind(tmp_path / "fresh", kind)
+        assert slow[1]["loss"] != fast[1]["loss"]
+
+
+def test_optimizers_see_the_same_weights_and_batches(tmp_path):
+    # A rate too small to change a weight leaves the differences to the data alone.
+    losses = {}
+    for name in ("acclip", "adamw", "gclip"):
+        config = toy_task.config(name, steps=4)
+        config.optimizers[name].learning_rate = 1e-30
+        train.run(config, tmp_path / name, toy_task.source(), None)
+        losses[name] = [r["loss"] for r in by_kind(tmp_path / name, "train")]
+    assert losses["acclip"] == losses["adamw"] == losses["gclip"]
+    assert len(set(losses["adamw"])) == 4
+
+
+def test_tokenizer_in_the_work_directory_is_used_again(smoke, tmp_path):
+    _, workdir, source, _, program = smoke
+    saved = (workdir / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(saved)
+    task = source.build(tmp_path)
+    assert task.description == program.task.description
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**json.loads(saved), "pre_tokenizer": {"type": "Whitespace"}})
+    )
+    assert source.build(tmp_path).description != program.task.description
+
+
+def test_one_trace_serves_every_learning_rate(tmp_path):
+    traces = []
+    task = toy_task.make()
+
+    def counted(*args):
+        traces.append(1)
+        return task.loss(*args)
+
+    source = tasks.Source(
+        "0" * 64, lambda workdir: dataclasses.replace(task, loss=counted)
+    )
+    program, losses = None, []
+    for rate in (1e-3, 1e-1):
+        config = toy_task.config(steps=3)
+        config.optimizers.adamw.learning_rate = rate
+        final, program = train.run(config, tmp_path / str(rate), source, program)
+        losses.append(final["loss"])
+    assert len(traces) == 1
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["acclip", "adamw", "momentum"])
+def test_steps_are_those_of_a_plain_optax_loop(tmp_path, optimizer):
+    config = toy_task.config(optimizer, steps=10, log_every=3, eval_every=10)
+    _, program = train.run(config, tmp_path / "run", toy_task.source(), None)
+    chosen = config.optimizers[optimizer]
+    rates = optax.warmup_cosine_decay_schedule(0, chosen.learning_rate, 1, 10)
+    params = program.init_state().params
+    mask = {"dense": {"kernel": True, "bias": False}}
+    tx = train.optimizers.BUILDERS[optimizer](
+        rates, weight_decay=chosen.weight_decay, mask=mask, **chosen.kwargs
+    )
+    _, step_key = jax.random.split(jax.random.key(config.seed))
+    state, losses, task = tx.init(params), [], toy_task.make()
+    for step in range(10):
+        key = jax.random.fold_in(step_key, step)
+        value_and_grad = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+        (loss, _), grads = value_and_grad(params, toy_task.batch(step), key)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    logged = by_kind(tmp_path / "run", "train")
+    assert [record["step"] for record in logged] == [3, 6, 9, 10]
+    means = [np.mean(losses[a:b]) for a, b in ((0, 3), (3, 6), (6, 9), (9, 10))]
+    # jit and no jit round differently, over ten steps.
+    np.testing.assert_allclose([r["loss"] for r in logged], means, rtol=1e-5)
+    np.testing.assert_allclose(
+        [record["learning_rate"] for record in logged],
+        [rates(step) for step in (2, 5, 8, 9)],
+        rtol=1e-5,
+    )
+
+
+def test_validation_loss_weighs_batches_by_their_examples(tmp_path):
+    program = train.build_program(
+        train.resolve(toy_task.config(), toy_task.source()), toy_task.make()
+    )
+    params = program.init_state().params
+    small = {"x": np.zeros((1, 3), np.float32), "y": np.ones((1, 2), np.float32)}
+    batches = [toy_task.batch(0), {**small, "scale": np.float32(1)}]
+    task = dataclasses.replace(program.task, eval_batches=lambda: batches)
+    uneven = dataclasses.replace(
+        program, task=task, eval_step=jax.jit(program.task.eval_sums)
+    )
+    sums = [program.task.eval_sums(params, batch) for batch in batches]
+    expected = float(sums[0]["loss"] + sums[1]["loss"]) / (8 + 2)
+    assert train.evaluate(uneven, params)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_toy_is_learnt(tmp_path):
+    config = toy_task.config(steps=200, log_every=50, eval_every=100)
+    config.optimizers.adamw.learning_rate = 0.1
+    final, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
+    assert final["loss"] < 0.05
+    assert final["masked_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("steps", "fraction", "step", "expected"),
+    [
+        (100, 0.1, 0, 0.0),
+        (100, 0.1, 5, 0.5),
+        (100, 0.1, 10, 1.0),
+        (100, 0.1, 55, 0.5),
+        (100, 0.1, 100, 0.0),
+        (100, 0.0, 0, 1.0),
+        (10, 0.1, 1, 1.0),
+        (1, 1.0, 0, 1.0),
+    ],
+)
+def test_schedule_warms_up_and_falls_to_zero(steps, fraction, step, expected):
+    shape = train.schedule(steps, fraction)
+    assert float(shape(step)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("poisoned", "log_every"), [(5, 1), (5, 4), (9, 4), (1, 10)])
+def test_non_finite_loss_ends_the_run_with_its_step(tmp_path, poisoned, log_every):
+    config = toy_task.config(steps=10, log_every=log_every, eval_every=10)
+    source = toy_task.source(poisoned_step=poisoned)
+    final, _ = train.run(config, tmp_path / "run", source, None)
+    assert (final["status"], final["step"]) == ("diverged", poisoned)
+    assert final["loss"] is None
+    kept = [record["step"] for record in by_kind(tmp_path / "run", "train")]
+    assert kept == list(range(log_every, poisoned, log_every))
+    assert not (tmp_path / "run" / "params").exists()
+
+
+def test_diverged_run_is_not_run_again(tmp_path):
+    config = toy_task.config(steps=3)
+    first, _ = train.run(config, tmp_path / "run", toy_task.source(2), None)
+    second, program = train.run(config, tmp_path / "run", toy_task.source(2), None)
+    assert first == second
+    assert program is None
+
+
+def test_last_update_that_breaks_the_model_is_noticed(tmp_path):
+    # The loss of step 2 is finite; it is the update after it that overflows.
+    config = toy_task.config("momentum", steps=2, log_every=2, eval_every=2)
+    config.optimizers.momentum.learning_rate = 1e38
+    final, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
+    assert (final["status"], final["step"]) == ("diverged", 2)
+
+
+def test_finished_run_is_used_again(tmp_path, capsys):
+    config = toy_task.config(steps=3)
+    first, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    second, program = train.run(config, tmp_path / "run", toy_task.source(), None)
+    assert "already complete" in capsys.readouterr().out
+    assert first == second
+    assert program is None
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"kind": "train", "st'])
+def test_interrupted_run_starts_again_and_keeps_its_metrics(tmp_path, cut):
+    config, workdir = toy_task.config(steps=3), tmp_path / "run"
+    train.run(config, workdir, toy_task.source(), None)
+    whole = timeless(workdir)
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    left = b"".join(lines[:2]) + cut
+    metrics.write_bytes(left)
+    train.run(config, workdir, toy_task.source(), None)
+    assert timeless(workdir) == whole
+    aside = workdir / "interrupted-1"
+    assert (aside / "metrics.jsonl").read_bytes() == left
+    assert (aside / "params").is_dir()
+    metrics.write_bytes(left)
+    train.run(config, workdir, toy_task.source(), None)
+    assert (workdir / "interrupted-2").is_dir()
+    assert (aside / "metrics.jsonl").read_bytes() == left
+
+
+@pytest.mark.parametrize("left", [b"", b'{"kind": "train"', b"\x00\x00\n"])
+def test_run_killed_at_its_first_record_starts_again(tmp_path, left):
+    config, workdir = toy_task.config(steps=3), tmp_path / "run"
+    folders.claim(workdir, train.resolve(config, toy_task.source()))
+    (workdir / "metrics.jsonl").write_bytes(left)
+    final, _ = train.run(config, workdir, toy_task.source(), None)
+    assert final["status"] == "complete"
+
+
+def test_folder_of_another_config_is_refused_by_field(tmp_path):
+    workdir = tmp_path / "run"
+    train.run(toy_task.config(steps=3), workdir, toy_task.source(), None)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    other = toy_task.config("momentum", steps=4)
+    with pytest.raises(UserError) as caught:
+        train.run(other, workdir, toy_task.source(), None)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "config.steps was 3, now 4" in message
+    assert "config.optimizer.name was adamw, now momentum" in message
+    assert "config.seed" not in message
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_folder_with_another_text_is_refused(tmp_path):
+    train.run(toy_task.config(steps=3), tmp_path, toy_task.source(), None)
+    source = dataclasses.replace(toy_task.source(), sha256="1" * 64)
+    with pytest.raises(UserError, match=r"config.data.sha256 was 000.*, now 111"):
+        train.run(toy_task.config(steps=3), tmp_path, source, None)
+
+
+def test_changes_that_do_not_touch_the_run_are_accepted(tmp_path):
+    config = toy_task.config(steps=3)
+    train.run(config, tmp_path, toy_task.source(), None)
+    config.optimizers.gclip.learning_rate = 123.0
+    config.sweep.learning_rates.adamw = (1.0,)
+    final, _ = train.run(config, tmp_path, toy_task.source(), None)
+    assert final["status"] == "complete"
+
+
+def test_broken_config_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json: not JSON"):
+        train.run(toy_task.config(), tmp_path, toy_task.source(), None)
+
+
+def test_unwritable_work_directory_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.run: Not a directory"):
+        train.run(toy_task.config(), tmp_path / "file/run", toy_task.source(), None)
+
+
+def test_dropout_follows_seed_and_step():
+    task = toy_task.make()
+    step_key = jax.random.key(0)
+    optimizer = train.optimizers.build(toy_task.config().optimizers.adamw)
+    step_fn = train.make_train_step(task, optimizer, lambda step: 0.0, step_key)
+    params = task.init_params(step_key)
+    batch = toy_task.batch(0)
+
+    def loss_at(step):
+        state = train.TrainState(params, optimizer.init(params), jnp.int32(step))
+        _, window = step_fn(state, train.new_window(), batch, jnp.float32(0))
+        return float(window.loss_sum)
+
+    losses = [loss_at(step) for step in range(8)]
+    assert losses[3] == loss_at(3)
+    assert len(set(losses)) > 1

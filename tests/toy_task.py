@@ -1,0 +1,71 @@
+"""A task that compiles in no time: linear regression on endless random batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import tasks
+from experiments.configs import bert_tiny
+
+TRUTH = np.array([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0]], np.float32)
+
+
+def config(optimizer="adamw", **changes):
+    """The smoke config of bert_tiny, moved to this task."""
+    changed = bert_tiny.get_config("smoke")
+    changed.task = "toy"
+    changed.optimizer.name = optimizer
+    changed.update(changes)
+    return changed
+
+
+def batch(seed, poisoned=False):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4, 3), np.float32)
+    return {"x": x, "y": x @ TRUTH, "scale": np.float32("nan" if poisoned else 1)}
+
+
+def make(poisoned_step=None):
+    """The task; the loss of step ``poisoned_step`` (from 1) is not a number."""
+
+    def init_params(key):
+        kernel = jax.random.normal(key, (3, 2))
+        return {"dense": {"kernel": kernel, "bias": jnp.zeros(2)}}
+
+    def squares(params, batch):
+        dense = params["dense"]
+        return (batch["x"] @ dense["kernel"] + dense["bias"][None] - batch["y"]) ** 2
+
+    def loss(params, batch, key):
+        error = squares(params, batch)
+        kept = jax.random.bernoulli(key, 0.9, error.shape)
+        return batch["scale"] * jnp.mean(error * kept), {}
+
+    def eval_sums(params, batch):
+        error = squares(params, batch)
+        return {
+            "weight": jnp.float32(error.size),
+            "loss": jnp.sum(error),
+            "masked_accuracy": jnp.sum(error < 0.1).astype(jnp.float32),
+        }
+
+    def train_batches(start_step):
+        step = start_step
+        while True:
+            yield batch(step, poisoned=step + 1 == poisoned_step)
+            step += 1
+
+    return tasks.Task(
+        init_params=init_params,
+        loss=loss,
+        eval_sums=eval_sums,
+        train_batches=train_batches,
+        eval_batches=lambda: [batch(10**6), batch(10**6 + 1)],
+        baselines={"token frequencies": 5.0},
+        description={"text": "toy", "sha256": "0" * 64},
+        save_assets=lambda folder: None,
+    )
+
+
+def source(poisoned_step=None):
+    return tasks.Source("0" * 64, lambda workdir: make(poisoned_step))

@@ -12,8 +12,8 @@ from optax_heavytail import _base, _readers, _tree
 class WeightedIterateAverageState(NamedTuple):
     """State of `weighted_iterate_average`."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
-    average: Any  # like the parameters, float32 or wider; 0 before the first update
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    average: Any  #: like the parameters, float32 or wider; 0 before the first update
     inner_state: optax.OptState
 
 

@@ -15,7 +15,7 @@ from optax_heavytail._weight_decay import Mask, add_decayed_weights
 class ClipByValueState(NamedTuple):
     """State of `clip_by_value`."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
 
 
 def clip_by_value(threshold: Any) -> optax.GradientTransformation:

@@ -14,9 +14,9 @@ _SCOPES = ("coordinate", "leaf", "global")
 class ClipByMomentState(NamedTuple):
     """State of `clip_by_moment`."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
-    # tau, not corrected for its start at 0, float32 or wider or in threshold_dtype:
-    # like the parameters ("coordinate"), () per leaf ("leaf"), or one () ("global")
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    #: tau, not corrected for its start at 0, float32 or wider or in threshold_dtype;
+    #: like the parameters ("coordinate"), () per leaf ("leaf"), or one () ("global")
     threshold: Any
     inner_state: optax.OptState
 
@@ -126,14 +126,19 @@ def clip_by_moment(
         moment = _tree.at_least_float32(moment)
         limit = _debias(threshold, b2, alpha, count) if correct else threshold
         factor = jax.tree.map(
-            lambda tau, size: _factor(tau, size, eps, normalize),
+            lambda tau, size: _factor(tau, size, eps),
             limit,
             _magnitudes(moment, scope, axis_name),
         )
-        if scope == "global":
-            clipped = jax.tree.map(lambda m: factor * m, moment)
-        else:
-            clipped = jax.tree.map(lambda f, m: f * m, factor, moment)
+        if scope == "global":  # one number for all leaves
+            factor, limit = (
+                jax.tree.map(lambda _, x=x: x, moment) for x in (factor, limit)
+            )
+        clipped = jax.tree.map(jnp.multiply, factor, moment)
+        if normalize:
+            clipped = jax.tree.map(
+                lambda u, tau: _tree.safe_divide(u, tau + eps), clipped, limit
+            )
         new_state = ClipByMomentState(
             count,
             _tree.cast_like(threshold, state.threshold),
@@ -147,8 +152,8 @@ def clip_by_moment(
 class AdaptiveCoordinateThresholdState(NamedTuple):
     """State of `adaptive_coordinate_threshold`."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
-    threshold: Any  # tau, like the parameters, float32 or wider or in threshold_dtype
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    threshold: Any  #: tau, like the parameters, float32 or wider or in threshold_dtype
 
 
 def adaptive_coordinate_threshold(
@@ -239,9 +244,7 @@ def _debias(threshold, b2, alpha, count):
     return jax.tree.map(lambda tau: tau / weight ** (1 / alpha), threshold)
 
 
-def _factor(threshold, size, eps, normalize):
+def _factor(threshold, size, eps):
     factor = jnp.minimum(_tree.safe_divide(threshold, size + eps), 1)
-    if normalize:
-        factor = _tree.safe_divide(factor, threshold + eps)
     # Without this an infinite norm would zero every finite entry, silently.
     return jnp.where(jnp.isfinite(size), factor, jnp.nan)

@@ -18,7 +18,7 @@ _NONFINITE = ("propagate", "zero")
 class ClipByNormState(NamedTuple):
     """State of `clip_by_norm`."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
 
 
 def clip_by_norm(
@@ -35,8 +35,8 @@ def clip_by_norm(
     with the norm over all entries of all leaves, or of each leaf by itself.
 
     The norm is one sum of squares in float32 or wider, so float16 gradients of 300 and
-    entries of 1e-30 or 1e30 are clipped right. Updates within the threshold pass bit
-    for bit, and no norm ever grows.
+    entries of 1e-30 or 1e30 are clipped right. Updates within the threshold pass
+    unchanged, and no norm ever grows.
 
     Args:
       threshold: :math:`\tau` in (0, inf), in the updates' units, or a schedule of the
@@ -111,7 +111,6 @@ def gclip(
     *,
     bias_correction: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,
-    nonfinite: str = "propagate",
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""GClip: momentum SGD with the momentum's global norm clipped.
@@ -136,7 +135,6 @@ def gclip(
       bias_correction: whether to divide :math:`m_k` by :math:`1 - \beta_1^k`.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
         least float32.
-      nonfinite: see `clip_by_norm`; it acts on the momentum.
       axis_name: see `clip_by_norm`.
 
     Returns:
@@ -165,24 +163,32 @@ def gclip(
     """
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),
-        clip_by_norm(threshold, nonfinite=nonfinite, axis_name=axis_name),
+        clip_by_norm(threshold, axis_name=axis_name),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
 
 
-def _factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, jax.Array]:
-    """Two factors whose product is ``min(tau / norm, 1)``.
+def _factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
+    """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
 
-    Their product may be out of range where each of them and the result are not.
+    The product itself may be too small a number where the clipped update is not: two of
+    the factors are powers of two that keep everything in range on the way.
     """
-    over = norm.scaled > tau * norm.scale
-    ratio = jnp.where(over, tau / jnp.where(over, norm.scaled, 1), 1)
+    scaled, scale = norm
+    single = jnp.finfo(scaled.dtype).bits == 32
+    far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
+    tau = jnp.asarray(tau, scaled.dtype)
+    over = scaled > tau * scale
+    is_far = over & (tau < scaled * far)
+    lifted = jnp.where(is_far, tau * lift, tau)
+    ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
     # Without this an infinite norm would zero every finite entry, silently.
-    ratio = jnp.where(jnp.isfinite(norm.scaled), ratio, jnp.nan)
-    return jnp.where(over, norm.scale, 1), ratio
+    ratio = jnp.where(jnp.isfinite(scaled), ratio, jnp.nan)
+    return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
 
 
-def _apply(factors: tuple[jax.Array, jax.Array], g: jax.Array) -> jax.Array:
-    rescale, ratio = factors
-    return g * rescale * ratio
+def _apply(factors: tuple[jax.Array, ...], g: jax.Array) -> jax.Array:
+    for factor in factors:
+        g = g * factor
+    return g

@@ -94,8 +94,10 @@ class Norm(NamedTuple):
 
     @property
     def value(self) -> jax.Array:
-        """The norm itself, which may overflow though every entry is finite."""
-        return self.scaled / self.scale
+        """The norm itself; the largest number there is where it would overflow."""
+        largest = jnp.finfo(self.scaled.dtype).max
+        value = jnp.minimum(self.scaled / self.scale, largest)
+        return jnp.where(jnp.isfinite(self.scaled), value, self.scaled)
 
 
 def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:

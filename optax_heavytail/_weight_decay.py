@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 class AddDecayedWeightsState(NamedTuple):
     """State of `add_decayed_weights` when the decay is a schedule."""
 
-    count: jax.typing.ArrayLike  # (), int32: updates seen
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
 
 
 def add_decayed_weights(

@@ -83,7 +83,10 @@ ADAMW = "--config.optimizer.name=adamw"
             [ADAMW, "--config.optimizers.adamw.kwargs.eps=nan"],
             ["adamw.kwargs.eps=nan", "0 or more"],
         ),
-        (["--config.optimizers.acclip.kwargs.alpha=-2"], ["alpha", "-2"]),
+        (
+            ["--config.optimizers.acclip.kwargs.alpha=-2"],
+            ["optimizers.acclip: alpha", "-2"],
+        ),
         (["--config.steps=0"], ["config.steps=0", "1 or more"]),
         (["--config.steps=many"], ["config.steps=many", "int"]),
         (["--config.batch_size=-8"], ["config.batch_size=-8", "1 or more"]),
@@ -274,11 +277,13 @@ def test_diverged_rival_is_a_row_of_the_table(tmp_path, toy):
     assert final["status"] == "complete"
 
 
-def test_compare_fails_when_every_run_diverged(tmp_path, toy):
+def test_compare_fails_when_every_run_diverged(tmp_path, toy, capsys):
     toy["step"] = 1
     config = toy_task.config(compare={"optimizers": ("momentum", "adamw")})
-    with pytest.raises(UserError, match="every run diverged"):
+    with pytest.raises(UserError, match="every run diverged") as caught:
         compare.compare(config, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "diverged at step 1" in capsys.readouterr().out
     assert (tmp_path / "report.html").is_file()
 
 
@@ -338,7 +343,7 @@ def test_sweep_command_writes_its_tables(tmp_path, toy, capsys):
     assert table in capsys.readouterr().out
     points = results.with_suffix(".jsonl").read_text().splitlines()
     rates = [json.loads(point)["learning_rate"] for point in points]
-    assert len(rates) == 5
+    assert rates == list(toy_task.config().sweep.learning_rates.adamw)
     for rate in rates:
         assert f"{rate:g}" in table
 

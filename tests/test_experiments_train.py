@@ -142,6 +142,8 @@ def test_one_trace_serves_every_learning_rate(tmp_path):
 @pytest.mark.parametrize("optimizer", ["acclip", "adamw", "momentum"])
 def test_steps_are_those_of_a_plain_optax_loop(tmp_path, optimizer):
     config = toy_task.config(optimizer, steps=10, log_every=3, eval_every=10)
+    config.optimizers[optimizer].learning_rate = 0.05
+    config.optimizers[optimizer].weight_decay = 0.5
     _, program = train.run(config, tmp_path / "run", toy_task.source(), None)
     chosen = config.optimizers[optimizer]
     rates = optax.warmup_cosine_decay_schedule(0, chosen.learning_rate, 1, 10)
@@ -234,11 +236,11 @@ def test_diverged_run_is_not_run_again(tmp_path):
 
 
 def test_last_update_that_breaks_the_model_is_noticed(tmp_path):
-    # The loss of step 2 is finite; it is the update after it that overflows.
-    config = toy_task.config("momentum", steps=2, log_every=2, eval_every=2)
+    config = toy_task.config("momentum", steps=1)
     config.optimizers.momentum.learning_rate = 1e38
     final, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
-    assert (final["status"], final["step"]) == ("diverged", 2)
+    assert (final["status"], final["step"]) == ("diverged", 1)
+    assert len(by_kind(tmp_path / "run", "train")) == 1  # its loss was finite
 
 
 def test_finished_run_is_used_again(tmp_path, capsys):
@@ -270,6 +272,15 @@ def test_interrupted_run_starts_again_and_keeps_its_metrics(tmp_path, cut):
     train.run(config, workdir, toy_task.source(), None)
     assert (workdir / "interrupted-2").is_dir()
     assert (aside / "metrics.jsonl").read_bytes() == left
+
+
+def test_failed_start_leaves_the_folder_free(tmp_path):
+    def fail(workdir):
+        raise UserError("too short")
+
+    with pytest.raises(UserError, match="too short"):
+        train.run(toy_task.config(), tmp_path, tasks.Source("1" * 64, fail), None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("left", [b"", b'{"kind": "train"', b"\x00\x00\n"])

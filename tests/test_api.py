@@ -1,0 +1,153 @@
+"""What is exported has a Case, a page, a docstring with all its parts, and types."""
+
+import inspect
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import optax_heavytail as oht
+from tests.registry import CASES
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# What is public is callable, but for the module of schedules.
+FUNCTIONS = [name for name in oht.__all__ if inspect.isfunction(getattr(oht, name))]
+STATES = [name for name in oht.__all__ if inspect.isclass(getattr(oht, name))]
+
+
+def _returns(name):
+    return str(inspect.signature(getattr(oht, name)).return_annotation)
+
+
+FACTORIES = [name for name in FUNCTIONS if "GradientTransformation" in _returns(name)]
+
+
+def test_all_names_are_there_sorted_and_nothing_else_is_public():
+    assert list(oht.__all__) == sorted(oht.__all__)
+    public = {name for name in vars(oht) if not name.startswith("_")}
+    assert public == set(oht.__all__)
+    assert set(oht.__all__) == {*FUNCTIONS, *STATES, "schedules"}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_has_a_case(name):
+    assert getattr(oht, name) in {case.factory for case in CASES.values()}
+
+
+def test_the_factories_are_the_transforms():
+    assert len(FACTORIES) == 12
+    made = {type(case.make()).__name__ for case in CASES.values()}
+    assert made == {"GradientTransformationExtraArgs"}
+
+
+@pytest.mark.parametrize("name", oht.__all__)
+def test_every_name_is_on_an_api_page(name):
+    folder = ROOT / "docs" / "api"
+    pages = [p for end in ("md", "rst") for p in folder.rglob(f"*.{end}")]
+    assert pages
+    pattern = re.compile(rf"(?<![\w.])(optax_heavytail\.)?{name}(?!\w)")
+    assert any(pattern.search(page.read_text(encoding="utf-8")) for page in pages)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_have_all_their_parts(name):
+    function = getattr(oht, name)
+    text = inspect.getdoc(function)
+    assert text
+    assert "Returns:" in text
+    for argument in inspect.signature(function).parameters:
+        assert re.search(rf"^  {argument}: \S", text, re.MULTILINE), argument
+    if name in FACTORIES:
+        assert "Raises:" in text
+        assert "Example:" in text
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_everything_is_annotated(name):
+    signature = inspect.signature(getattr(oht, name))
+    assert signature.return_annotation is not signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not parameter.empty, parameter
+
+
+# The names, order and defaults that users have typed.
+SIGNATURES = {
+    "clip_by_moment": "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
+    "scope='coordinate', threshold_dtype=None, bias_correction=None, "
+    "normalize=False, axis_name=None",
+    "adaptive_coordinate_threshold": "b2=0.99, alpha=1.0, *, threshold_dtype=None",
+    "scale_by_acclip": "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
+    "bias_correction=None, normalize=False, mu_dtype=None, threshold_dtype=None",
+    "acclip": "learning_rate, b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, "
+    "weight_decay=1e-05, mask=None, *, bias_correction=None, normalize=False, "
+    "mu_dtype=None, threshold_dtype=None",
+    "clip_by_norm": "threshold, *, scope='global', nonfinite='propagate', "
+    "axis_name=None",
+    "clip_by_value": "threshold",
+    "gclip": "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
+    "bias_correction=False, mu_dtype=None, axis_name=None",
+    "cclip": "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
+    "bias_correction=False, mu_dtype=None",
+    "ema": "decay, debias=False, accumulator_dtype=None",
+    "add_decayed_weights": "weight_decay=0.0, mask=None",
+    "scale_by_learning_rate": "learning_rate, *, flip_sign=True",
+    "weighted_iterate_average": "inner",
+    "weighted_iterate_average_eval_params": "state, params",
+    "strongly_convex_step": "mu",
+    "clipping_threshold": "moment_bound, tail_order",
+    "nonconvex_step": "scale, num_steps, tail_order",
+    "nonconvex_threshold": "scale, num_steps, tail_order",
+    "get_threshold": "state",
+    "get_momentum": "state",
+    "decay_mask": "params",
+    "mask_coverage": "mask, params",
+}
+
+
+def test_every_signature_is_written_down():
+    assert set(SIGNATURES) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    signature = inspect.signature(getattr(oht, name))
+    bare = [
+        p.replace(annotation=inspect.Parameter.empty)
+        for p in signature.parameters.values()
+    ]
+    assert str(inspect.Signature(bare)) == f"({SIGNATURES[name]})"
+
+
+FIELDS = {
+    "AdaptiveCoordinateThresholdState": ("count", "threshold"),
+    "AddDecayedWeightsState": ("count",),
+    "ClipByMomentState": ("count", "threshold", "inner_state"),
+    "ClipByNormState": ("count",),
+    "ClipByValueState": ("count",),
+    "MaskCoverage": ("leaves", "total_leaves", "parameters", "total_parameters"),
+    "WeightedIterateAverageState": ("count", "average", "inner_state"),
+}
+
+
+def test_fields_of_the_states():
+    assert {name: getattr(oht, name)._fields for name in STATES} == FIELDS
+
+
+def test_the_version_is_one():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", oht.__version__)
+
+
+def test_importing_brings_jax_and_optax_and_nothing_else():
+    """And it starts no backend, so that a script can still choose one."""
+    heavy = "flax equinox chex hypothesis matplotlib sklearn tokenizers grain orbax"
+    code = (
+        f"import sys, jax, optax; heavy = {{*{heavy.split()}}}; "
+        "before = heavy & {*sys.modules}; import optax_heavytail; "
+        "assert heavy & {*sys.modules} == before"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "none_such"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)

@@ -1,0 +1,385 @@
+"""Every Case of the registry against every rule that a transform must keep."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.compare import assert_trees_close, assert_trees_equal, types
+from tests.registry import CASES, make_grads, make_params
+
+NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
+
+
+def each_case(test, keep=lambda case: True):
+    chosen = {name: case for name, case in CASES.items() if keep(case)}
+    mark = pytest.mark.parametrize("case", chosen.values(), ids=chosen)
+    return mark(test)
+
+
+each_structure = functools.partial(each_case, keep=lambda case: not case.variant)
+each_tree = functools.partial(
+    each_case, keep=lambda case: case.any_tree and not case.variant
+)
+
+
+def run(update, grads, params, state, **extra_args):
+    """Updates of all steps, and the last state. The parameters stay where they are."""
+    history = []
+    for g in grads:
+        updates, state = update(g, state, params, **extra_args)
+        history.append(updates)
+    return history, state
+
+
+@functools.cache
+def _jitted(name):
+    return jax.jit(
+        functools.partial(CASES[name].make().update, **CASES[name].extra_args)
+    )
+
+
+def run_case(case, grads, params, state=None):
+    """The case alone under ``jit``, compiled once for all tests."""
+    name = next(name for name, c in CASES.items() if c is case)
+    state = case.make().init(params) if state is None else state
+    return run(_jitted(name), grads, params, state)
+
+
+def assert_same_run(got, want, case):
+    assert_trees_close(got, want, case.drift)
+    assert types(got) == types(want)
+
+
+@each_case
+def test_without_jit(case):
+    tx, grads, params = case.make(), make_grads(), make_params()
+    got = run(tx.update, grads, params, tx.init(params), **case.extra_args)
+    assert_same_run(got, run_case(case, grads, params), case)
+
+
+@each_case
+def test_one_trace_with_donated_buffers(case):
+    tx, traces = case.make(), []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(*args):
+        traces.append(args)
+        return tx.update(*args, **case.extra_args)
+
+    state = tx.init(make_params())
+    donated = jax.tree.leaves(state)
+    got = run(update, make_grads(), make_params(), state)
+    assert len(traces) == 1
+    assert all(x.is_deleted() for x in donated)
+    assert_same_run(got, run_case(case, make_grads(), make_params()), case)
+
+
+@each_case
+def test_scan_with_bfloat16_parameters_and_float32_gradients(case):
+    """The state must not change its type, nor the arithmetic lose its precision."""
+    tx, params = case.make(), make_params(jnp.bfloat16)
+
+    def step(state, grads):
+        updates, state = tx.update(grads, state, params, **case.extra_args)
+        return state, updates
+
+    stacked = _stack(*make_grads())
+    _, updates = jax.jit(lambda s: jax.lax.scan(step, s, stacked))(tx.init(params))
+    got = [jax.tree.map(lambda u, k=k: u[k], updates) for k in range(4)]
+    rounded = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    want, _ = run_case(case, make_grads(), rounded)
+    # An inner transform that is not ours may keep its state in the parameters' dtype.
+    drift = 2**-7 if "inner" in case.kwargs else case.drift
+    assert_trees_close(got, want, drift)
+    assert types(got) == types(want)
+
+
+def _stack(*trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+@each_case
+def test_vmap(case):
+    """Two runs side by side, at different counts."""
+    tx, (*earlier, first, second) = case.make(), make_grads()
+    params = [make_params(), jax.tree.map(lambda p: 2 * p, make_params())]
+    states = [tx.init(params[0]), run_case(case, earlier, params[1])[1]]
+    update = jax.jit(jax.vmap(functools.partial(tx.update, **case.extra_args)))
+    got = update(_stack(first, second), _stack(*states), _stack(*params))
+    want = [
+        run_case(case, [g], p, s)
+        for g, p, s in zip((first, second), params, states, strict=True)
+    ]
+    want = [(history[0], state) for history, state in want]
+    assert_same_run(got, _stack(*want), case)
+
+
+@each_case
+def test_derivatives_are_finite_and_right(case):
+    """In float64: against finite differences, and at zero gradients."""
+    with jax.enable_x64(True):
+        tx, params = case.make(), make_params(jnp.float64)
+        first, *_, grads = make_grads(jnp.float64)
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+        def summed(grads, params, state):  # all outputs, each with its own weights
+            out = tx.update(grads, state, params, **case.extra_args)
+            outputs = enumerate(_floats(out))
+            return sum(jnp.sum(jnp.sin(i + x)) for i, x in outputs), out[1]
+
+        fresh = tx.init(params)
+        (_, later), _ = summed(first, params, fresh)
+        zeros = jax.tree.map(jnp.zeros_like, grads)
+        for g, state in itertools.product((grads, zeros), (fresh, later)):
+            for leaf in jax.tree.leaves(summed(g, params, state)):
+                assert np.all(np.isfinite(leaf))
+
+        if case.drift > 1e-3:
+            return  # rounding a state to bfloat16 makes stairs, which have no slope
+        # Zeros stay where they are: |g| has a kink there.
+        direction = jax.tree.map(lambda g: jnp.where(g == 0, 0.0, jnp.cos(g)), grads)
+
+        def along(h):
+            moved = jax.tree.map(lambda g, d: g + h * d, grads, direction)
+            (value, _), (slopes, _) = summed(moved, params, later)
+            return value, optax.tree.vdot(slopes, direction)
+
+        h = 1e-6  # balances rounding, 1e-16 / h, and curvature, h^2
+        difference = (along(h)[0] - along(-h)[0]) / (2 * h)
+        np.testing.assert_allclose(along(0.0)[1], difference, rtol=1e-6, atol=1e-8)
+
+
+def _floats(tree):
+    return [x for x in jax.tree.leaves(tree) if jnp.isdtype(x.dtype, "real floating")]
+
+
+@each_case
+def test_shapes_are_known_without_numbers(case):
+    tx, params, (grads, *_) = case.make(), make_params(), make_grads()
+    abstract = jax.eval_shape(tx.init, params)
+    assert types(abstract) == types(tx.init(params))
+    updates, state = jax.eval_shape(
+        functools.partial(tx.update, **case.extra_args), grads, abstract, params
+    )
+    assert types(updates) == types(grads)
+    assert types(state) == types(abstract)
+
+
+def _assert_stable(case, params_dtype, grads_dtype):
+    tx = case.make()
+    params, (grads, *_) = make_params(params_dtype), make_grads(grads_dtype)
+    params["bias"][1] = params["bias"][1].astype(jnp.float32)  # dtypes mixed in a tree
+    state = jax.eval_shape(tx.init, params)
+    updates, new_state = jax.eval_shape(
+        functools.partial(tx.update, **case.extra_args), grads, state, params
+    )
+    assert types(updates) == types(grads), (params_dtype, grads_dtype)
+    assert types(new_state) == types(state), (params_dtype, grads_dtype)
+
+
+@each_case
+def test_types_are_stable_under_every_mix_of_dtypes(case):
+    for mix in itertools.product(NARROW, NARROW):
+        _assert_stable(case, *mix)
+    with jax.enable_x64(True):
+        for mix in (jnp.float64, jnp.float32), (jnp.float16, jnp.float64):
+            _assert_stable(case, *mix)
+
+
+@each_case
+def test_injected_equals_plain(case):
+    """Hyperparameters as arrays in the state, in one trace.
+
+    A decay of 0.999 in float32 leaves 1 - 0.999 with 6e-8 / 1e-3 = 6e-5 of error, which
+    the averages carry; the general power agrees with the special ones within 1e-6.
+    """
+    tx, params = case.make_injected(), make_params()
+    traces = []
+
+    @jax.jit
+    def update(*args):
+        traces.append(args)
+        return tx.update(*args, **case.extra_args)
+
+    history, state = run(update, make_grads(), params, tx.init(params))
+    want_history, want_state = run_case(case, make_grads(), params)
+    tolerance = max(6e-5, case.drift)
+    assert_trees_close(history, want_history, tolerance)
+    # A schedule's count is kept by inject_hyperparams, and not in the inner state.
+    assert_trees_close(_floats(state.inner_state), _floats(want_state), tolerance)
+    assert types(state) == types(tx.init(params))
+    assert len(traces) == 1
+
+
+def _with_none(trees):
+    return [{"kernel": t["kernel"], "bias": [None, t["bias"][1]]} for t in trees]
+
+
+def _assert_second_leaf_apart(case, init, update, factor):
+    """``update`` scales ``bias[0]`` and runs the case on the other two leaves."""
+    params, grads = make_params(), make_grads()[:2]
+    got, _ = run(update, grads, params, init(params), **case.extra_args)
+    none_params, *none_grads = _with_none([params, *grads])
+    want, _ = run_case(case, none_grads, none_params)
+    assert_trees_close(_with_none(got), want, case.drift)
+    for updates, g in zip(got, grads, strict=True):
+        assert_trees_equal(updates["bias"][0], factor * g["bias"][0])
+
+
+@each_structure
+def test_masked_leaves_pass_and_do_not_count(case):
+    tx = optax.masked(case.make(), {"kernel": True, "bias": [False, True]})
+    _assert_second_leaf_apart(case, tx.init, tx.update, 1.0)
+
+
+@each_structure
+def test_partition_runs_each_group_by_itself(case):
+    groups = {"ours": case.make(), "theirs": optax.scale(-0.5)}
+    labels = {"kernel": "ours", "bias": ["theirs", "ours"]}
+    tx = optax.partition(groups, labels)
+    _assert_second_leaf_apart(case, tx.init, jax.jit(tx.update), -0.5)
+
+
+@each_structure
+def test_none_leaves_stay_none(case):
+    """As Equinox has them where a leaf is not trained."""
+    params, *grads = _with_none([make_params(), *make_grads()])
+    history, state = run_case(case, grads, params)
+    assert types(history[-1]) == types(grads[-1])
+    assert types(state) == types(case.make().init(params))
+
+
+@each_tree
+def test_trees_without_leaves(case):
+    tx = case.make()
+    for empty in ({}, [], (None, optax.MaskedNode())):
+        state = tx.init(empty)
+        updates, new_state = tx.update(empty, state, empty, **case.extra_args)
+        assert jax.tree.structure(updates) == jax.tree.structure(empty)
+        assert types(new_state) == types(state)
+
+
+@each_tree
+def test_leaves_without_entries_or_dimensions(case):
+    params = (jnp.ones(()), jnp.ones((0, 3)))
+    grads = jax.tree.map(lambda p: 3 * p, params)
+    history, state = run_case(case, [grads, grads], params)
+    assert types(history[-1]) == types(grads)
+    assert types(state) == types(case.make().init(params))
+    assert np.isfinite(history[-1][0])
+
+
+@each_case
+def test_zero_in_zero_out(case):
+    """Zero gradients at zero parameters move nothing."""
+    zeros = jax.tree.map(jnp.zeros_like, make_params())
+    history, _ = run_case(case, [zeros, zeros], zeros)
+    for u in jax.tree.leaves(history):
+        np.testing.assert_array_equal(u, 0)
+
+
+@each_case
+def test_parameters_are_asked_for_where_needed(case):
+    tx, params, (grads, *_) = case.make(), make_params(), make_grads()
+    state = tx.init(params)
+    if case.needs_params:
+        with pytest.raises(ValueError, match="needs the current parameters"):
+            tx.update(grads, state, **case.extra_args)
+    else:
+        got = tx.update(grads, state, **case.extra_args)
+        assert_trees_equal(got, tx.update(grads, state, params, **case.extra_args))
+
+
+@each_case
+def test_unknown_extra_arguments_are_ignored(case):
+    tx, params, (grads, *_) = case.make(), make_params(), make_grads()
+    args = (grads, tx.init(params), params)
+    got = tx.update(*args, **case.extra_args, value=1.0, unknown="word")
+    assert_trees_equal(got, tx.update(*args, **case.extra_args))
+
+
+@each_structure
+def test_multi_steps_take_the_mean(case):
+    params, grads = make_params(), make_grads()
+    tx = optax.MultiSteps(case.make(), every_k_schedule=2)
+    update = jax.jit(functools.partial(tx.update, **case.extra_args))
+    history, state = run(update, grads, params, tx.init(params))
+    means = [
+        jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+        for first, second in (grads[:2], grads[2:])
+    ]
+    want, want_state = run_case(case, means, params)
+    for skipped in history[::2]:
+        assert all(np.all(u == 0) for u in jax.tree.leaves(skipped))
+    assert_trees_close(history[1::2], want, case.drift)
+    assert_trees_close(state.inner_opt_state, want_state, case.drift)
+
+
+@each_structure
+def test_apply_if_finite_skips_a_bad_step(case):
+    params, (first, second, *_) = make_params(), make_grads()
+    bad = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), first)
+    tx = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
+    update = jax.jit(functools.partial(tx.update, **case.extra_args))
+    (_, skipped, _), state = run(update, [first, bad, second], params, tx.init(params))
+    assert all(np.all(u == 0) for u in jax.tree.leaves(skipped))
+    want_state = run_case(case, [first, second], params)[1]
+    assert_trees_close(state.inner_state, want_state, case.drift)
+
+
+@each_case
+def test_states_are_mapped_along_the_parameters(case):
+    tx, params = case.make(), make_params()
+    state = tx.init(params)
+    assert_trees_equal(optax.tree.map_params(tx, lambda s: s, state), state)
+    seen = []
+
+    def record(s, name):
+        seen.append(name)
+        return s
+
+    names = {"kernel": "kernel", "bias": ["bias", "scalar"]}
+    optax.tree.map_params(tx, record, state, names)
+    copies = seen.count("kernel")
+    assert sorted(seen) == sorted(copies * ["kernel", "bias", "scalar"])
+    arrays = [x for x in jax.tree.leaves(state) if x.shape == params["kernel"].shape]
+    assert copies >= len(arrays)
+
+
+@each_case
+def test_states_survive_numpy(case):
+    params, grads = make_params(), make_grads()
+    _, state = run_case(case, grads[:2], params)
+    stored = jax.tree.map(np.asarray, state)
+    got = run_case(case, grads[2:], params, stored)
+    assert_trees_equal(got, run_case(case, grads[2:], params, state))
+
+
+@each_case
+def test_inputs_are_left_alone_and_answers_repeat(case):
+    tx, params, grads = case.make(), make_params(), make_grads()[0]
+    _, state = run_case(case, [grads], params)
+    inputs = jax.tree.map(np.array, (grads, state, params))  # writable copies
+    before = jax.tree.map(np.copy, inputs)
+    first = tx.update(*inputs, **case.extra_args)
+    assert_trees_equal(inputs, before)
+    assert_trees_equal(tx.update(*inputs, **case.extra_args), first)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64])
+@each_case
+def test_leaves_that_are_not_real_get_one_clear_error(case, dtype):
+    tx, params, (grads, *_) = case.make(), make_params(), make_grads()
+    state = tx.init(params)
+    params["kernel"] = grads["kernel"] = jnp.ones((4, 2), dtype)
+    message = rf"\['kernel'\] has dtype {jnp.dtype(dtype)}"
+    with pytest.raises(TypeError, match=message):
+        tx.init(params)
+    with pytest.raises(TypeError, match=message):
+        tx.update(grads, state, params, **case.extra_args)

@@ -1,0 +1,202 @@
+"""Numbers out of range and unknown words: one clear line, before anything runs."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_heavytail as oht
+
+# argument: (its range as the message has it, numbers just outside, numbers inside)
+DECAY = (r"\[0.0, 1.0\)", (-0.1, 1.0, 1), (0, 0.0, 0.999))
+ORDER = (r"\[1.0, 2.0\]", (0.99, 2.01, 0), (1, 2, 1.5))
+TAIL = (r"\(1.0, 2.0\]", (1.0, 2.5, 0), (1.01, 2))
+NONNEGATIVE = (r"\[0.0, inf\)", (-1e-9, -1), (0, 0.0, 1e30))
+POSITIVE = (r"\(0.0, inf\)", (0.0, 0, -1.0), (1e-30, 1e30))
+COUNT = (r"\[1.0, inf\)", (0, -5, 0.5), (1, 10**7))
+
+_gclip = {"learning_rate": 0.1, "threshold": 1.0}
+_nonconvex = {"scale": 1.0, "num_steps": 10, "tail_order": 1.5}
+
+# factory, valid arguments, what each argument allows
+RANGES = {
+    "ema": (oht.ema, {"decay": 0.9}, {"decay": DECAY}),
+    "add_decayed_weights": (oht.add_decayed_weights, {}, {"weight_decay": NONNEGATIVE}),
+    "scale_by_learning_rate": (
+        oht.scale_by_learning_rate,
+        {"learning_rate": 0.1},
+        {"learning_rate": NONNEGATIVE},
+    ),
+    "clip_by_moment": (
+        oht.clip_by_moment,
+        {},
+        {"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+    ),
+    "adaptive_coordinate_threshold": (
+        oht.adaptive_coordinate_threshold,
+        {},
+        {"b2": DECAY, "alpha": ORDER},
+    ),
+    "scale_by_acclip": (
+        oht.scale_by_acclip,
+        {},
+        {"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+    ),
+    "acclip": (
+        oht.acclip,
+        {"learning_rate": 0.1},
+        {
+            "learning_rate": NONNEGATIVE,
+            "b1": DECAY,
+            "b2": DECAY,
+            "alpha": ORDER,
+            "eps": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+        },
+    ),
+    "clip_by_norm": (oht.clip_by_norm, {"threshold": 1.0}, {"threshold": POSITIVE}),
+    "clip_by_value": (oht.clip_by_value, {"threshold": 1.0}, {"threshold": POSITIVE}),
+    "gclip": (
+        oht.gclip,
+        _gclip,
+        {
+            "learning_rate": NONNEGATIVE,
+            "threshold": POSITIVE,
+            "b1": DECAY,
+            "weight_decay": NONNEGATIVE,
+        },
+    ),
+    "cclip": (
+        oht.cclip,
+        _gclip,
+        {
+            "learning_rate": NONNEGATIVE,
+            "threshold": POSITIVE,
+            "b1": DECAY,
+            "weight_decay": NONNEGATIVE,
+        },
+    ),
+    "strongly_convex_step": (oht.strongly_convex_step, {"mu": 1.0}, {"mu": POSITIVE}),
+    "clipping_threshold": (
+        oht.clipping_threshold,
+        {"moment_bound": 1.0, "tail_order": 1.5},
+        {"moment_bound": POSITIVE, "tail_order": TAIL},
+    ),
+    "nonconvex_step": (
+        oht.nonconvex_step,
+        _nonconvex,
+        {"scale": POSITIVE, "num_steps": COUNT, "tail_order": TAIL},
+    ),
+    "nonconvex_threshold": (
+        oht.nonconvex_threshold,
+        _nonconvex,
+        {"scale": POSITIVE, "num_steps": COUNT, "tail_order": TAIL},
+    ),
+}
+
+each_argument = pytest.mark.parametrize(
+    ("factory", "valid", "name", "rule"),
+    [
+        pytest.param(factory, valid, argument, rule, id=f"{name}-{argument}")
+        for name, (factory, valid, rules) in RANGES.items()
+        for argument, rule in rules.items()
+    ],
+)
+
+
+@each_argument
+def test_numbers_out_of_range_are_named(factory, valid, name, rule):
+    allowed, outside, _ = rule
+    for value in (*outside, np.nan, np.inf, -np.inf):
+        for number in (value, np.float32(value), jnp.float32(value)):
+            with pytest.raises(ValueError, match="must be in") as error:
+                factory(**valid | {name: number})
+            message = str(error.value)
+            assert message.startswith(f"{name} must be in")
+            assert error.match(allowed)
+            assert message.endswith(f"got {number}.")
+            assert "\n" not in message
+
+
+@each_argument
+def test_numbers_in_range_pass(factory, valid, name, rule):
+    for value in rule[2]:
+        factory(**valid | {name: value})
+        factory(**valid | {name: np.float64(value)})
+
+
+@each_argument
+def test_traced_numbers_pass(factory, valid, name, rule):
+    """They cannot be looked at: whoever traces them answers for them."""
+
+    @jax.jit
+    def make(x):
+        factory(**valid | {name: x})
+        return x
+
+    make(rule[1][0])
+
+
+@each_argument
+def test_what_is_no_number_is_named(factory, valid, name, rule):
+    for value in ("0.5", 0.5j, True):
+        with pytest.raises(TypeError, match="must be a number"):
+            factory(**valid | {name: value})
+
+
+def test_every_number_of_every_factory_is_checked():
+    """Arguments without a range are words, flags, dtypes, masks and transforms."""
+    others = {
+        "accumulator_dtype",
+        "axis_name",
+        "bias_correction",
+        "debias",
+        "flip_sign",
+        "inner",
+        "mask",
+        "mu_dtype",
+        "nonfinite",
+        "normalize",
+        "scope",
+        "threshold_dtype",
+    }
+    for factory, _, rules in RANGES.values():
+        assert set(inspect.signature(factory).parameters) <= set(rules) | others
+        assert set(rules) <= set(inspect.signature(factory).parameters)
+
+
+def test_each_entry_of_a_tree_is_checked():
+    for make in (
+        oht.clip_by_value,
+        functools.partial(oht.cclip, 0.1),
+        functools.partial(oht.clipping_threshold, tail_order=1.5),
+    ):
+        for bad in (0.0, np.array([1.0, -1.0]), np.nan):
+            with pytest.raises(ValueError, match=r"must be in \(0.0, inf\), got"):
+                make({"w": 1.0, "b": [2.0, bad]})
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "allowed"),
+    [
+        (oht.clip_by_moment, "scope", "['coordinate', 'leaf', 'global']"),
+        (
+            functools.partial(oht.clip_by_norm, 1.0),
+            "scope",
+            "['global', 'leaf']",
+        ),
+        (
+            functools.partial(oht.clip_by_norm, 1.0),
+            "nonfinite",
+            "['propagate', 'zero']",
+        ),
+    ],
+)
+def test_unknown_words_are_named(factory, name, allowed):
+    for word in ("Global", "", "none"):
+        with pytest.raises(ValueError, match=name) as error:
+            factory(**{name: word})
+        assert str(error.value) == f"{name} must be one of {allowed}, got {word!r}."

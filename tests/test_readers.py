@@ -1,0 +1,146 @@
+"""Reading a threshold or a momentum out of nested states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from tests.compare import assert_trees_close, assert_trees_equal
+
+PARAMS = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([4.0])}
+
+
+def _state(tx, grads=PARAMS):
+    return tx.update(grads, tx.init(PARAMS), PARAMS)[1]
+
+
+def _acclip(**kwargs):
+    return oht.acclip(0.1, b1=0.5, b2=0.75, **kwargs)
+
+
+THRESHOLD = jax.tree.map(lambda g: 0.25 * jnp.abs(g), PARAMS)
+MOMENTUM = jax.tree.map(lambda g: 0.5 * g, PARAMS)
+
+WRAPPED = {
+    "bare": _acclip(),
+    "chain": optax.chain(optax.clip(10.0), _acclip()),
+    "named chain": optax.named_chain(("a", optax.clip(10.0)), ("b", _acclip())),
+    "masked": optax.masked(_acclip(), {"w": True, "b": True}),
+    "partition": optax.partition(
+        {"x": _acclip(), "y": _acclip()}, {"w": "x", "b": "y"}
+    ),
+    "inject_hyperparams": optax.inject_hyperparams(oht.acclip)(0.1, b1=0.5, b2=0.75),
+    "MultiSteps": optax.MultiSteps(_acclip(), 1),
+    "apply_if_finite": optax.apply_if_finite(_acclip(), 3),
+    "average": oht.weighted_iterate_average(_acclip()),
+    "deep": optax.MultiSteps(
+        optax.chain(
+            optax.partition(
+                {
+                    "x": optax.inject_hyperparams(oht.acclip)(0.1, b1=0.5, b2=0.75),
+                    "y": optax.chain(_acclip()),
+                },
+                {"w": "x", "b": "y"},
+            )
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("tx", WRAPPED.values(), ids=list(WRAPPED))
+def test_fields_are_found_inside(tx):
+    state = _state(tx)
+    # Injected decays are the same numbers in float32.
+    assert_trees_close(oht.get_threshold(state), THRESHOLD, 1e-6)
+    assert_trees_close(oht.get_momentum(state), MOMENTUM, 1e-6)
+
+
+def test_a_hyperparameter_of_the_same_name_is_not_the_field():
+    tx = optax.inject_hyperparams(oht.gclip)(0.1, threshold=3.0)
+    with pytest.raises(ValueError, match="threshold"):
+        oht.get_threshold(_state(tx))
+    tx = optax.chain(tx, oht.adaptive_coordinate_threshold(b2=0.0))
+    updates, _ = optax.chain(oht.gclip(0.1, threshold=3.0)).update(
+        PARAMS, optax.chain(oht.gclip(0.1, threshold=3.0)).init(PARAMS)
+    )
+    want = jax.tree.map(jnp.abs, updates)
+    assert_trees_close(oht.get_threshold(_state(tx)), want, 1e-6)
+
+
+def test_leaves_that_are_masked_out_are_masked_nodes():
+    got = oht.get_threshold(_state(optax.masked(_acclip(), {"w": True, "b": False})))
+    np.testing.assert_allclose(got["w"], THRESHOLD["w"], rtol=1e-6)
+    assert isinstance(got["b"], optax.MaskedNode)
+
+
+def test_thresholds_of_other_scopes():
+    leaf = oht.get_threshold(_state(oht.clip_by_moment(b2=0.75, scope="leaf")))
+    np.testing.assert_allclose(leaf["w"], 0.25 * 5**0.5, rtol=1e-6)
+    whole = oht.get_threshold(_state(oht.clip_by_moment(b2=0.75, scope="global")))
+    np.testing.assert_allclose(whole, 0.25 * 21**0.5, rtol=1e-6)
+
+
+def test_momentum_of_the_other_aliases_and_of_optax():
+    for tx in (
+        oht.gclip(0.1, 1.0, b1=0.5),
+        oht.cclip(0.1, 1.0, b1=0.5),
+        oht.ema(0.5),
+        optax.ema(0.5),
+        oht.scale_by_acclip(b1=0.5),
+    ):
+        assert_trees_equal(oht.get_momentum(_state(tx)), MOMENTUM)
+
+
+@pytest.mark.parametrize(
+    ("read", "tx"),
+    [
+        (oht.get_threshold, optax.adam(0.1)),
+        (oht.get_threshold, oht.clip_by_norm(1.0)),
+        (oht.get_threshold, optax.identity()),
+        (oht.get_momentum, oht.clip_by_moment()),
+        (oht.get_momentum, optax.sgd(0.1)),
+    ],
+)
+def test_nothing_to_read_is_one_clear_error(read, tx):
+    word = read.__name__.removeprefix("get_").replace("momentum", "ema")
+    with pytest.raises(ValueError, match=word) as error:
+        read(tx.init(PARAMS))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(_acclip(), _acclip()),
+        optax.chain(optax.masked(_acclip(), {"w": True, "b": False}), _acclip()),
+        optax.chain(
+            oht.clip_by_moment(oht.ema(0.5), scope="global"), oht.scale_by_acclip()
+        ),
+    ],
+    ids=["twice", "overlapping", "different structures"],
+)
+def test_more_than_one_is_ambiguous(tx):
+    for read in (oht.get_threshold, oht.get_momentum):
+        with pytest.raises(ValueError, match="2"):
+            read(tx.init(PARAMS))
+
+
+def test_states_of_no_leaves():
+    with pytest.raises(ValueError, match="threshold"):
+        oht.get_threshold(())
+
+
+def test_reading_under_jit():
+    tx = WRAPPED["partition"]
+
+    @jax.jit
+    def step(grads, state):
+        _, state = tx.update(grads, state, PARAMS)
+        return oht.get_threshold(state), oht.get_momentum(state)
+
+    threshold, momentum = step(PARAMS, tx.init(PARAMS))
+    assert_trees_close(threshold, THRESHOLD, 1e-6)
+    assert_trees_close(momentum, MOMENTUM, 1e-6)

@@ -1,0 +1,190 @@
+"""Sharded equals replicated: under jit, and by hand in shard_map and pmap."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_heavytail as oht
+from tests.compare import assert_trees_close
+from tests.registry import make_grads, make_params
+from tests.test_contract import each_structure, run, run_case
+
+SPECS = {"kernel": P("x", "y"), "bias": [P("y"), P()]}
+
+
+def make_mesh(kind=AxisType.Auto, shape=(2, 2), names=("x", "y")):
+    devices = jax.devices("cpu")[: int(np.prod(shape))]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape), devices=devices)
+
+
+def place(tree, mesh, specs=SPECS):
+    return jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs
+    )
+
+
+def _assert_placed_like(leaves, like):
+    """Each leaf of a parameter's shape is spread over the devices as it is."""
+    shardings = {x.shape: x.sharding for x in jax.tree.leaves(like) if x.ndim}
+    for leaf in jax.tree.leaves(leaves):
+        if leaf.ndim:
+            assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@each_structure
+def test_under_jit(case, kind):
+    mesh, tx = make_mesh(kind), case.make()
+    want = run_case(case, make_grads()[:2], make_params())
+    with jax.set_mesh(mesh):
+        params = place(make_params(), mesh)
+        grads = [place(g, mesh) for g in make_grads()[:2]]
+        state = tx.init(params)
+        update = jax.jit(functools.partial(tx.update, **case.extra_args))
+        history, new_state = run(update, grads, params, state)
+    # Sums are taken in another order: the last bits of a norm.
+    assert_trees_close((history, new_state), want, case.drift)
+    for updates in history:
+        assert jax.tree.map(jax.typeof, updates) == jax.tree.map(jax.typeof, grads[0])
+        _assert_placed_like(updates, params)
+    assert jax.tree.map(jax.typeof, new_state) == jax.tree.map(jax.typeof, state)
+    _assert_placed_like((state, new_state), params)
+
+
+# By hand: one leaf in shards, the others whole on every device.
+BY_HAND = {"kernel": P("x"), "bias": [P(), P()]}
+AXES = {"kernel": "x", "bias": None}
+
+WITH_NORMS = {
+    "norm": functools.partial(oht.clip_by_norm, 1.0),
+    "norm-leaf": functools.partial(oht.clip_by_norm, 1.0, scope="leaf"),
+    "norm-zero": functools.partial(oht.clip_by_norm, 1.0, nonfinite="zero"),
+    "gclip": functools.partial(oht.gclip, 0.1, 1.0, weight_decay=0.1),
+    "moment-leaf": functools.partial(oht.clip_by_moment, oht.ema(0.9), scope="leaf"),
+    "moment-global": functools.partial(
+        oht.clip_by_moment, oht.ema(0.9), scope="global", normalize=True
+    ),
+}
+
+
+def each_norm(names=tuple(WITH_NORMS)):
+    makers = [WITH_NORMS[name] for name in names]
+    return pytest.mark.parametrize("make", makers, ids=names)
+
+
+def _by_hand(tx, mesh, specs, params):
+    """One update in ``shard_map``. A scalar of the state belongs to all devices."""
+    state = tx.init(params)
+    state_specs = optax.tree.map_params(
+        tx,
+        lambda x, spec: spec if jnp.ndim(x) else P(),
+        state,
+        specs,
+        transform_non_params=lambda _: P(),
+    )
+    update = jax.shard_map(
+        tx.update,
+        mesh=mesh,
+        in_specs=(specs, state_specs, specs),
+        out_specs=(specs, state_specs),
+    )
+    return jax.jit(update), state
+
+
+@each_norm()
+def test_shard_map_with_a_sharded_and_a_replicated_leaf(make):
+    params, grads = make_params(), make_grads()
+    update, state = _by_hand(make(axis_name=AXES), make_mesh(), BY_HAND, params)
+    got = run(update, grads, params, state)
+    whole = make()
+    want = run(jax.jit(whole.update), grads, params, whole.init(params))
+    assert_trees_close(got, want, 2e-6)  # sums in another order
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+@each_norm(["norm", "norm-leaf", "moment-leaf"])
+def test_shard_map_where_squares_leave_float32(make, size):
+    """All devices must agree to take the second pass, or they wait for each other."""
+    params = make_params()
+    grads = {"kernel": jnp.ones((4, 2)), "bias": [jnp.ones(2), jnp.ones(())]}
+    grads["kernel"] = grads["kernel"].at[0, 0].set(size)
+    grads = [jax.tree.map(lambda g: g if size > 1 else g * size, grads)]
+    update, state = _by_hand(make(axis_name=AXES), make_mesh(), BY_HAND, params)
+    got = run(update, grads, params, state)
+    whole = make()
+    want = run(jax.jit(whole.update), grads, params, whole.init(params))
+    assert_trees_close(got, want, 2e-6)
+
+
+def test_shard_map_over_two_axes():
+    mesh, params, grads = make_mesh(), make_params(), make_grads()
+    axes = {"kernel": ("x", "y"), "bias": ["y", None]}
+    update, state = _by_hand(oht.clip_by_norm(1.0, axis_name=axes), mesh, SPECS, params)
+    got = run(update, grads, params, state)
+    whole = oht.clip_by_norm(1.0)
+    want = run(jax.jit(whole.update), grads, params, whole.init(params))
+    assert_trees_close(got, want, 2e-6)
+
+
+def test_one_axis_name_for_all_leaves():
+    mesh = make_mesh(shape=(2,), names=("x",))
+    grads = [{"a": jnp.ones(8), "b": -jnp.ones((2, 4))}]
+    specs = {"a": P("x"), "b": P("x")}
+    for scope, norm in (("global", 4.0), ("leaf", 8**0.5)):
+        tx = oht.clip_by_norm(1.0, scope=scope, axis_name="x")
+        update, state = _by_hand(tx, mesh, specs, grads[0])
+        (updates,), _ = run(update, grads, grads[0], state)
+        np.testing.assert_allclose(updates["a"], 1 / norm, rtol=1e-6)
+        np.testing.assert_allclose(updates["b"], -1 / norm, rtol=1e-6)
+
+
+def test_shard_map_needs_no_axis_name_for_coordinates():
+    params, grads = make_params(), make_grads()
+    for tx in (oht.acclip(0.1, normalize=True), oht.cclip(0.1, 0.5)):
+        update, state = _by_hand(tx, make_mesh(), SPECS, params)
+        got = run(update, grads, params, state)
+        want = run(jax.jit(tx.update), grads, params, tx.init(params))
+        assert_trees_close(got, want, 2e-6)
+
+
+@each_norm(["norm", "moment-leaf"])
+def test_pmap(make):
+    """Two devices; the kernel by rows, the other leaves whole on both."""
+    params, grads = make_params(), make_grads()[:2]
+    tx, whole = make(axis_name=AXES), make()
+    want, _ = run(jax.jit(whole.update), grads, params, whole.init(params))
+
+    def split(tree):
+        twice = jax.tree.map(lambda x: jnp.stack([x, x]), tree["bias"])
+        return {"kernel": tree["kernel"].reshape(2, 2, 2), "bias": twice}
+
+    devices = jax.devices("cpu")[:2]
+    init = jax.pmap(tx.init, axis_name="x", devices=devices)
+    update = jax.pmap(tx.update, axis_name="x", devices=devices)
+    state = init(split(params))
+    for g, expected in zip(grads, want, strict=True):
+        updates, state = update(split(g), state, split(params))
+        joined = {
+            "kernel": updates["kernel"].reshape(4, 2),
+            "bias": jax.tree.map(lambda x: x[0], updates["bias"]),
+        }
+        assert_trees_close(joined, expected, 2e-6)
+
+
+def test_a_global_clip_in_shard_map_sees_all_shards():
+    """optax takes the norm of each shard: the total is the root of 2, not 1."""
+    mesh, grads = make_mesh(shape=(2,), names=("x",)), jnp.array([3.0, 4.0])
+
+    def norm_of(tx):
+        update, state = _by_hand(tx, mesh, P("x"), grads)
+        return np.linalg.norm(update(grads, state, grads)[0])
+
+    theirs = norm_of(optax.clip_by_global_norm(1.0))
+    np.testing.assert_allclose(theirs, 2**0.5, rtol=1e-6)
+    np.testing.assert_allclose(norm_of(oht.clip_by_norm(1.0, axis_name="x")), 1.0)

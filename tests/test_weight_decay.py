@@ -1,0 +1,135 @@
+"""Decoupled weight decay and its masks. The frameworks' trees are in test_interop."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from tests.compare import assert_same_bits, assert_trees_equal
+from tests.driving import one_step
+from tests.registry import make_grads, make_params
+
+
+def _matrices(params):
+    return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [(0.1,), (lambda count: 0.1 / (count + 1),), (0.1, _matrices)],
+    ids=["number", "schedule", "mask"],
+)
+def test_equal_to_optax_in_float32(args):
+    ours, theirs = oht.add_decayed_weights(*args), optax.add_decayed_weights(*args)
+    assert_same_bits(ours, theirs, make_grads(), make_params())
+
+
+def test_decay_is_that_of_the_parameters_and_schedules_start_at_zero():
+    tx = oht.add_decayed_weights(lambda count: 0.5**count)
+    params, grads = jnp.array([8.0]), jnp.array([1.0])
+    state = tx.init(params)
+    for want in (9.0, 5.0, 3.0):
+        updates, state = tx.update(grads, state, params)
+        assert float(updates[0]) == want
+
+
+def test_masks_may_be_trees_prefixes_or_functions():
+    params = {"a": {"w": jnp.ones(2), "b": jnp.ones(2)}, "c": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    full = {"a": {"w": True, "b": True}, "c": False}
+    for mask in (full, {"a": True, "c": False}, lambda params: full):
+        got = one_step(oht.add_decayed_weights(0.5, mask), zeros, params)
+        np.testing.assert_array_equal(got["a"]["w"], 0.5)
+        np.testing.assert_array_equal(got["a"]["b"], 0.5)
+        np.testing.assert_array_equal(got["c"], 0.0)
+
+
+def test_updates_keep_the_dtype_of_the_gradients():
+    grads, params = jnp.full(2, 1.0, jnp.float16), jnp.full(2, 3.0)
+    got = one_step(oht.add_decayed_weights(1e-4), grads, params)
+    assert got.dtype == jnp.float16
+    got = one_step(oht.add_decayed_weights(1e-4), params, grads)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, np.float32(3.0) + np.float32(1e-4))
+
+
+def test_a_python_zero_needs_no_parameters_and_a_zero_array_does():
+    grads = jnp.ones(2)
+    for zero in (0, 0.0):
+        tx = oht.add_decayed_weights(zero)
+        updates, _ = tx.update(grads, tx.init(grads))
+        assert updates is grads
+    tx = oht.add_decayed_weights(jnp.float32(0.0))
+    with pytest.raises(ValueError, match="needs the current parameters"):
+        tx.update(grads, tx.init(grads))
+
+
+PARAMS = {
+    "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "LayerNorm_0": {"scale": jnp.ones(3), "Bias": jnp.ones((4, 3))},
+    "norm_out": {"kernel": jnp.ones((2, 2))},
+    "vector": jnp.ones(5),
+    "stacked": {"kernel": jnp.ones((4, 2, 3)), "rescale": jnp.ones((4, 3))},
+}
+
+
+def test_decay_mask():
+    assert oht.decay_mask(PARAMS) == {
+        "dense": {"kernel": True, "bias": False},
+        "LayerNorm_0": {"scale": False, "Bias": False},
+        "norm_out": {"kernel": False},
+        "vector": False,
+        "stacked": {"kernel": True, "rescale": False},
+    }
+
+
+def test_decay_mask_reports_what_it_covers(caplog):
+    with caplog.at_level(logging.INFO, logger="optax_heavytail"):
+        mask = oht.decay_mask(PARAMS)
+    text = "2 of 8 leaves, 30 of 69 parameters"
+    assert text in caplog.text
+    coverage = oht.mask_coverage(mask, PARAMS)
+    assert str(coverage) == text
+    assert coverage == oht.MaskCoverage(2, 8, 30, 69)
+    assert oht.mask_coverage(oht.decay_mask, PARAMS) == coverage
+    assert oht.mask_coverage(True, PARAMS) == (8, 8, 69, 69)
+    assert oht.mask_coverage(False, PARAMS) == (0, 8, 0, 69)
+
+
+def test_decay_mask_works_on_shapes():
+    abstract = jax.eval_shape(lambda: PARAMS)
+    assert_trees_equal(oht.decay_mask(abstract), oht.decay_mask(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("params", "covered"),
+    [
+        ({"w": jnp.ones(3), "bias": jnp.ones((2, 2))}, "0 of 2 leaves, 0 of 7"),
+        ({"w": jnp.ones((2, 2)), "v": jnp.ones((2, 3))}, "2 of 2 leaves, 10 of 10"),
+        ({}, "0 of 0 leaves"),
+    ],
+    ids=["empty", "total", "no leaves"],
+)
+def test_decay_mask_must_cover_some_leaves_and_not_all(params, covered):
+    with pytest.raises(ValueError, match=f"decay_mask covers {covered}.*not all"):
+        oht.decay_mask(params)
+
+
+def test_mask_coverage_needs_a_prefix():
+    with pytest.raises(ValueError, match="key"):
+        oht.mask_coverage({"dense": True}, PARAMS)
+
+
+def test_a_mask_inside_an_alias_is_found_at_init():
+    tx = oht.acclip(0.1, weight_decay=0.5, mask=oht.decay_mask)
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates = one_step(tx, zeros, params)
+    np.testing.assert_allclose(updates["w"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], 0.0)
+    with pytest.raises(ValueError, match="decay_mask covers 0 of 1 leaves"):
+        tx.init({"b": jnp.ones(2)})

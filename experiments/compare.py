@@ -25,14 +25,16 @@ def compare(config: Config, workdir: Path) -> str:
     for chosen in configs.values():  # so that the last name fails before the first run
         train.check(chosen)
         train.resolve(chosen, source)
-    folders.claim(workdir, config)
+    folders.finished(workdir, config)  # refuses the folder of another comparison
     ends = []
     for name, chosen in configs.items():
         final, _ = train.run(chosen, workdir / name, source, None)
         ends.append(final["status"])
+    folders.claim(workdir, config)
     table = report.write_report(workdir, names)
     if "complete" not in ends:
-        raise UserError(f"every run diverged; the report is in {workdir}\n{table}")
+        print(table)
+        raise UserError(f"every run diverged; the report is in {workdir}")
     return table
 
 

@@ -24,34 +24,45 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(partial, path)
 
 
-def claim(workdir: Path, config: Config) -> runs.Record | None:
-    """Makes ``workdir`` the folder of ``config``.
+def finished(workdir: Path, config: Config) -> runs.Record | None:
+    """Returns the final record of a finished run of ``config``, if one is there.
+
+    Raises:
+      UserError: ``workdir`` is the folder of another config.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return None
+    differing = differences(runs.read_config(workdir), json.loads(_json(config)))
+    if differing:
+        raise UserError(
+            f"--workdir={workdir}: holds a run of another config; choose another "
+            f"folder or undo these changes: {'; '.join(differing)}"
+        )
+    metrics = workdir / METRICS_FILE
+    return _final_record(metrics) if metrics.exists() else None
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes ``workdir`` the folder of ``config``, before anything else is in it.
 
     What an interrupted run left there is moved to ``interrupted-<n>``.
 
-    Returns:
-      The final record of a finished run of this config, else ``None``.
-
     Raises:
-      UserError: not writable, or the folder of another config.
+      UserError: not writable.
     """
-    text = config.to_json(indent=2, sort_keys=True) + "\n"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / CONFIG_FILE).exists():
-            _check_same(workdir, json.loads(text))
-        else:
-            write_atomically(workdir / CONFIG_FILE, text)
+        write_atomically(workdir / CONFIG_FILE, _json(config))
         if (workdir / METRICS_FILE).exists():
-            final = _final_record(workdir / METRICS_FILE)
-            if final is not None:
-                return final
             _set_aside(workdir)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: {error.strerror}; a writable folder is needed"
         ) from None
-    return None
+
+
+def _json(config: Config) -> str:
+    return config.to_json(indent=2, sort_keys=True) + "\n"
 
 
 def _final_record(metrics: Path) -> runs.Record | None:
@@ -62,16 +73,6 @@ def _final_record(metrics: Path) -> runs.Record | None:
     except ValueError:
         return None
     return record if record.get("kind") == "final" else None
-
-
-def _check_same(workdir: Path, config: dict[str, Any]) -> None:
-    found = runs.read_config(workdir)
-    differing = differences(found, config)
-    if differing:
-        raise UserError(
-            f"--workdir={workdir}: holds a run of another config; choose another "
-            f"folder or undo these changes: {'; '.join(differing)}"
-        )
 
 
 def differences(old: Any, new: Any, name: str = "config") -> list[str]:

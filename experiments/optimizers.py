@@ -56,6 +56,10 @@ def settings(config: Config) -> Config:
             f"{where}.transform={chosen.transform}: must be one of {allowed}"
         )
     _check_ranges(where, chosen)
+    try:
+        build(chosen)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
     return chosen
 
 
@@ -87,11 +91,8 @@ def build(chosen: Config) -> optax.GradientTransformationExtraArgs:
     kwargs = dict(
         weight_decay=chosen.weight_decay, mask=oht.decay_mask, **chosen.kwargs
     )
-    try:
-        builder(chosen.learning_rate, **kwargs)  # checks ranges before any array
-        return inject(chosen.learning_rate, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {chosen.transform}: {error}") from None
+    builder(chosen.learning_rate, **kwargs)  # checks ranges before any array
+    return inject(chosen.learning_rate, **kwargs)
 
 
 def with_learning_rate(opt_state, learning_rate):

@@ -23,6 +23,17 @@ RESULTS = flags.DEFINE_string(
     "results", None, "Also write the tables to RESULTS.md and RESULTS.jsonl."
 )
 
+# What RESULTS.jsonl has of each run; what they share is at the head of RESULTS.md.
+POINT = (
+    "optimizer",
+    "learning_rate",
+    "status",
+    "step",
+    "loss",
+    "masked_accuracy",
+    "train_seconds",
+)
+
 
 def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Record]:
     """Runs the grid of each optimizer into ``workdir/<name>/<rate>``.
@@ -37,7 +48,6 @@ def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Reco
     for chosen in (c for grid in grids.values() for c in grid):
         train.check(chosen)
         optimizers.settings(chosen)
-    folders.claim(workdir, shared_config(config))
     finals = []
     for name, grid in grids.items():
         program = None
@@ -62,15 +72,6 @@ def grid_configs(config: Config, name: str) -> list[Config]:
         chosen.optimizers[name].learning_rate = rate
         configs.append(chosen)
     return configs
-
-
-def shared_config(config: Config) -> Config:
-    """What all runs of a sweep have in common; grids may grow later."""
-    shared = config.copy_and_resolve_references()
-    with shared.unlocked():
-        for key in ("optimizer", "optimizers", "compare", "sweep"):
-            del shared[key]
-    return shared
 
 
 def best(finals: Sequence[runs.Record]) -> dict[str, runs.Record]:
@@ -103,17 +104,17 @@ def markdown(finals: Sequence[runs.Record]) -> str:
     """The table of all runs, with where it comes from."""
     last, bests = finals[-1], best(finals)
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    baselines = ", ".join(f"{k} give {v:.3f}" for k, v in last["baselines"].items())
     lines = [
-        f"Command: `{last['command']}`\n",
+        f"Command: `{train.command()}`\n",
         f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
         f"{last['hardware']}; {versions}; text {last['data']['text']}, "
         f"SHA-256 {last['data']['sha256']}.\n",
         "Validation loss in nats per masked token after "
-        f"{max(final['step'] for final in finals):,} steps; token frequencies give "
-        f"{last['baselines']['token frequencies']:.3f}. "
+        f"{max(final['step'] for final in finals):,} steps; {baselines}. "
         "The best of each optimizer is in bold.\n",
-        "| optimizer | learning rate | validation loss | accuracy | training |",
-        "|---|---|---|---|---|",
+        "| optimizer | learning rate | validation loss | masked accuracy |",
+        "|---|---|---|---|",
     ]
     for final in finals:
         cells = _cells(final)
@@ -131,11 +132,10 @@ def markdown(finals: Sequence[runs.Record]) -> str:
 
 def _cells(final: runs.Record) -> list[str]:
     name, rate = final["optimizer"], f"{final['learning_rate']:g}"
-    seconds = f"{final['train_seconds']:.0f} s"
     if final["status"] == "diverged":
-        return [name, rate, f"diverged at step {final['step']:,}", "", seconds]
+        return [name, rate, f"diverged at step {final['step']:,}", ""]
     accuracy = f"{final['masked_accuracy']:.1%}"
-    return [name, rate, f"{final['loss']:.3f}", accuracy, seconds]
+    return [name, rate, f"{final['loss']:.3f}", accuracy]
 
 
 def main() -> None:
@@ -147,7 +147,8 @@ def main() -> None:
     print(table)
     targets = [cli.workdir() / "sweep"]
     targets += [Path(RESULTS.value)] if RESULTS.value else []
-    lines = "".join(json.dumps(final) + "\n" for final in finals)
+    points = ({key: final.get(key) for key in POINT} for final in finals)
+    lines = "".join(json.dumps(point) + "\n" for point in points)
     for target in targets:
         folders.write_atomically(target.with_suffix(".md"), table)
         folders.write_atomically(target.with_suffix(".jsonl"), lines)

@@ -236,12 +236,14 @@ def run(
     """
     check(config)
     resolved = resolve(config, source)
-    final = folders.claim(workdir, resolved)
+    final = folders.finished(workdir, resolved)
     if final is not None:
         print(f"{workdir}: already {final['status']}", flush=True)
         return final, program
-    if program is None:
-        program = build_program(resolved, source.build(workdir))
+    # A task that cannot be built leaves no folder behind that is taken.
+    task = source.build(workdir) if program is None else program.task
+    folders.claim(workdir, resolved)
+    program = program or build_program(resolved, task)
     program.task.save_assets(workdir)
     print(describe(program), flush=True)
     label = f"{config.optimizer.name} {resolved.optimizer.learning_rate:g}"

@@ -69,7 +69,8 @@ def weighted_iterate_average(
         if params is None:
             raise ValueError(_base.NO_PARAMS)
         count = optax.safe_increment(state.count)
-        weight = 2 / (count + 1)
+        # An int32 divided is a float32 even where x64 is on.
+        weight = 2 / (jnp.asarray(count, jnp.result_type(float)) + 1)
         average = jax.tree.map(
             lambda mean, x: mean + weight * (x - mean),
             state.average,

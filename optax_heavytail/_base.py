@@ -25,8 +25,11 @@ def check_range(
     *,
     low_open: bool = False,
     high_open: bool = False,
+    scalar: bool = True,
 ) -> None:
-    """Raises if a concrete ``value`` has an entry that is not between the bounds.
+    """Raises if a concrete ``value`` is not a number between the bounds.
+
+    With ``scalar=False`` an array of such numbers passes as well.
 
     Traced values and schedules cannot be looked at and pass. A bound of infinity is
     never attained: hyperparameters are finite.
@@ -36,7 +39,8 @@ def check_range(
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return
     array = np.asarray(value)
-    if array.dtype.kind not in "iuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+    is_real = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
+    if not is_real or isinstance(value, list | tuple) or (scalar and array.shape):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     array = array.astype(np.float64)
     above = array > low if low_open or math.isinf(low) else array >= low
@@ -51,6 +55,12 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raises if ``value`` is not one of the ``allowed`` words."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises if a state's ``dtype`` is neither ``None`` nor real floating-point."""
+    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, got {dtype}.")
 
 
 def check_floating(tree: Any, what: str) -> None:

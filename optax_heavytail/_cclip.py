@@ -33,7 +33,8 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformation:
     Returns:
       A transform with a `ClipByValueState`. Updates keep their structure, shapes and
       dtypes. Zero stays zero and no entry grows. An inf or NaN entry becomes NaN, and
-      no other: an overflow is not passed off as a large gradient.
+      no other: an overflow is not passed off as a large gradient. An entry whose
+      threshold is NaN or negative, which a schedule may return, becomes NaN as well.
 
     Raises:
       ValueError: a concrete threshold has an entry outside its range, or one that does
@@ -53,8 +54,15 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformation:
       Zhang et al., `Why are adaptive methods good for attention models?
       <https://arxiv.org/abs/1912.03194>`_, 2020, section 4.2, "CClip".
     """
-    for leaf in jax.tree.leaves(threshold):
-        _base.check_range("threshold", leaf, 0.0, float("inf"), low_open=True)
+    limits = jax.tree.leaves(threshold)
+    if not limits:
+        raise ValueError(
+            f"threshold must be a number, tree or schedule: {threshold!r}."
+        )
+    for leaf in limits:
+        _base.check_range(
+            "threshold", leaf, 0.0, float("inf"), low_open=True, scalar=False
+        )
 
     def init_fn(params):
         _base.check_floating(params, "parameters")
@@ -130,6 +138,7 @@ def cclip(
       Zhang et al., `Why are adaptive methods good for attention models?
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1, "CClip".
     """
+    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),
         clip_by_value(threshold),
@@ -144,4 +153,5 @@ def _clip(tau: Any, g: jax.Array) -> jax.Array:
             f"threshold of shape {jnp.shape(tau)} must be a scalar or have its leaf's "
             f"shape {g.shape}."
         )
-    return jnp.where(jnp.isfinite(g), jnp.clip(g, -tau, tau), jnp.nan)
+    good = jnp.isfinite(g) & (tau >= 0)  # a schedule's bad threshold is loud too
+    return jnp.where(good, jnp.clip(g, -tau, tau), jnp.nan)

@@ -104,13 +104,23 @@ def clip_by_moment(
     _base.check_range("alpha", alpha, 1.0, 2.0)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_choice("scope", scope, _SCOPES)
+    _base.check_dtype("threshold_dtype", threshold_dtype)
+    if inner is not None and not hasattr(inner, "update"):
+        raise TypeError(f"inner must be a gradient transformation, got {inner!r}.")
     inner_tx = optax.with_extra_args_support(inner or optax.identity())
     correct = normalize if bias_correction is None else bias_correction
 
     def init_fn(params):
         _base.check_floating(params, "parameters")
         count = jnp.zeros([], jnp.int32)
-        threshold = _tree.zeros_like(_magnitudes(params, scope, None), threshold_dtype)
+        threshold = _tree.zeros_like(params, threshold_dtype)
+        if scope != "coordinate":
+            # From shapes alone: inside shard_map the sum over devices does not vary
+            # with them, and zeros made from the parameters' own shards would.
+            shapes = jax.eval_shape(lambda p: _magnitudes(p, scope, None), params)
+            threshold = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, threshold_dtype or x.dtype), shapes
+            )
         return ClipByMomentState(count, threshold, inner_tx.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -199,6 +209,7 @@ def adaptive_coordinate_threshold(
     """
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("alpha", alpha, 1.0, 2.0)
+    _base.check_dtype("threshold_dtype", threshold_dtype)
 
     def init_fn(params):
         _base.check_floating(params, "parameters")

@@ -36,7 +36,8 @@ def ema(
       or NaN gradient stays in its coordinate's average for good.
 
     Raises:
-      ValueError: ``decay`` is a concrete number outside its range.
+      ValueError: ``decay`` is a concrete number outside its range, or the dtype is not
+        floating-point.
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
@@ -50,6 +51,7 @@ def ema(
       1.0
     """
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
+    _base.check_dtype("accumulator_dtype", accumulator_dtype)
 
     def init_fn(params):
         _base.check_floating(params, "parameters")

@@ -51,7 +51,8 @@ def clip_by_norm(
 
     Returns:
       A transform with a `ClipByNormState`. Updates keep their structure, shapes and
-      dtypes. Zero updates stay zero.
+      dtypes. Zero updates stay zero. A schedule's NaN or negative threshold makes every
+      entry NaN.
 
     Raises:
       ValueError: a concrete threshold is outside its range, or ``scope`` or
@@ -161,6 +162,7 @@ def gclip(
       Zhang et al., `Why are adaptive methods good for attention models?
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1, "GClip".
     """
+    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),
         clip_by_norm(threshold, axis_name=axis_name),
@@ -184,7 +186,8 @@ def _factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
     lifted = jnp.where(is_far, tau * lift, tau)
     ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
     # Without this an infinite norm would zero every finite entry, silently.
-    ratio = jnp.where(jnp.isfinite(scaled), ratio, jnp.nan)
+    # A schedule's bad threshold is loud too.
+    ratio = jnp.where(jnp.isfinite(scaled) & (tau >= 0), ratio, jnp.nan)
     return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
 
 

@@ -51,7 +51,8 @@ def debias_weight(decay: Any, count: jax.Array) -> jax.Array:
     if isinstance(decay, int | float):
         log = math.log(decay) if decay > 0 else -math.inf
     else:
-        log = jnp.log(decay)
+        positive = decay > 0  # the logarithm has no finite slope at 0
+        log = jnp.where(positive, jnp.log(jnp.where(positive, decay, 1)), -jnp.inf)
     return -jnp.expm1(count * log)
 
 

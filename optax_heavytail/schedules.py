@@ -71,7 +71,9 @@ def clipping_threshold(moment_bound: Any, tail_order: jax.typing.ArrayLike) -> S
       [3.0, 6.0, 9.0]
     """
     for bound in jax.tree.leaves(moment_bound):
-        _base.check_range("moment_bound", bound, 0.0, float("inf"), low_open=True)
+        _base.check_range(
+            "moment_bound", bound, 0.0, float("inf"), low_open=True, scalar=False
+        )
     _check_tail_order(tail_order)
 
     def schedule(count):

@@ -142,3 +142,17 @@ def test_the_error_falls_as_theorem_1_says(order):
 def test_the_misprinted_exponent_does_not_converge_usefully():
     order = 1.2
     assert _slope(order, lambda count: 10 * (count + 1) ** (order - 1)) > -0.15
+
+
+def test_float64_parameters_keep_their_digits():
+    """An int32 divided by an int is a float32 even where x64 is on."""
+    with jax.enable_x64(True):
+        iterates = np.random.default_rng(0).normal(size=(100, 3))
+        tx = oht.weighted_iterate_average(optax.identity())
+        state = tx.init(jnp.asarray(iterates[0]))
+        for x in iterates:
+            _, state = tx.update(jnp.zeros(3), state, jnp.asarray(x))
+        got = oht.weighted_iterate_average_eval_params(state, jnp.zeros(3))
+        want = np.average(iterates, axis=0, weights=np.arange(1, 101))
+        # 100 roundings of 1e-16.
+        np.testing.assert_allclose(got, want, rtol=1e-13)

@@ -281,6 +281,18 @@ def test_sizes_whose_powers_leave_float32(scope, alpha):
             assert_trees_close(updates, expected, 3e-6)  # four powers and roots
 
 
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_norms_beyond_float32_count_as_its_largest_number(scope):
+    """Finite gradients stay finite: a threshold of inf would clip nothing ever after."""
+    tx = jitted(oht.clip_by_moment(scope=scope, b2=0.5, eps=0.0))
+    grads = jnp.full(16, 3e38)
+    updates, state = tx.update(grads, tx.init(grads))
+    np.testing.assert_allclose(updates, 1.5e38, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.tree.leaves(state.threshold)[0], np.finfo(np.float32).max / 2, rtol=1e-6
+    )
+
+
 def test_float16_gradients_of_300():
     grads = jnp.full(8, 300.0, jnp.float16)  # 300^2 overflows float16
     for scope in ("coordinate", "leaf", "global"):

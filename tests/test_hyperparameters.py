@@ -200,3 +200,53 @@ def test_unknown_words_are_named(factory, name, allowed):
         with pytest.raises(ValueError, match=name) as error:
             factory(**{name: word})
         assert str(error.value) == f"{name} must be one of {allowed}, got {word!r}."
+
+
+@pytest.mark.parametrize(
+    "bad", [[0.5, 0.5], [0.5], np.array([0.5, 0.5]), (0.5,)], ids=str
+)
+def test_one_number_is_not_several(bad):
+    """An array would broadcast against a leaf whose last axis happens to fit."""
+    for make in (oht.clip_by_norm, oht.acclip, oht.ema, oht.add_decayed_weights):
+        with pytest.raises(TypeError, match="must be a number"):
+            make(bad)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.complex64])
+def test_a_state_is_not_kept_in_integers(dtype):
+    for make in (
+        lambda: oht.scale_by_acclip(mu_dtype=dtype),
+        lambda: oht.scale_by_acclip(threshold_dtype=dtype),
+        lambda: oht.adaptive_coordinate_threshold(threshold_dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match="must be a floating-point dtype"):
+            make()
+
+
+def test_what_is_no_transform_and_no_threshold():
+    with pytest.raises(TypeError, match=r"inner must be .* got 0\.9"):
+        oht.clip_by_moment(0.9)
+    for empty in (None, {}):
+        with pytest.raises(ValueError, match="threshold must be a number"):
+            oht.clip_by_value(empty)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+@pytest.mark.parametrize("clip", [oht.clip_by_norm, oht.clip_by_value])
+def test_a_bad_threshold_of_a_schedule_is_loud(clip, bad):
+    """It must not turn the clip off, nor the step around."""
+    grads = jnp.array([0.0, 3.0, -4.0])
+    tx = clip(lambda count: jnp.where(count < 1, 1.0, bad))
+    updates, state = tx.update(grads, tx.init(grads))
+    assert np.all(np.isfinite(updates))
+    updates, _ = tx.update(grads, state)
+    assert np.all(np.isnan(updates))
+
+
+def test_a_decay_of_zero_has_a_finite_slope():
+    def last_update(b2):
+        tx = oht.clip_by_moment(b2=b2, bias_correction=True)
+        grads = jnp.array([1.0, -2.0])
+        return jnp.sum(tx.update(grads, tx.init(grads))[0])
+
+    assert np.isfinite(jax.grad(last_update)(0.0))

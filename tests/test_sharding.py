@@ -188,3 +188,34 @@ def test_a_global_clip_in_shard_map_sees_all_shards():
     theirs = norm_of(optax.clip_by_global_norm(1.0))
     np.testing.assert_allclose(theirs, 2**0.5, rtol=1e-6)
     np.testing.assert_allclose(norm_of(oht.clip_by_norm(1.0, axis_name="x")), 1.0)
+
+
+@each_norm()
+def test_shard_map_with_the_state_made_inside(make):
+    """A sum over devices does not vary with them, nor may the zeros it starts from."""
+    tx = make(axis_name=AXES)
+
+    def two_steps(params, *grads):
+        state = tx.init(params)
+
+        def step(state, g):
+            updates, state = tx.update(g, state, params)
+            return state, updates
+
+        _, updates = jax.lax.scan(step, state, jax.tree.map(_stack, *grads))
+        return jax.tree.map(lambda u: u[-1], updates)
+
+    params, grads = make_params(), make_grads()
+    by_hand = jax.shard_map(
+        two_steps,
+        mesh=make_mesh(),
+        in_specs=(BY_HAND,) * (1 + len(grads)),
+        out_specs=BY_HAND,
+    )
+    whole = make()
+    want, _ = run(jax.jit(whole.update), grads, params, whole.init(params))
+    assert_trees_close(jax.jit(by_hand)(params, *grads), want[-1], 2e-6)
+
+
+def _stack(*leaves):
+    return jnp.stack(leaves)

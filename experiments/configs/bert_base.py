@@ -2,7 +2,7 @@
 
 Command: python -m experiments.compare --config=experiments/configs/bert_base.py \
     --workdir=runs/bert_base --config.data.path=<folder of *.txt files>
-Hardware: one GPU or TPU core with 40 GB or more.
+Hardware: one GPU or TPU core with 40 GB or more (an estimate).
 Expected: not measured yet. Every learning rate is a start for a sweep on your text.
 """
 

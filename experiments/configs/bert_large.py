@@ -2,7 +2,7 @@
 
 Command: python -m experiments.compare --config=experiments/configs/bert_large.py \
     --workdir=runs/bert_large --config.data.path=<folder of *.txt files>
-Hardware: one GPU with 80 GB or more.
+Hardware: one GPU with 80 GB or more (an estimate).
 Expected: not measured yet. Every learning rate is a start for a sweep on your text.
 """
 

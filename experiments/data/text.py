@@ -204,7 +204,6 @@ def mask_tokens(tokens: np.ndarray, rng: np.random.Generator, vocab_size: int) -
     wanted = MASKED_FRACTION * eligible.sum(1) + rng.random(batch)
     used = np.arange(slots) < np.floor(wanted)[:, None]
     targets = np.take_along_axis(tokens, positions, axis=1)
-    used &= targets >= len(SPECIAL_TOKENS)
     kind = rng.random((batch, slots))
     random = rng.integers(len(SPECIAL_TOKENS), vocab_size, (batch, slots), np.int32)
     replaced = np.where(kind < 0.8, MASK, np.where(kind < 0.9, random, targets))

@@ -1,7 +1,8 @@
 """Flags that the commands share, and errors as one line."""
 
+import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -20,6 +21,9 @@ flags.mark_flag_as_required("config")
 # The libraries' INFO lines would bury the progress; --verbosity=0 shows them.
 flags.FLAGS.verbosity = logging.WARNING
 
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
 
 def config() -> Config:
     """The config of ``--config`` with the changes of ``--config.name=value``."""
@@ -31,15 +35,39 @@ def config() -> Config:
 
 def workdir() -> Path:
     """The folder of ``--workdir``."""
+    if not WORKDIR.value:
+        raise UserError("--workdir=: must name a folder")
     return Path(WORKDIR.value)
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Refuses an empty list, and a name that is there twice."""
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"{what}={','.join(names)}: must be one or more names, each once"
+        )
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, calls ``main`` and exits; bad input ends in one line."""
+    _keep_freed_memory()
     try:
         app.run(lambda _: main(), flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _keep_freed_memory() -> None:
+    """Stops glibc from returning the buffers of every step to the system.
+
+    XLA allocates them anew in each step. For bert_tiny that was 9,000 page faults a
+    step, and 40% of the processor time.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 2**26)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ def compare(config: Config, workdir: Path) -> str:
       UserError: bad input, or every run diverged.
     """
     names = config.compare.optimizers
+    cli.check_distinct("config.compare.optimizers", names)
     configs = {name: optimizers.select(config, name) for name in names}
     source = tasks.load(config)
     for chosen in configs.values():  # so that the last name fails before the first run

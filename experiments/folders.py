@@ -1,8 +1,11 @@
 """The folder of one run: which config it belongs to, and its records."""
 
+import contextlib
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,38 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes ``workdir`` and keeps other processes out of it.
+
+    Raises:
+      UserError: not writable, or another process trains there.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(workdir, error) from None
+    try:
+        _lock(workdir, handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(workdir: Path, handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--workdir={workdir}: another process trains there") from None
+
+
+def _unwritable(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir={workdir}: {error.strerror}; a writable folder is needed"
+    )
 
 
 def finished(workdir: Path, config: Config) -> runs.Record | None:
@@ -50,15 +85,19 @@ def claim(workdir: Path, config: Config) -> None:
     Raises:
       UserError: not writable.
     """
+    make(workdir)
+    has_metrics = (workdir / METRICS_FILE).exists()
+    if has_metrics and not (workdir / CONFIG_FILE).exists():
+        raise UserError(
+            f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder of "
+            "this program or an empty one"
+        )
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / CONFIG_FILE, _json(config))
-        if (workdir / METRICS_FILE).exists():
+        if has_metrics:
             _set_aside(workdir)
     except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: {error.strerror}; a writable folder is needed"
-        ) from None
+        raise _unwritable(workdir, error) from None
 
 
 def _json(config: Config) -> str:

@@ -43,6 +43,7 @@ def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Reco
     Returns:
       The final record of every run.
     """
+    cli.check_distinct("--optimizers", names)
     grids = {name: grid_configs(config, name) for name in names}
     source = tasks.load(config)
     for chosen in (c for grid in grids.values() for c in grid):
@@ -66,6 +67,8 @@ def grid_configs(config: Config, name: str) -> list[Config]:
         raise UserError(
             f"optimizer {name}: config.sweep.learning_rates has {', '.join(grids)}"
         )
+    if not grids[name]:
+        raise UserError(f"config.sweep.learning_rates.{name}: must not be empty")
     configs = []
     for rate in grids[name]:
         chosen = optimizers.select(config, name)
@@ -142,11 +145,13 @@ def main() -> None:
     """Sweeps as the flags say."""
     config = cli.config()
     names = OPTIMIZERS.value or config.compare.optimizers
+    targets = [cli.workdir() / "sweep"]
+    targets += [Path(RESULTS.value)] if RESULTS.value else []
+    for target in targets:  # before the runs, not after
+        folders.make(target.parent)
     finals = sweep(config, cli.workdir(), names)
     table = markdown(finals)
     print(table)
-    targets = [cli.workdir() / "sweep"]
-    targets += [Path(RESULTS.value)] if RESULTS.value else []
     points = ({key: final.get(key) for key in POINT} for final in finals)
     lines = "".join(json.dumps(point) + "\n" for point in points)
     for target in targets:

@@ -236,23 +236,30 @@ def run(
     """
     check(config)
     resolved = resolve(config, source)
-    final = folders.finished(workdir, resolved)
-    if final is not None:
-        print(f"{workdir}: already {final['status']}", flush=True)
-        return final, program
+    with folders.locked(workdir):
+        final = folders.finished(workdir, resolved)
+        if final is None:
+            return _run(resolved, workdir, source, program)
+    print(f"{workdir}: already {final['status']}", flush=True)
+    return final, program
+
+
+def _run(
+    config: Config, workdir: Path, source: tasks.Source, program: Program | None
+) -> tuple[runs.Record, Program]:
     # A task that cannot be built leaves no folder behind that is taken.
     task = source.build(workdir) if program is None else program.task
-    folders.claim(workdir, resolved)
-    program = program or build_program(resolved, task)
+    folders.claim(workdir, config)
+    program = program or build_program(config, task)
     program.task.save_assets(workdir)
     print(describe(program), flush=True)
-    label = f"{config.optimizer.name} {resolved.optimizer.learning_rate:g}"
+    label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
     with (
         folders.Recorder(workdir) as recorder,
         progress.run_bar(label, config.steps) as bar,
     ):
-        outcome = fit(program, resolved, recorder, bar)
-        final = finish(program, resolved, workdir, recorder, outcome)
+        outcome = fit(program, config, recorder, bar)
+        final = finish(program, config, workdir, recorder, outcome)
     return final, program
 
 

@@ -283,7 +283,7 @@ def test_sizes_whose_powers_leave_float32(scope, alpha):
 
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_norms_beyond_float32_count_as_its_largest_number(scope):
-    """Finite gradients stay finite: a threshold of inf would clip nothing ever after."""
+    """Finite gradients stay finite: a threshold of inf would never clip again."""
     tx = jitted(oht.clip_by_moment(scope=scope, b2=0.5, eps=0.0))
     grads = jnp.full(16, 3e38)
     updates, state = tx.update(grads, tx.init(grads))

@@ -94,7 +94,7 @@ ADAMW = "--config.optimizer.name=adamw"
         (["--config.seed=-1"], ["config.seed=-1", "0 or more"]),
         (["--config.warmup_fraction=2"], ["config.warmup_fraction=2", "[0, 1]"]),
         (["--config.data.sequence_length=2"], ["sequence_length=2", "3 or more"]),
-        (["--config.data.vocab_size=5"], ["vocab_size=5", "6 or more"]),
+        (["--config.data.vocab_size=5"], ["vocab_size=5", "[6, 1048576]"]),
         (["--config.data.split_seed=-1"], ["split_seed=-1", "0 or more"]),
         (["--config.data.sha256=abc"], ["sha256=abc", "the data found has"]),
         (["--config.data.path=/no/such/text"], ["/no/such/text", "No such file"]),
@@ -150,7 +150,7 @@ def test_bad_config_file_and_variant_are_refused(tmp_path):
 def test_unwritable_work_directory_is_refused(tmp_path):
     file = write(tmp_path / "file", b"kept")
     message = refused(train.main, f"--config={TINY}:smoke", f"--workdir={file}/run")
-    assert f"--workdir={file}/run: Not a directory" in message
+    assert f"{file}/run: Not a directory" in message
     assert file.read_bytes() == b"kept"
 
 
@@ -394,3 +394,46 @@ def test_sweep_table_shows_best_divergence_and_edge():
     assert "| adamw | 0.4 | diverged at step 100 |" in table
     assert "edge of the grid for: gclip." in table
     assert "edge of its grid" in sweep.markdown(POINTS[:3])
+
+
+SMOKE = f"--config={TINY}:smoke"
+
+
+def test_a_workdir_that_is_empty_or_not_ours_is_refused(tmp_path):
+    assert "--workdir=" in refused(train.main, SMOKE, "--workdir=")
+    write(tmp_path / "metrics.jsonl", b'{"kind": "final"}\n')
+    message = refused(train.main, SMOKE, f"--workdir={tmp_path}")
+    assert "metrics.jsonl without config.json" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path):
+    write(tmp_path / "tokenizer.json", b"garbage")
+    message = refused(train.main, SMOKE, f"--workdir={tmp_path}")
+    assert "tokenizer.json: not a tokenizer" in message
+
+
+def test_a_validation_part_shorter_than_a_sequence_is_refused(tmp_path):
+    text = write(tmp_path / "two.txt", b"one long paragraph " * 200 + b"\n\nhi")
+    flags_ = (SMOKE, f"--config.data.path={text}", "--config.data.split_seed=1")
+    message = refused(train.main, *flags_, f"--workdir={tmp_path / 'run'}")
+    assert "validation tokens" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_beyond_reason_is_refused(tmp_path):
+    size = "--config.data.vocab_size=1000000000"
+    message = refused(train.main, SMOKE, size, f"--workdir={tmp_path / 'run'}")
+    assert "vocab_size=1000000000: must be in [6, 1048576]" in message
+
+
+def test_names_and_grids_are_checked_before_the_first_run(tmp_path):
+    where = f"--workdir={tmp_path / 'run'}"
+    twice = "--config.compare.optimizers=('adamw','adamw')"
+    assert "adamw,adamw: must be" in refused(compare.main, SMOKE, where, twice)
+    empty = "--config.sweep.learning_rates.adamw=()"
+    message = refused(sweep.main, SMOKE, where, "--optimizers=adamw", empty)
+    assert "learning_rates.adamw: must not be empty" in message
+    file = write(tmp_path / "file", b"")
+    results = f"--results={file / 'x'}"
+    assert "a writable folder" in refused(sweep.main, SMOKE, where, results)

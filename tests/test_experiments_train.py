@@ -274,6 +274,14 @@ def test_interrupted_run_starts_again_and_keeps_its_metrics(tmp_path, cut):
     assert (aside / "metrics.jsonl").read_bytes() == left
 
 
+def test_folder_in_use_by_another_process_is_refused(tmp_path):
+    config, workdir = toy_task.config(steps=3), tmp_path / "run"
+    with folders.locked(workdir), pytest.raises(UserError, match="another process"):
+        train.run(config, workdir, toy_task.source(), None)
+    final, _ = train.run(config, workdir, toy_task.source(), None)
+    assert final["status"] == "complete"
+
+
 def test_failed_start_leaves_the_folder_free(tmp_path):
     def fail(workdir):
         raise UserError("too short")

@@ -15,6 +15,7 @@ from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
 from experiments.types import Config
 
 TOKENIZER_FILE = "tokenizer.json"
+LARGEST_VOCABULARY = 2**20  # far above that the tokenizer aborts the whole process
 
 
 def load(config: Config) -> Source:
@@ -32,9 +33,10 @@ def _check(config: Config) -> None:
             "for [CLS], a token and [SEP]"
         )
     smallest = len(text.SPECIAL_TOKENS) + 1
-    if data.vocab_size < smallest:
+    if not smallest <= data.vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
-            f"config.data.vocab_size={data.vocab_size}: must be {smallest} or more"
+            f"config.data.vocab_size={data.vocab_size}: must be in "
+            f"[{smallest}, {LARGEST_VOCABULARY}]"
         )
     if data.split_seed < 0:
         raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
@@ -65,12 +67,13 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
     train = text.encode(tokenizer, split.train)
     validation = text.encode(tokenizer, split.validation)
     num_train, num_validation = sum(map(len, train)), sum(map(len, validation))
-    if num_train < data.sequence_length - 2:
-        raise UserError(
-            f"config.data.path={data.path}: the text has {num_train} training tokens, "
-            f"one sequence needs {data.sequence_length - 2} "
-            f"(config.data.sequence_length={data.sequence_length})"
-        )
+    for part, number in (("training", num_train), ("validation", num_validation)):
+        if number < data.sequence_length - 2:
+            raise UserError(
+                f"config.data.path={data.path}: the text has {number} {part} tokens, "
+                f"one sequence needs {data.sequence_length - 2} "
+                f"(config.data.sequence_length={data.sequence_length})"
+            )
     pipeline = text.train_pipeline(
         text.windows(train, data.sequence_length),
         config.batch_size,
@@ -83,6 +86,11 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
         data.split_seed,
         vocab_size,
     )
+    if not sum(batch["weights"].sum() for batch in held_out):
+        raise UserError(
+            f"config.data.path={data.path}: {num_validation} validation tokens are too "
+            "few to mask one of them"
+        )
     model_config = bert.BertConfig(
         vocab_size=vocab_size, max_length=data.sequence_length, **config.model
     )
@@ -113,7 +121,10 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
 
 def _tokenizer(path: Path, documents: tuple[str, ...], vocab_size: int) -> Tokenizer:
     if path.exists():
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower class
+            raise UserError(f"{path}: not a tokenizer ({error})") from None
     return text.train_tokenizer(documents, vocab_size)
 
 

@@ -64,7 +64,7 @@ def _keep_freed_memory() -> None:
     step, and 40% of the processor time.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):  # musl has none
+    if libc is not None and hasattr(libc, "mallopt"):  # musl has none
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 2**26)

@@ -34,11 +34,8 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: not writable, or another process trains there.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise _unwritable(workdir, error) from None
+    make(workdir)
+    handle = os.open(workdir, os.O_RDONLY)
     try:
         _lock(workdir, handle)
         yield
@@ -51,12 +48,6 @@ def _lock(workdir: Path, handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"--workdir={workdir}: another process trains there") from None
-
-
-def _unwritable(workdir: Path, error: OSError) -> UserError:
-    return UserError(
-        f"--workdir={workdir}: {error.strerror}; a writable folder is needed"
-    )
 
 
 def finished(workdir: Path, config: Config) -> runs.Record | None:
@@ -97,7 +88,23 @@ def claim(workdir: Path, config: Config) -> None:
         if has_metrics:
             _set_aside(workdir)
     except OSError as error:
-        raise _unwritable(workdir, error) from None
+        raise _not_writable(workdir, error) from None
+
+
+def make(folder: Path) -> None:
+    """Makes a folder, with those it lies in.
+
+    Raises:
+      UserError: not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: {error.strerror}; a writable folder is needed")
 
 
 def _json(config: Config) -> str:

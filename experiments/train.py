@@ -236,21 +236,19 @@ def run(
     """
     check(config)
     resolved = resolve(config, source)
-    with folders.locked(workdir):
-        final = folders.finished(workdir, resolved)
-        if final is None:
-            return _run(resolved, workdir, source, program)
-    print(f"{workdir}: already {final['status']}", flush=True)
-    return final, program
-
-
-def _run(
-    config: Config, workdir: Path, source: tasks.Source, program: Program | None
-) -> tuple[runs.Record, Program]:
+    final = folders.finished(workdir, resolved)
+    if final is not None:
+        print(f"{workdir}: already {final['status']}", flush=True)
+        return final, program
     # A task that cannot be built leaves no folder behind that is taken.
     task = source.build(workdir) if program is None else program.task
-    folders.claim(workdir, config)
-    program = program or build_program(config, task)
+    with folders.locked(workdir):
+        folders.claim(workdir, resolved)
+        program = program or build_program(resolved, task)
+        return _run(program, resolved, workdir), program
+
+
+def _run(program: Program, config: Config, workdir: Path) -> runs.Record:
     program.task.save_assets(workdir)
     print(describe(program), flush=True)
     label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
@@ -259,8 +257,7 @@ def _run(
         progress.run_bar(label, config.steps) as bar,
     ):
         outcome = fit(program, config, recorder, bar)
-        final = finish(program, config, workdir, recorder, outcome)
-    return final, program
+        return finish(program, config, workdir, recorder, outcome)
 
 
 def finish(

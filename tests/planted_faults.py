@@ -218,8 +218,8 @@ FAULTS = [
     Fault(
         "infinite norm turns the rest to zero",
         GCLIP,
-        "ratio = jnp.where(jnp.isfinite(scaled), ratio, jnp.nan)",
-        "ratio = ratio + 0",
+        "jnp.isfinite(scaled) & (tau >= 0)",
+        "tau >= 0",
         ("tests/test_gclip.py", "-k", "bad_entries"),
     ),
     Fault(
@@ -239,9 +239,16 @@ FAULTS = [
     Fault(
         "infinite entry passed off as a large one",
         CCLIP,
-        "return jnp.where(jnp.isfinite(g), jnp.clip(g, -tau, tau), jnp.nan)",
-        "return jnp.clip(g, -tau, tau)",
+        "jnp.isfinite(g) & (tau >= 0)",
+        "tau >= 0",
         ("tests/test_cclip.py", "-k", "bad"),
+    ),
+    Fault(
+        "bad threshold of a schedule accepted",
+        CCLIP,
+        "jnp.isfinite(g) & (tau >= 0)",
+        "jnp.isfinite(g)",
+        ("tests/test_cclip.py", "-k", "schedule"),
     ),
     Fault(
         "clip on one side",

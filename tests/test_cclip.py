@@ -119,6 +119,14 @@ def test_properties_of_a_clip(grads, exponent):
     assert_trees_equal(_clip(threshold, u), u)  # idempotent
 
 
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+def test_a_bad_threshold_of_a_schedule_is_loud(bad):
+    tx = oht.clip_by_value(lambda count: {"a": np.float32([bad, 1.0]), "b": bad})
+    got = one_step(tx, {"a": np.float32([0.5, 0.5]), "b": np.zeros(2, np.float32)})
+    np.testing.assert_array_equal(got["a"], [np.nan, 0.5])
+    assert np.all(np.isnan(got["b"]))
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_bad_entry_is_loud_and_alone(bad):
     got = one_step(oht.clip_by_value(1.0), np.float32([0.5, bad, -3.0]))

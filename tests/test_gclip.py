@@ -232,6 +232,14 @@ def test_the_threshold_may_be_a_schedule_from_count_zero():
         np.testing.assert_allclose(updates, k * jnp.array([0.6, 0.8]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+def test_a_bad_threshold_of_a_schedule_is_loud(bad):
+    for scope in ("global", "leaf"):
+        for size in (0.0, 1.0):
+            tx = oht.clip_by_norm(lambda count: bad, scope=scope)
+            assert np.all(np.isnan(one_step(tx, np.full(3, size, np.float32))))
+
+
 def test_dtypes_mixed_within_a_tree():
     grads = {"a": jnp.full(9, 300, jnp.float16), "b": jnp.array([400.0])}
     got = one_step(oht.clip_by_norm(1.0), grads)

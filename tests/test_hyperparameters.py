@@ -142,9 +142,45 @@ def test_traced_numbers_pass(factory, valid, name, rule):
 
 @each_argument
 def test_what_is_no_number_is_named(factory, valid, name, rule):
-    for value in ("0.5", 0.5j, True):
+    for value in ("0.5", 0.5j, True, {"a": "0.5"}):
         with pytest.raises(TypeError, match="must be a number"):
             factory(**valid | {name: value})
+
+
+@pytest.mark.parametrize("value", [[0.5], np.array([0.5]), jnp.ones(2)], ids=str)
+def test_arrays_are_no_numbers(value):
+    for factory, valid, rules in RANGES.values():
+        for name in set(rules) - {"moment_bound", "threshold"}:
+            with pytest.raises(TypeError, match=f"{name} must be a number"):
+                factory(**valid | {name: value})
+    with pytest.raises(TypeError, match="threshold must be a number"):
+        oht.clip_by_norm(value)
+
+
+def test_thresholds_of_no_leaves():
+    for empty in ({}, None):
+        with pytest.raises(ValueError, match="threshold must be a number, tree or"):
+            oht.clip_by_value(empty)
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (functools.partial(oht.ema, 0.9), "accumulator_dtype"),
+        (oht.clip_by_moment, "threshold_dtype"),
+        (oht.adaptive_coordinate_threshold, "threshold_dtype"),
+        (oht.scale_by_acclip, "threshold_dtype"),
+    ],
+)
+def test_states_are_floating_point(factory, name):
+    for dtype in (jnp.int32, "complex64", bool):
+        with pytest.raises(ValueError, match=f"{name} must be a floating-point dtype"):
+            factory(**{name: dtype})
+
+
+def test_what_is_no_transform_is_named():
+    with pytest.raises(TypeError, match="inner must be a gradient transformation, got"):
+        oht.clip_by_moment(oht.ema)
 
 
 def test_every_number_of_every_factory_is_checked():

@@ -75,6 +75,7 @@ def scale_by_acclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020, section 5, "ACClip".
     """
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_dtype("mu_dtype", mu_dtype)
     correct = normalize if bias_correction is None else bias_correction
     return clip_by_moment(
         ema(b1, debias=correct, accumulator_dtype=mu_dtype),

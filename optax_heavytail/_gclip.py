@@ -163,6 +163,7 @@ def gclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1, "GClip".
     """
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_dtype("mu_dtype", mu_dtype)
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),
         clip_by_norm(threshold, axis_name=axis_name),

@@ -69,7 +69,8 @@ def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax
     """
     if isinstance(exponent, int | float) and exponent == 1:
         return decay * old + (1 - decay) * new
-    largest = jnp.maximum(old, new)
+    # The mean scales with its arguments, so its slope along this scale is 0.
+    largest = jax.lax.stop_gradient(jnp.maximum(old, new))
     old, new = safe_divide(old, largest), safe_divide(new, largest)
     if isinstance(exponent, int | float) and exponent == 2:
         power, root = jnp.square, jnp.sqrt

@@ -161,7 +161,9 @@ def mask_coverage(mask: Mask, params: optax.Params) -> MaskCoverage:
     Raises:
       ValueError: ``mask`` is not a tree prefix of ``params``.
     """
-    mask = mask(params) if callable(mask) else mask
+    # An Equinox module may be callable, and a mask of one is a module.
+    leaves = jax.tree.leaves(mask)
+    mask = mask(params) if leaves and all(map(callable, leaves)) else mask
     sizes = jax.tree.map(
         lambda m, part: [(bool(m), math.prod(p.shape)) for p in jax.tree.leaves(part)],
         mask,

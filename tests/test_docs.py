@@ -24,7 +24,7 @@ EXCUSED: dict[str, str] = {}  # "page:line" of a Python block that is not run: w
 
 # Another spelling of "python" would hide a block from the tests.
 LANGUAGES = {"python", "bash", "text", "{eval-rst}", "{toctree}"}
-OUTPUTS = ("docs/_build/", "experiments/results/")
+OUTPUTS = (".venv", "docs/_build/", "experiments/results/")
 
 
 @dataclasses.dataclass(frozen=True)

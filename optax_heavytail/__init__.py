@@ -2,6 +2,9 @@
 
 from optax_heavytail import schedules
 from optax_heavytail._acclip import acclip, scale_by_acclip
+from optax_heavytail._adam import adamw_decoupled, scale_by_adam
+from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
+from optax_heavytail._amsgrad import amsgrad, scale_by_amsgrad
 from optax_heavytail._averaging import (
     WeightedIterateAverageState,
     weighted_iterate_average,
@@ -14,10 +17,37 @@ from optax_heavytail._clip_by_moment import (
     adaptive_coordinate_threshold,
     clip_by_moment,
 )
+from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
+from optax_heavytail._lambc import lambc
+from optax_heavytail._larsc import larsc
 from optax_heavytail._learning_rate import scale_by_learning_rate
-from optax_heavytail._readers import get_momentum, get_threshold
+from optax_heavytail._neumann import NeumannState, neumann, neumann_eval_params
+from optax_heavytail._neumann_two_loop import (
+    NeumannInnerLoopState,
+    neumann_inner_loop,
+    neumann_two_loop,
+)
+from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
+from optax_heavytail._sgdw import sgdw
+from optax_heavytail._sign_agreement import (
+    ScaleBySignAgreementState,
+    addsign,
+    powersign,
+    scale_by_addsign,
+    scale_by_powersign,
+)
+from optax_heavytail._snapshots import (
+    SnapshotEnsembleState,
+    snapshot_ensemble,
+    snapshot_predictions,
+)
+from optax_heavytail._trace import trace
+from optax_heavytail._trust_ratio import (
+    ScaleByClippedTrustRatioState,
+    scale_by_clipped_trust_ratio,
+)
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
     MaskCoverage,
@@ -26,10 +56,15 @@ from optax_heavytail._weight_decay import (
     mask_coverage,
 )
 from optax_heavytail.schedules import (
+    BatchSizePlan,
     clipping_threshold,
+    grow_batch,
+    neumann_momentum,
     nonconvex_step,
     nonconvex_threshold,
     strongly_convex_step,
+    transformer_schedule,
+    warm_restarts,
 )
 
 __version__ = "0.1.0"
@@ -37,31 +72,67 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveCoordinateThresholdState",
     "AddDecayedWeightsState",
+    "BatchSizePlan",
     "ClipByMomentState",
     "ClipByNormState",
     "ClipByValueState",
     "MaskCoverage",
+    "NeumannInnerLoopState",
+    "NeumannState",
+    "ScaleByAdashiftState",
+    "ScaleByClippedTrustRatioState",
+    "ScaleBySignAgreementState",
+    "SnapshotEnsembleState",
     "WeightedIterateAverageState",
     "acclip",
+    "adamw_decoupled",
     "adaptive_coordinate_threshold",
+    "adashift",
     "add_decayed_weights",
+    "addsign",
+    "amsgrad",
     "cclip",
     "clip_by_moment",
     "clip_by_norm",
     "clip_by_value",
+    "clipped_gd",
     "clipping_threshold",
     "decay_mask",
     "ema",
     "gclip",
     "get_momentum",
     "get_threshold",
+    "get_trust_ratio",
+    "grow_batch",
+    "lambc",
+    "larsc",
     "mask_coverage",
+    "neumann",
+    "neumann_eval_params",
+    "neumann_inner_loop",
+    "neumann_momentum",
+    "neumann_two_loop",
     "nonconvex_step",
     "nonconvex_threshold",
+    "normalize_by_norm",
+    "normalized_gd",
+    "powersign",
     "scale_by_acclip",
+    "scale_by_adam",
+    "scale_by_adashift",
+    "scale_by_addsign",
+    "scale_by_amsgrad",
+    "scale_by_clipped_trust_ratio",
     "scale_by_learning_rate",
+    "scale_by_powersign",
     "schedules",
+    "sgdw",
+    "snapshot_ensemble",
+    "snapshot_predictions",
     "strongly_convex_step",
+    "trace",
+    "transformer_schedule",
+    "warm_restarts",
     "weighted_iterate_average",
     "weighted_iterate_average_eval_params",
 ]

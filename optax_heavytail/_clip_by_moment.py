@@ -256,6 +256,6 @@ def _debias(threshold, b2, alpha, count):
 
 
 def _factor(threshold, size, eps):
-    factor = jnp.minimum(_tree.safe_divide(threshold, size + eps), 1)
+    factor = _tree.minimum(_tree.safe_divide(threshold, size + eps), 1)
     # Without this an infinite norm would zero every finite entry, silently.
     return jnp.where(jnp.isfinite(size), factor, jnp.nan)

@@ -63,6 +63,32 @@ def get_momentum(state: optax.OptState) -> Any:
     return get_field(state, "ema")
 
 
+def get_trust_ratio(state: optax.OptState, *, raw: bool = False) -> Any:
+    """Reads the trust ratios of the last update, as `get_threshold` does.
+
+    Args:
+      state: the state of LAMBC, LARSC or `scale_by_clipped_trust_ratio`, or one that
+        contains it.
+      raw: whether to read the ratios before the bounds.
+
+    Returns:
+      A tree like the parameters with one ratio for each layer.
+
+    Raises:
+      ValueError: no ratio in ``state``, or several that do not complement each other.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.larsc(0.1, trust_coefficient=0.5, trust_ratio_bounds=(0.0, 0.125))
+      >>> params = jnp.array([4.0])
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> float(get_trust_ratio(state)), float(get_trust_ratio(state, raw=True))
+      (0.125, 0.5)
+    """
+    return get_field(state, "raw_trust_ratio" if raw else "trust_ratio")
+
+
 def get_field(state: optax.OptState, name: str) -> Any:
     """The NamedTuple field ``name`` within ``state``, its masked parts put together."""
 

@@ -42,7 +42,21 @@ def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
-def debias_weight(decay: Any, count: jax.Array) -> jax.Array:
+def minimum(x: jax.Array, y: Any) -> jax.Array:
+    """The smaller, with the slope of the one that was taken; NaN if either is.
+
+    The slope of `jnp.minimum` compares the result with both. XLA may round a copy of
+    them in another fusion otherwise, which equals neither: a slope of 0.
+    """
+    return jnp.where((x < y) | jnp.isnan(x), x, y)
+
+
+def maximum(x: jax.Array, y: Any) -> jax.Array:
+    """The larger, with the slope of the one that was taken; NaN if either is."""
+    return jnp.where((x > y) | jnp.isnan(x), x, y)
+
+
+def debias_weight(decay: Any, count: Any) -> jax.Array:
     """``1 - decay^count``, to full precision.
 
     In float32 the subtraction loses 5 digits of 7 for a decay of 0.999 at count 1, and
@@ -98,7 +112,7 @@ class Norm(NamedTuple):
     def value(self) -> jax.Array:
         """The norm itself; the largest number there is where it would overflow."""
         largest = jnp.finfo(self.scaled.dtype).max
-        value = jnp.minimum(self.scaled / self.scale, largest)
+        value = minimum(self.scaled / self.scale, largest)
         return jnp.where(jnp.isfinite(self.scaled), value, self.scaled)
 
 
@@ -129,6 +143,8 @@ def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) ->
     leaves, treedef = jax.tree.flatten(tree)
     axes = _leaf_axes(axis_name, tree)
     layers = broadcast_prefix(layer_axis, tree, lambda x: x is None)
+    for x, layer in zip(leaves, layers, strict=True):
+        _check_layer_axis(layer, x)
 
     def sums_of_squares(leaves, scales):
         return [
@@ -144,6 +160,14 @@ def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> ja
     if layer_axis is None or jnp.ndim(values) == 0:
         return values
     return jnp.expand_dims(values, _other_axes(x, layer_axis))
+
+
+def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
+    if layer_axis is not None and not -x.ndim <= layer_axis < x.ndim:
+        raise ValueError(
+            f"layer_axis must be an axis of each leaf it is for, got {layer_axis} for "
+            f"one of shape {x.shape}."
+        )
 
 
 def _other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
@@ -207,6 +231,9 @@ def _leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
 def broadcast_prefix(prefix: Any, tree: Any, is_leaf: Any) -> list[Any]:
     """The leaves of a tree prefix, repeated so that each leaf of ``tree`` has one."""
     values = []
+    # `optax.tree.map_params` initialises with a placeholder that no prefix matches.
+    if not jax.tree.leaves(tree):
+        return values
     jax.tree.map(
         lambda value, part: values.extend([value] * len(jax.tree.leaves(part))),
         prefix,

@@ -74,6 +74,18 @@ def _half_life(count):
     return 0.5 ** (count / 2)
 
 
+def _from_one(count):
+    return 1 - 0.2 * count
+
+
+def _grad_fn(params, k=0):
+    """The gradient of a strongly convex function, another one in each inner step."""
+    return jax.tree.map(lambda w: (0.3 + 0.1 * k) * w + 0.1 * jnp.sin(w), params)
+
+
+# w - v has lost about one digit of its parameters' seven.
+_CANCELS = {"drift": 2e-5}
+_STACKED = {"kernel": 0, "bias": None}
 _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
 _DTYPES = ("mu_dtype", "threshold_dtype")
@@ -268,5 +280,200 @@ CASES = {
         {"inner": oht.acclip(0.1, normalize=True)},
         needs_params=True,
         variant=True,
+    ),
+    "trace": Case(oht.trace, {"decay": 0.9}),
+    "trace-nesterov": Case(oht.trace, {"decay": 0.9, "nesterov": True}, variant=True),
+    "trace-bfloat16": Case(
+        oht.trace,
+        {"decay": 0.9, "accumulator_dtype": jnp.bfloat16},
+        ("accumulator_dtype",),
+        **_BF16,
+        variant=True,
+    ),
+    "by_adam": Case(oht.scale_by_adam),
+    "by_adam-uncorrected": Case(
+        oht.scale_by_adam, {"bias_correction": False}, variant=True
+    ),
+    "by_adam-bfloat16": Case(
+        oht.scale_by_adam,
+        {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16},
+        ("mu_dtype", "nu_dtype"),
+        **_BF16,
+        variant=True,
+    ),
+    "adamw_decoupled": Case(oht.adamw_decoupled, {"learning_rate": 0.1}, variant=True),
+    "adamw_decoupled-all": Case(
+        oht.adamw_decoupled,
+        {
+            "learning_rate": _half_life,
+            "b1": 0,
+            "weight_decay": 0.1,
+            "multiplier": oht.warm_restarts(1.0, t_0=2),
+            "bias_correction": False,
+            "mask": _matrices,
+        },
+        ("mask",),
+        needs_params=True,
+    ),
+    "by_amsgrad": Case(oht.scale_by_amsgrad),
+    "amsgrad": Case(oht.amsgrad, {"learning_rate": 0.1}, variant=True),
+    "amsgrad-corrected": Case(
+        oht.amsgrad,
+        {"learning_rate": 0.1, "b2": 0.5, "bias_correction": True},
+        variant=True,
+    ),
+    "by_adashift": Case(oht.scale_by_adashift, {"b2": 0.5, "n": 1}, ("n",)),
+    "adashift": Case(
+        oht.adashift, {"learning_rate": 0.1, "b1": 0, "n": 3}, ("n",), variant=True
+    ),
+    "by_powersign": Case(oht.scale_by_powersign),
+    "powersign-decay": Case(
+        oht.powersign,
+        {"learning_rate": 0.1, "b1": 0.5, "base": 2, "decay": _from_one},
+        variant=True,
+    ),
+    "by_addsign": Case(oht.scale_by_addsign),
+    "addsign-decay": Case(
+        oht.addsign,
+        {"learning_rate": 0.1, "b1": 0.5, "alpha": 2, "decay": _from_one},
+        variant=True,
+    ),
+    "normalize": Case(oht.normalize_by_norm),
+    "normalize-exactly": Case(oht.normalize_by_norm, {"offset": 0.0}, variant=True),
+    "clipped_gd": Case(oht.clipped_gd, {"learning_rate": 0.1, "max_update_norm": 0.5}),
+    "clipped_gd-schedules": Case(
+        oht.clipped_gd,
+        {"learning_rate": _half_life, "max_update_norm": _half_life},
+        variant=True,
+    ),
+    "normalized_gd": Case(
+        oht.normalized_gd, {"learning_rate": 0.1, "momentum": 0.5}, variant=True
+    ),
+    "ratio": Case(oht.scale_by_clipped_trust_ratio, needs_params=True),
+    "ratio-unbounded": Case(
+        oht.scale_by_clipped_trust_ratio,
+        {"lower": None, "upper": None, "trust_coefficient": 0.1, "eps": 0.01},
+        needs_params=True,
+        variant=True,
+    ),
+    "ratio-schedules": Case(
+        oht.scale_by_clipped_trust_ratio,
+        {"lower": _half_life, "upper": lambda count: 2 - _half_life(count)},
+        needs_params=True,
+        variant=True,
+    ),
+    "ratio-layers": Case(
+        oht.scale_by_clipped_trust_ratio,
+        {"lower": 0.1, "upper": None, "layer_axis": _STACKED},
+        ("layer_axis",),
+        needs_params=True,
+        any_tree=False,
+    ),
+    "ratio-mask": Case(
+        oht.scale_by_clipped_trust_ratio,
+        {"mask": _matrices, "upper": 2},
+        ("mask",),
+        needs_params=True,
+    ),
+    "lambc": Case(oht.lambc, {"learning_rate": 0.1}, needs_params=True, variant=True),
+    "lambc-all": Case(
+        oht.lambc,
+        {
+            "learning_rate": _half_life,
+            "weight_decay": 0.1,
+            "mask": _matrices,
+            "trust_ratio_bounds": (0.1, _half_life),
+            "bias_correction": True,
+            "max_grad_norm": 1.0,
+            "trust_ratio_mask": _matrices,
+            "layer_axis": _STACKED,
+            "mu_dtype": jnp.bfloat16,
+            "nu_dtype": jnp.float32,
+        },
+        ("mask", "trust_ratio_mask", "layer_axis", "mu_dtype", "nu_dtype"),
+        needs_params=True,
+        any_tree=False,
+        **_BF16,
+    ),
+    "larsc": Case(oht.larsc, {"learning_rate": 0.1}, needs_params=True, variant=True),
+    "larsc-all": Case(
+        oht.larsc,
+        {
+            "learning_rate": _half_life,
+            "weight_decay": _half_life,
+            "mask": _matrices,
+            "trust_coefficient": 0.1,
+            "trust_ratio_bounds": (_half_life, None),
+            "nesterov": True,
+            "trust_ratio_mask": _matrices,
+            "eps": 1e-3,
+        },
+        ("mask", "trust_ratio_mask"),
+        needs_params=True,
+    ),
+    "sgdw": Case(oht.sgdw, {"learning_rate": 0.1}, variant=True),
+    "sgdw-all": Case(
+        oht.sgdw,
+        {
+            "learning_rate": 0.1,
+            "weight_decay": _half_life,
+            "multiplier": _half_life,
+            "mask": _matrices,
+        },
+        ("mask",),
+        needs_params=True,
+    ),
+    "neumann": Case(
+        oht.neumann,
+        {"learning_rate": 0.1, "reset_interval": 2},
+        needs_params=True,
+        **_CANCELS,
+    ),
+    "neumann-burn-in": Case(
+        oht.neumann,
+        {
+            "learning_rate": _half_life,
+            "cubic": 0.1,
+            "repulsive": 0.1,
+            "repulsive_scale": "params",
+            "burn_in_steps": 1,
+            "momentum": lambda count: 1 - 0.5 ** (count + 1),
+        },
+        ("momentum",),  # its count starts after the burn-in
+        needs_params=True,
+        **_CANCELS,
+        variant=True,
+    ),
+    "inner_loop": Case(
+        oht.neumann_inner_loop,
+        {"learning_rate": 0.5, "num_inner_steps": 3},
+        needs_params=True,
+        extra_args={"grad_fn": _grad_fn},
+    ),
+    "inner_loop-hvp": Case(
+        oht.neumann_inner_loop,
+        {"learning_rate": _half_life, "num_inner_steps": 2, "use_hvp": True},
+        needs_params=True,
+        extra_args={"grad_fn": _grad_fn},
+        variant=True,
+    ),
+    "two_loop": Case(
+        oht.neumann_two_loop,
+        {
+            "learning_rate": 0.5,
+            "num_inner_steps": 2,
+            "outer_learning_rate": _half_life,
+            "convexify": (-0.1, 1.0),
+            "fresh_batches": True,
+        },
+        needs_params=True,
+        extra_args={"grad_fn": _grad_fn},
+        variant=True,
+    ),
+    "snapshots": Case(
+        oht.snapshot_ensemble,
+        {"inner": oht.gclip(0.1, 1.0), "num_snapshots": 3, "t_0": 1, "t_mult": 2},
+        ("num_snapshots", "t_0", "t_mult"),
+        needs_params=True,
     ),
 }

@@ -39,7 +39,7 @@ def test_every_factory_has_a_case(name):
 
 
 def test_the_factories_are_the_transforms():
-    assert len(FACTORIES) == 12
+    assert len(FACTORIES) == 34
     made = {type(case.make()).__name__ for case in CASES.values()}
     assert made == {"GradientTransformationExtraArgs"}
 
@@ -105,6 +105,49 @@ SIGNATURES = {
     "get_momentum": "state",
     "decay_mask": "params",
     "mask_coverage": "mask, params",
+    "trace": "decay, nesterov=False, accumulator_dtype=None",
+    "scale_by_adam": "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True, "
+    "mu_dtype=None, nu_dtype=None",
+    "adamw_decoupled": "learning_rate, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0, "
+    "multiplier=1.0, bias_correction=True, *, mask=None",
+    "scale_by_amsgrad": "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=False",
+    "amsgrad": "learning_rate, b1=0.9, b2=0.999, eps=1e-08, bias_correction=False",
+    "scale_by_adashift": "b1=0.9, b2=0.999, eps=1e-10, n=10",
+    "adashift": "learning_rate, b1=0.9, b2=0.999, eps=1e-10, n=10",
+    "scale_by_powersign": "b1=0.9, base=2.718281828459045, decay=None",
+    "scale_by_addsign": "b1=0.9, alpha=1.0, decay=None",
+    "powersign": "learning_rate, b1=0.9, base=2.718281828459045, decay=None",
+    "addsign": "learning_rate, b1=0.9, alpha=1.0, decay=None",
+    "clipped_gd": "learning_rate, max_update_norm, *, axis_name=None",
+    "normalize_by_norm": "offset=1e-08, *, axis_name=None",
+    "normalized_gd": "learning_rate, offset=1e-08, momentum=0.0, *, axis_name=None",
+    "scale_by_clipped_trust_ratio": "lower=0.0, upper=1.0, *, layer_axis=None, "
+    "mask=None, axis_name=None, trust_coefficient=1.0, eps=0.0",
+    "lambc": "learning_rate, b1=0.9, b2=0.999, eps=1e-06, weight_decay=0.0, mask=None,"
+    " *, trust_ratio_bounds=(0.0, 1.0), bias_correction=False, max_grad_norm=None, "
+    "trust_ratio_mask=None, layer_axis=None, mu_dtype=None, nu_dtype=None, "
+    "axis_name=None",
+    "larsc": "learning_rate, weight_decay=0.0, mask=None, *, trust_coefficient=0.001, "
+    "trust_ratio_bounds=(0.0, 1.0), momentum=0.9, nesterov=False, "
+    "trust_ratio_mask=None, eps=0.0, layer_axis=None, axis_name=None",
+    "sgdw": "learning_rate, momentum=0.9, weight_decay=0.0, multiplier=1.0, *, "
+    "mask=None",
+    "neumann": "learning_rate, *, cubic=1e-07, repulsive=1e-05, "
+    "repulsive_scale='leaves', ema_decay=0.99, momentum=None, burn_in_steps=0, "
+    "reset_interval=None, reset_growth=2, axis_name=None",
+    "neumann_eval_params": "state, params",
+    "neumann_inner_loop": "learning_rate, num_inner_steps, *, convexify=None, "
+    "fresh_batches=False, use_hvp=False",
+    "neumann_two_loop": "learning_rate, num_inner_steps, *, outer_learning_rate=None, "
+    "convexify=None, fresh_batches=False, use_hvp=False",
+    "snapshot_ensemble": "inner, num_snapshots, *, t_0, t_mult=1",
+    "snapshot_predictions": "state, predict_fn",
+    "warm_restarts": "max_value, t_0, t_mult=1, min_value=0.0",
+    "transformer_schedule": "model_dim, warmup_steps, scale=1.0",
+    "grow_batch": "learning_rate, num_steps, batch_size, max_batch_size, *, "
+    "multiple_of=1",
+    "neumann_momentum": "minimum=0.5, maximum=0.9",
+    "get_trust_ratio": "state, *, raw=False",
 }
 
 
@@ -123,6 +166,20 @@ def test_signatures(name):
 
 
 FIELDS = {
+    "BatchSizePlan": ("learning_rate", "batch_size"),
+    "NeumannInnerLoopState": ("count",),
+    "NeumannState": (
+        "count",
+        "next_reset",
+        "interval",
+        "mu",
+        "momentum",
+        "average",
+    ),
+    "ScaleByAdashiftState": ("count", "nu", "window"),
+    "ScaleByClippedTrustRatioState": ("count", "trust_ratio", "raw_trust_ratio"),
+    "ScaleBySignAgreementState": ("count", "ema"),
+    "SnapshotEnsembleState": ("count", "taken", "snapshots", "inner_state"),
     "AdaptiveCoordinateThresholdState": ("count", "threshold"),
     "AddDecayedWeightsState": ("count",),
     "ClipByMomentState": ("count", "threshold", "inner_state"),

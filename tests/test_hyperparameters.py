@@ -21,6 +21,16 @@ COUNT = (r"\[1.0, inf\)", (0, -5, 0.5), (1, 10**7))
 _gclip = {"learning_rate": 0.1, "threshold": 1.0}
 _nonconvex = {"scale": 1.0, "num_steps": 10, "tail_order": 1.5}
 
+CLOSED = (r"\[0.0, 1.0\]", (-0.1, 1.1), (0, 1, 0.5))
+
+_rate = {"learning_rate": 0.1}
+_moments = {"b1": DECAY, "b2": DECAY, "eps": NONNEGATIVE}
+_decayed = {
+    "learning_rate": NONNEGATIVE,
+    "weight_decay": NONNEGATIVE,
+    "multiplier": NONNEGATIVE,
+}
+
 # factory, valid arguments, what each argument allows
 RANGES = {
     "ema": (oht.ema, {"decay": 0.9}, {"decay": DECAY}),
@@ -78,6 +88,112 @@ RANGES = {
             "b1": DECAY,
             "weight_decay": NONNEGATIVE,
         },
+    ),
+    "trace": (oht.trace, {"decay": 0.9}, {"decay": DECAY}),
+    "scale_by_adam": (oht.scale_by_adam, {}, _moments),
+    "adamw_decoupled": (oht.adamw_decoupled, _rate, _moments | _decayed),
+    "sgdw": (oht.sgdw, _rate, _decayed | {"momentum": DECAY}),
+    "scale_by_amsgrad": (oht.scale_by_amsgrad, {}, _moments),
+    "amsgrad": (oht.amsgrad, _rate, _moments | {"learning_rate": NONNEGATIVE}),
+    "scale_by_adashift": (oht.scale_by_adashift, {}, _moments),
+    "adashift": (oht.adashift, _rate, _moments | {"learning_rate": NONNEGATIVE}),
+    "scale_by_powersign": (
+        oht.scale_by_powersign,
+        {},
+        {"b1": DECAY, "base": POSITIVE},
+    ),
+    "powersign": (
+        oht.powersign,
+        _rate,
+        {"learning_rate": NONNEGATIVE, "b1": DECAY, "base": POSITIVE},
+    ),
+    "scale_by_addsign": (
+        oht.scale_by_addsign,
+        {},
+        {"b1": DECAY, "alpha": NONNEGATIVE},
+    ),
+    "addsign": (
+        oht.addsign,
+        _rate,
+        {"learning_rate": NONNEGATIVE, "b1": DECAY, "alpha": NONNEGATIVE},
+    ),
+    "clipped_gd": (
+        oht.clipped_gd,
+        _rate | {"max_update_norm": 1.0},
+        {"learning_rate": NONNEGATIVE, "max_update_norm": POSITIVE},
+    ),
+    "normalize_by_norm": (oht.normalize_by_norm, {}, {"offset": NONNEGATIVE}),
+    "normalized_gd": (
+        oht.normalized_gd,
+        _rate,
+        {"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "momentum": DECAY},
+    ),
+    "scale_by_clipped_trust_ratio": (
+        oht.scale_by_clipped_trust_ratio,
+        {"lower": None, "upper": None},
+        {
+            "lower": NONNEGATIVE,
+            "upper": POSITIVE,
+            "trust_coefficient": POSITIVE,
+            "eps": NONNEGATIVE,
+        },
+    ),
+    "lambc": (
+        oht.lambc,
+        _rate,
+        _moments
+        | {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "max_grad_norm": POSITIVE,
+        },
+    ),
+    "larsc": (
+        oht.larsc,
+        _rate,
+        {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "trust_coefficient": POSITIVE,
+            "momentum": DECAY,
+            "eps": NONNEGATIVE,
+        },
+    ),
+    "neumann": (
+        oht.neumann,
+        _rate,
+        {
+            "learning_rate": NONNEGATIVE,
+            "cubic": NONNEGATIVE,
+            "repulsive": NONNEGATIVE,
+            "ema_decay": CLOSED,
+            "momentum": DECAY,
+        },
+    ),
+    "neumann_inner_loop": (
+        oht.neumann_inner_loop,
+        _rate | {"num_inner_steps": 1},
+        {"learning_rate": POSITIVE},
+    ),
+    "neumann_two_loop": (
+        oht.neumann_two_loop,
+        _rate | {"num_inner_steps": 1},
+        {"learning_rate": POSITIVE},
+    ),
+    "warm_restarts": (
+        oht.warm_restarts,
+        {"max_value": 1.0, "t_0": 2},
+        {"max_value": NONNEGATIVE, "min_value": NONNEGATIVE},
+    ),
+    "transformer_schedule": (
+        oht.transformer_schedule,
+        {"model_dim": 4, "warmup_steps": 4},
+        {"model_dim": COUNT, "warmup_steps": COUNT, "scale": POSITIVE},
+    ),
+    "neumann_momentum": (
+        oht.neumann_momentum,
+        {"maximum": 0.9995},
+        {"minimum": DECAY},
     ),
     "strongly_convex_step": (oht.strongly_convex_step, {"mu": 1.0}, {"mu": POSITIVE}),
     "clipping_threshold": (
@@ -184,9 +300,28 @@ def test_what_is_no_transform_is_named():
 
 
 def test_every_number_of_every_factory_is_checked():
-    """Arguments without a range are words, flags, dtypes, masks and transforms."""
+    """The others are words, flags, dtypes, masks, whole numbers and functions."""
     others = {
         "accumulator_dtype",
+        "burn_in_steps",
+        "convexify",
+        "decay",
+        "fresh_batches",
+        "layer_axis",
+        "maximum",
+        "n",
+        "nesterov",
+        "nu_dtype",
+        "num_inner_steps",
+        "outer_learning_rate",
+        "repulsive_scale",
+        "reset_growth",
+        "reset_interval",
+        "t_0",
+        "t_mult",
+        "trust_ratio_bounds",
+        "trust_ratio_mask",
+        "use_hvp",
         "axis_name",
         "bias_correction",
         "debias",
@@ -286,3 +421,69 @@ def test_a_decay_of_zero_has_a_finite_slope():
         return jnp.sum(tx.update(grads, tx.init(grads))[0])
 
     assert np.isfinite(jax.grad(last_update)(0.0))
+
+
+WHOLE = [
+    (functools.partial(oht.adashift, 0.1), "n", 1),
+    (functools.partial(oht.neumann, 0.1), "burn_in_steps", 0),
+    (functools.partial(oht.neumann, 0.1), "reset_interval", 1),
+    (functools.partial(oht.neumann, 0.1), "reset_growth", 1),
+    (functools.partial(oht.neumann_two_loop, 0.1), "num_inner_steps", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "low"), WHOLE, ids=[name for _, name, _ in WHOLE]
+)
+def test_whole_numbers_out_of_range_are_named(factory, name, low):
+    for bad in (low - 1, 1.5, np.float32(2), np.nan, "2", True, np.array([2, 2])):
+        with pytest.raises(ValueError, match="must be an integer") as error:
+            factory(**{name: bad})
+        message = str(error.value)
+        assert message == f"{name} must be an integer of at least {low}, got {bad!r}."
+    for good in (low, np.int32(low + 3), jnp.asarray(low + 3)):
+        factory(**{name: good})
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "outside"),
+    [
+        (functools.partial(oht.neumann, 0.1), "repulsive_scale", -1.0),
+        (
+            functools.partial(oht.neumann_two_loop, 0.1, 2),
+            "outer_learning_rate",
+            -1.0,
+        ),
+        (oht.neumann_momentum, "maximum", 1.0),
+        (functools.partial(oht.warm_restarts, 1.0, 2), "t_mult", 0.5),
+    ],
+)
+def test_further_numbers_out_of_range(factory, name, outside):
+    word = name.removeprefix("outer_")
+    for bad in (outside, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"{word} must be in .*got {bad}"):
+            factory(**{name: bad})
+
+
+@pytest.mark.parametrize("make", [oht.lambc, oht.larsc], ids=["lambc", "larsc"])
+def test_bounds_of_the_trust_ratio(make):
+    for bounds, message in (
+        ((-1.0, 1.0), r"lower must be in \[0.0, inf\), got -1.0"),
+        ((0.0, 0.0), r"upper must be in \(0.0, inf\), got 0.0"),
+        ((2.0, 1.0), "lower must be at most upper, got 2.0 and 1.0"),
+        ((np.nan, None), "lower must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(0.1, trust_ratio_bounds=bounds)
+    for bounds in (None, (None, None), (0.5, None), (None, 0.5), (1, 1), (0.0, len)):
+        make(0.1, trust_ratio_bounds=bounds)
+
+
+def test_bounds_of_the_curvature():
+    for bounds, message in (
+        ((0.0, 0.0), r"convexify\[1\] must be in \(0.0, inf\), got 0.0"),
+        ((-np.inf, 1.0), r"convexify\[0\] must be in"),
+        ((2.0, 1.0), r"convexify\[0\] must be at most convexify\[1\], got 2.0 and 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            oht.neumann_inner_loop(0.1, 2, convexify=bounds)

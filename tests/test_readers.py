@@ -144,3 +144,73 @@ def test_reading_under_jit():
     threshold, momentum = step(PARAMS, tx.init(PARAMS))
     assert_trees_close(threshold, THRESHOLD, 1e-6)
     assert_trees_close(momentum, MOMENTUM, 1e-6)
+
+
+def _ratio(**kwargs):
+    return oht.scale_by_clipped_trust_ratio(0.0, 2.0, **kwargs)
+
+
+# Gradients of half the parameters: the raw ratios of both leaves are 2 c.
+HALF = jax.tree.map(lambda p: 0.5 * p, PARAMS)
+
+WITH_RATIOS = {
+    "bare": lambda: _ratio(trust_coefficient=4.0),
+    "chain": lambda: optax.chain(optax.clip(10.0), _ratio(trust_coefficient=4.0)),
+    "masked": lambda: _ratio(trust_coefficient=4.0, mask={"w": True, "b": True}),
+    "partition": lambda: optax.partition(
+        {
+            "x": _ratio(trust_coefficient=4.0),
+            "y": optax.chain(_ratio(trust_coefficient=4.0), optax.scale(-1.0)),
+        },
+        {"w": "x", "b": "y"},
+    ),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(oht.larsc)(
+        0.1, trust_coefficient=4.0, trust_ratio_bounds=(0.0, 2.0)
+    ),
+    "MultiSteps": lambda: optax.MultiSteps(_ratio(trust_coefficient=4.0), 1),
+    "apply_if_finite": lambda: optax.apply_if_finite(_ratio(trust_coefficient=4.0), 3),
+    "snapshots": lambda: oht.snapshot_ensemble(_ratio(trust_coefficient=4.0), 2, t_0=1),
+}
+
+
+@pytest.mark.parametrize("name", WITH_RATIOS)
+def test_trust_ratios_are_found_inside(name):
+    tx = WITH_RATIOS[name]()
+    _, state = jax.jit(tx.update)(HALF, tx.init(PARAMS), PARAMS)
+    for raw, want in ((False, 2.0), (True, 8.0)):
+        got = jax.jit(oht.get_trust_ratio, static_argnames="raw")(state, raw=raw)
+        assert_trees_close(got, {"w": jnp.array(want), "b": jnp.array(want)}, 1e-6)
+
+
+def test_trust_ratios_of_the_aliases():
+    for tx in (oht.lambc(0.1), oht.larsc(0.1, trust_coefficient=4.0)):
+        state = _state(tx, HALF)
+        ratio, raw = oht.get_trust_ratio(state), oht.get_trust_ratio(state, raw=True)
+        for name in PARAMS:
+            assert ratio[name] == jnp.clip(raw[name], 0.0, 1.0)
+    np.testing.assert_allclose(raw["w"], 8.0, rtol=1e-6)
+
+
+def test_masked_trust_ratios_are_masked_nodes():
+    got = oht.get_trust_ratio(_state(_ratio(mask={"w": True, "b": False}), HALF))
+    np.testing.assert_allclose(got["w"], 2.0, rtol=1e-6)
+    assert isinstance(got["b"], optax.MaskedNode)
+
+
+def test_one_reader_does_not_take_the_others_field():
+    for read in (oht.get_threshold, oht.get_momentum):
+        with pytest.raises(ValueError, match="no field"):
+            read(_state(oht.lambc(0.1)))
+    with pytest.raises(ValueError, match="no field 'trust_ratio'"):
+        oht.get_trust_ratio(_state(oht.acclip(0.1)))
+    with pytest.raises(ValueError, match="no field 'raw_trust_ratio'"):
+        oht.get_trust_ratio(_state(oht.acclip(0.1)), raw=True)
+    with pytest.raises(ValueError, match="2 of field 'trust_ratio'"):
+        oht.get_trust_ratio(_state(optax.chain(_ratio(), _ratio())))
+
+
+def test_the_average_of_sign_agreement_is_a_momentum():
+    for tx in (oht.powersign(0.1, b1=0.5), oht.addsign(0.1, b1=0.5)):
+        assert_trees_equal(oht.get_momentum(_state(tx)), MOMENTUM)
+    tx = oht.normalized_gd(0.1, momentum=0.5)
+    assert_trees_equal(oht.get_momentum(_state(tx)), MOMENTUM)

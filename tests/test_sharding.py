@@ -33,7 +33,7 @@ def _assert_placed_like(leaves, like):
     """Each leaf of a parameter's shape is spread over the devices as it is."""
     shardings = {x.shape: x.sharding for x in jax.tree.leaves(like) if x.ndim}
     for leaf in jax.tree.leaves(leaves):
-        if leaf.ndim:
+        if leaf.shape in shardings:
             assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
 
 
@@ -57,6 +57,27 @@ def test_under_jit(case, kind):
     _assert_placed_like((state, new_state), params)
 
 
+@pytest.mark.parametrize(
+    ("tx", "ring"),
+    [
+        (oht.scale_by_adashift(n=3), lambda state: state.window),
+        (oht.snapshot_ensemble(oht.trace(0.9), 3, t_0=1), lambda s: s.snapshots),
+    ],
+    ids=["adashift", "snapshots"],
+)
+def test_copies_of_the_parameters_are_spread_as_they_are(tx, ring):
+    """A ring of copies that lay whole on each device would not fit there."""
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        params, grads = (place(t, mesh) for t in (make_params(), make_grads()[0]))
+        state = tx.init(params)
+        _, new_state = jax.jit(tx.update)(grads, state, params)
+        kept = NamedSharding(mesh, P(None, "x", "y"))
+    for copies in (ring(state), ring(new_state)):
+        assert copies["kernel"].shape == (3, 4, 2)
+        assert copies["kernel"].sharding.is_equivalent_to(kept, 3)
+
+
 # By hand: one leaf in shards, the others whole on every device.
 BY_HAND = {"kernel": P("x"), "bias": [P(), P()]}
 AXES = {"kernel": "x", "bias": None}
@@ -69,6 +90,13 @@ WITH_NORMS = {
     "moment-leaf": functools.partial(oht.clip_by_moment, oht.ema(0.9), scope="leaf"),
     "moment-global": functools.partial(
         oht.clip_by_moment, oht.ema(0.9), scope="global", normalize=True
+    ),
+    "normalized_gd": functools.partial(oht.normalized_gd, 0.1, momentum=0.9),
+    "ratio": functools.partial(oht.scale_by_clipped_trust_ratio, 0.1, None),
+    "lambc": functools.partial(oht.lambc, 0.1, weight_decay=0.1, max_grad_norm=1.0),
+    "larsc": functools.partial(oht.larsc, 0.1, trust_coefficient=0.1),
+    "neumann": functools.partial(
+        oht.neumann, 0.1, repulsive=0.01, repulsive_scale="params", reset_interval=2
     ),
 }
 
@@ -108,7 +136,7 @@ def test_shard_map_with_a_sharded_and_a_replicated_leaf(make):
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
-@each_norm(["norm", "norm-leaf", "moment-leaf"])
+@each_norm(["norm", "norm-leaf", "moment-leaf", "ratio"])
 def test_shard_map_where_squares_leave_float32(make, size):
     """All devices must agree to take the second pass, or they wait for each other."""
     params = make_params()
@@ -153,7 +181,7 @@ def test_shard_map_needs_no_axis_name_for_coordinates():
         assert_trees_close(got, want, 2e-6)
 
 
-@each_norm(["norm", "moment-leaf"])
+@each_norm(["norm", "moment-leaf", "ratio", "neumann"])
 def test_pmap(make):
     """Two devices; the kernel by rows, the other leaves whole on both."""
     params, grads = make_params(), make_grads()[:2]
@@ -192,7 +220,7 @@ def test_a_global_clip_in_shard_map_sees_all_shards():
 
 @each_norm()
 def test_shard_map_with_the_state_made_inside(make):
-    """A sum over devices does not vary with them, nor may the zeros it starts from."""
+    """Sums over devices do not vary with them, nor may the zeros they start from."""
     tx = make(axis_name=AXES)
 
     def two_steps(params, *grads):

@@ -1,0 +1,140 @@
+"""AMSGrad: Adam with a second moment that never shrinks."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _tree
+from optax_heavytail._learning_rate import scale_by_learning_rate
+
+
+def scale_by_amsgrad(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    bias_correction: bool = False,
+) -> optax.GradientTransformation:
+    r"""Divides the averaged gradient by the root of the largest averaged square so far.
+
+    Elementwise, with :math:`m_0 = v_0 = \hat v_0 = 0` and updates :math:`t \geq 1`,
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \\
+        \hat v_t &= \max(\hat v_{t-1}, v_t), \qquad
+        u_t = \frac{m_t}{\sqrt{\hat v_t} + \epsilon}.
+
+    With ``bias_correction``, which the paper does not have, :math:`m_t` and :math:`v_t`
+    are divided by :math:`1 - \beta^t` before the maximum, as in
+    ``optax.scale_by_amsgrad``.
+
+    Args:
+      b1: :math:`\beta_1` in [0, 1), per update.
+      b2: :math:`\beta_2` in [0, 1), per update.
+      eps: :math:`\epsilon` in [0, inf), in the gradient's units.
+      bias_correction: whether to correct both averages for their start at 0.
+
+    Returns:
+      A transform with an ``optax.ScaleByAmsgradState``, in float32 or wider. Updates
+      keep the gradients' structure, shapes and dtypes. Zero gradients from the start
+      give zero updates; one huge gradient damps its coordinate for good, and stops it
+      if its square overflows; an inf or NaN gradient makes its coordinate NaN from then
+      on.
+
+    Raises:
+      ValueError: a concrete number is outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.scale_by_amsgrad(b1=0.0, b2=0.0, eps=0.0)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> for grad in (4.0, 1.0):
+      ...     updates, state = tx.update(jnp.array([grad]), state)
+      >>> float(updates[0])
+      0.25
+
+    References:
+      Reddi, Kale and Kumar, `On the convergence of Adam and beyond
+      <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018, algorithm 2.
+    """
+    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _base.check_range("eps", eps, 0.0, float("inf"))
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        moments = (_tree.zeros_like(params) for _ in range(3))
+        return optax.ScaleByAmsgradState(jnp.zeros([], jnp.int32), *moments)
+
+    def update_fn(updates, state, params=None):
+        del params
+        _base.check_floating(updates, "updates")
+        count = optax.safe_increment(state.count)
+        grads = _tree.at_least_float32(updates)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        mean, square = mu, nu
+        if bias_correction:
+            mean = optax.tree.bias_correction(mu, b1, count)
+            square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
+        nu_max = jax.tree.map(_tree.maximum, square, state.nu_max)
+        direction = _tree.divide_by_root(mean, nu_max, eps)
+        new_state = optax.ScaleByAmsgradState(
+            count,
+            _tree.cast_like(mu, state.mu),
+            _tree.cast_like(nu, state.nu),
+            _tree.cast_like(nu_max, state.nu_max),
+        )
+        return _tree.cast_like(direction, updates), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def amsgrad(
+    learning_rate: _base.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AMSGrad as published, without bias correction.
+
+    .. math:: w_t = w_{t-1} - \alpha_t u_t
+
+    with :math:`u_t` of `scale_by_amsgrad`. With ``bias_correction`` it is
+    ``optax.amsgrad``.
+
+    Args:
+      learning_rate: :math:`\alpha` in [0, inf), or a schedule of the count from 0.
+      b1: decay of the average of the gradient, in [0, 1).
+      b2: decay of the average of its square, in [0, 1).
+      eps: :math:`\epsilon` in [0, inf), in the gradient's units.
+      bias_correction: see `scale_by_amsgrad`.
+
+    Returns:
+      ``chain(scale_by_amsgrad, scale_by_learning_rate)``. What zero, huge, inf and NaN
+      gradients do is said at `scale_by_amsgrad`.
+
+    Raises:
+      ValueError: a concrete number is outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.amsgrad(learning_rate=0.5, b1=0.0, b2=0.0, eps=0.0)
+      >>> updates, _ = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
+      >>> float(updates[0])
+      -0.5
+
+    References:
+      Reddi, Kale and Kumar, `On the convergence of Adam and beyond
+      <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018, algorithm 2.
+    """
+    return optax.chain(
+        scale_by_amsgrad(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_learning_rate(learning_rate),
+    )

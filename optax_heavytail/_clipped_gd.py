@@ -1,0 +1,165 @@
+"""Clipped and normalised gradient descent for (L0, L1)-smooth objectives."""
+
+from typing import Any
+
+import jax
+import optax
+
+from optax_heavytail import _base, _tree
+from optax_heavytail._ema import ema
+from optax_heavytail._gclip import clip_by_norm
+from optax_heavytail._learning_rate import scale_by_learning_rate
+
+
+def clipped_gd(
+    learning_rate: _base.ScalarOrSchedule,
+    max_update_norm: _base.ScalarOrSchedule,
+    *,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent whose update has a bounded norm.
+
+    With the norm over all leaves,
+
+    .. math:: w_k = w_{k-1} - \min\left(h_k, \frac{c_k}{\lVert g_k \rVert}\right) g_k .
+
+    The bound is on the update, so a learning rate schedule does not scale it.
+
+    Args:
+      learning_rate: :math:`h` in [0, inf), or a schedule of the count from 0.
+      max_update_norm: :math:`c` in (0, inf), in the parameters' units, or a schedule.
+      axis_name: see `clip_by_norm`.
+
+    Returns:
+      ``chain(scale_by_learning_rate, clip_by_norm)``. Updates keep the gradients'
+      structure, shapes and dtypes; zero gradients give zero updates; an inf or NaN
+      entry makes every entry NaN.
+
+    Raises:
+      ValueError: a concrete number is outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.clipped_gd(learning_rate=0.1, max_update_norm=1.0)
+      >>> grads = jnp.array([30.0, 40.0])
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> [round(u, 3) for u in updates.tolist()]
+      [-0.6, -0.8]
+
+    References:
+      Zhang et al., `Why gradient clipping accelerates training
+      <https://arxiv.org/abs/1905.11881>`_, 2020, eq. (5).
+    """
+    _base.check_range(
+        "max_update_norm", max_update_norm, 0.0, float("inf"), low_open=True
+    )
+    return optax.chain(
+        scale_by_learning_rate(learning_rate),
+        clip_by_norm(max_update_norm, axis_name=axis_name),
+    )
+
+
+def normalize_by_norm(
+    offset: jax.typing.ArrayLike = 1e-8, *, axis_name: Any = None
+) -> optax.GradientTransformation:
+    r"""Divides the updates by their Euclidean norm over all leaves.
+
+    .. math:: u_k = \frac{g_k}{\lVert g_k \rVert + b}
+
+    Args:
+      offset: :math:`b` in [0, inf), in the updates' units.
+      axis_name: see `clip_by_norm`.
+
+    Returns:
+      A transform without state. Updates keep their structure, shapes and dtypes. Zero
+      updates stay zero, also with ``offset=0``; huge and tiny ones neither overflow nor
+      underflow on the way; an inf or NaN entry makes every entry NaN.
+
+    Raises:
+      ValueError: ``offset`` is a concrete number outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.normalize_by_norm()
+      >>> updates, _ = tx.update(jnp.array([3e-30, 4e-30]), tx.init(jnp.zeros(2)))
+      >>> bool(jnp.all(updates < 1e-20))  # far below the offset
+      True
+      >>> tx = oht.normalize_by_norm(offset=0.0)
+      >>> updates, _ = tx.update(jnp.array([3e-30, 4e-30]), tx.init(jnp.zeros(2)))
+      >>> [round(u, 3) for u in updates.tolist()]
+      [0.6, 0.8]
+    """
+    _base.check_range("offset", offset, 0.0, float("inf"))
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        del params
+        _base.check_floating(updates, "updates")
+        wide = _tree.at_least_float32(updates)
+        norm = _tree.global_norm(wide, axis_name)
+        length = norm.scaled + offset * norm.scale
+        normalized = jax.tree.map(
+            lambda g: _tree.safe_divide(g * norm.scale, length), wide
+        )
+        normalized = _tree.nan_unless_finite(norm.scaled, normalized)
+        return _tree.cast_like(normalized, updates), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def normalized_gd(
+    learning_rate: _base.ScalarOrSchedule,
+    offset: jax.typing.ArrayLike = 1e-8,
+    momentum: jax.typing.ArrayLike = 0.0,
+    *,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent along the direction of the averaged gradient.
+
+    With :math:`m_0 = 0` and the norm over all leaves,
+
+    .. math:: m_k = \beta m_{k-1} + (1 - \beta) g_k, \qquad
+        w_k = w_{k-1} - h_k \frac{m_k}{\lVert m_k \rVert + b} .
+
+    Args:
+      learning_rate: :math:`h` in [0, inf), in the parameters' units, or a schedule of
+        the count from 0.
+      offset: :math:`b` in [0, inf), in the gradient's units.
+      momentum: :math:`\beta` in [0, 1). 0 takes the gradient itself.
+      axis_name: see `clip_by_norm`.
+
+    Returns:
+      ``chain(ema, normalize_by_norm, scale_by_learning_rate)``. Updates keep the
+      gradients' structure, shapes and dtypes. Zero gradients from the start give zero
+      updates; an inf or NaN gradient makes all updates NaN from then on.
+
+    Raises:
+      ValueError: a concrete number is outside its range.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.normalized_gd(learning_rate=0.1)
+      >>> grads = jnp.array([30.0, 40.0])
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> [round(u, 3) for u in updates.tolist()]
+      [-0.06, -0.08]
+
+    References:
+      Zhang et al., `Why gradient clipping accelerates training
+      <https://arxiv.org/abs/1905.11881>`_, 2020, eq. (6).
+    """
+    _base.check_range("momentum", momentum, 0.0, 1.0, high_open=True)
+    return optax.chain(
+        ema(momentum),
+        normalize_by_norm(offset, axis_name=axis_name),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,271 @@
+"""The Neumann optimizer, flattened: one gradient per update."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _readers, _tree
+from optax_heavytail.schedules import neumann_momentum
+
+_NEVER = jnp.iinfo(jnp.int32).max
+
+
+class NeumannState(NamedTuple):
+    """State of `neumann`."""
+
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    next_reset: jax.Array  #: (), int32, the update to reset in; the maximum for none
+    interval: jax.Array  #: (), int32, updates from that reset to the one after it
+    mu: jax.Array  #: (), float32 or wider, the last momentum coefficient
+    momentum: Any  #: m, like the parameters, float32 or wider
+    average: Any  #: v, like the parameters, float32 or wider
+
+
+def neumann(
+    learning_rate: _base.ScalarOrSchedule,
+    *,
+    cubic: jax.typing.ArrayLike = 1e-7,
+    repulsive: jax.typing.ArrayLike = 1e-5,
+    repulsive_scale: str | jax.typing.ArrayLike = "leaves",
+    ema_decay: jax.typing.ArrayLike = 0.99,
+    momentum: _base.ScalarOrSchedule | None = None,
+    burn_in_steps: jax.typing.ArrayLike = 0,
+    reset_interval: jax.typing.ArrayLike | None = None,
+    reset_growth: jax.typing.ArrayLike = 2,
+    axis_name: Any = None,
+) -> optax.GradientTransformation:
+    r"""The Neumann optimizer: a truncated Newton direction from gradients alone.
+
+    The parameters in training are the displaced ones; **evaluate and keep**
+    `neumann_eval_params`. With :math:`v_0 = w_0`, :math:`m_0 = 0`,
+    :math:`r = \lVert w_{t-1} - v_{t-1} \rVert` over all leaves and updates
+    :math:`t \geq 1` after the burn-in,
+
+    .. math::
+        d_t &= g_t + \left(\alpha r^2 - \min\left(\frac{\beta}{r^2},
+        \lVert g_t \rVert\right)\right) \frac{w_{t-1} - v_{t-1}}{r}, \\
+        m_t &= \mu_t m_{t-1} - \eta_t d_t, \\
+        w_t &= w_{t-1} + \mu_t m_t - \eta_t d_t, \\
+        v_t &= w_t + \gamma (v_{t-1} - w_t).
+
+    At a reset, and where :math:`r = 0`, :math:`d_t = g_t`; at a reset also
+    :math:`m_t = -\eta_t g_t`. The first update after the burn-in is a reset. During the
+    burn-in :math:`w_t = v_t = w_{t-1} - \eta_t g_t` and :math:`m_t = 0`.
+
+    Departure from the source: its repulsive force :math:`\beta / r^2` is singular and
+    is here at most the gradient's norm.
+
+    Args:
+      learning_rate: :math:`\eta` in [0, inf), or a schedule of the count from 0. The
+        only number that usually needs tuning.
+      cubic: :math:`\alpha` in [0, inf), weight of the cubic regulariser.
+      repulsive: :math:`\beta` in [0, inf), per ``repulsive_scale``.
+      repulsive_scale: what ``repulsive`` is multiplied by: "leaves", the number of
+        leaves; "params", the number of parameters; or a number in [0, inf).
+      ema_decay: :math:`\gamma` in [0, 1], per update.
+      momentum: :math:`\mu` in [0, 1), or a schedule of the count from 0 at the end of
+        the burn-in. ``None``: `neumann_momentum`, from 0.5 up to 0.9.
+      burn_in_steps: updates of plain SGD at the start, in [0, inf). The source takes 5
+        epochs.
+      reset_interval: updates from the first reset to the second, in [1, inf); ``None``
+        for no further reset. The source takes 10 epochs.
+      reset_growth: factor on the interval after every reset, in [1, inf). 2 doubles it,
+        1 keeps resets at equal distances.
+      axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
+        mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
+        ``None`` for leaves that are replicated. Nothing is needed under ``jit``.
+
+    Returns:
+      A transform with a `NeumannState`, two more copies of the parameters. Its
+      ``update`` needs the parameters. Updates keep the gradients' structure, shapes and
+      dtypes. Zero gradients from the start give zero updates. Norms of huge and tiny
+      gradients neither overflow nor underflow, but the cubic force diverges where
+      :math:`\lVert w - v \rVert` exceeds about :math:`1 / (\eta \alpha)`. An inf or NaN
+      entry makes every entry NaN, at the latest in the next update (during the burn-in
+      its own alone).
+
+    Raises:
+      ValueError: a concrete number is outside its range, or ``update`` was called
+        without parameters.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_heavytail as oht
+      >>> hessian = jnp.array([1.0, 20.0])
+      >>> tx = oht.neumann(learning_rate=0.04)
+      >>> params = jnp.array([1.0, 1.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = tx.update(hessian * params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(jnp.all(jnp.abs(oht.neumann_eval_params(state, params)) < 0.02))
+      True
+
+    References:
+      Krishnan, Xiao and Saurous, `Neumann optimizer <https://arxiv.org/abs/1712.03298>`_,
+      2018, algorithm 2. Its :math:`\alpha, \beta, \gamma, \mu(t), \eta(t), K` are
+      ``cubic``, ``repulsive`` times its scale, ``ema_decay``, ``momentum``,
+      ``learning_rate`` and ``reset_interval``.
+    """
+    _base.check_range("learning_rate", learning_rate, 0.0, float("inf"))
+    _base.check_range("cubic", cubic, 0.0, float("inf"))
+    _base.check_range("repulsive", repulsive, 0.0, float("inf"))
+    if isinstance(repulsive_scale, str):
+        _base.check_choice("repulsive_scale", repulsive_scale, ("leaves", "params"))
+    else:
+        _base.check_range("repulsive_scale", repulsive_scale, 0.0, float("inf"))
+    _base.check_range("ema_decay", ema_decay, 0.0, 1.0)
+    _base.check_integer("burn_in_steps", burn_in_steps, 0)
+    if reset_interval is not None:
+        _base.check_integer("reset_interval", reset_interval, 1)
+    _base.check_integer("reset_growth", reset_growth, 1)
+    mu_schedule = neumann_momentum() if momentum is None else momentum
+    _base.check_range("momentum", mu_schedule, 0.0, 1.0, high_open=True)
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        zeros = _tree.zeros_like(params)
+        never = jnp.array(_NEVER, jnp.int32)
+        first = jnp.asarray(burn_in_steps, jnp.int32) + 1
+        interval = never if reset_interval is None else reset_interval
+        return NeumannState(
+            count=jnp.zeros([], jnp.int32),
+            next_reset=first,
+            interval=jnp.asarray(interval, jnp.int32),
+            mu=jnp.zeros([], jnp.result_type(jnp.float32, *jax.tree.leaves(zeros))),
+            momentum=zeros,
+            average=jax.tree.map(lambda p, z: p + z, params, zeros),
+        )
+
+    def update_fn(updates, state, params=None):
+        _base.check_floating(updates, "updates")
+        if params is None:
+            raise ValueError(_base.NO_PARAMS)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        burning = count <= burn_in_steps
+        is_reset = count == state.next_reset
+        after_burn_in = jnp.maximum(state.count - burn_in_steps, 0)
+        mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), state.mu.dtype)
+        eta = _base.at_count(learning_rate, state.count)
+        grads = _tree.at_least_float32(updates)
+        wide = _tree.at_least_float32(params)
+        strength = jnp.asarray(repulsive) * _scale(repulsive_scale, params, axis_name)
+        displaced = jax.tree.map(jnp.subtract, wide, state.average)
+        pull = _pull(displaced, grads, cubic, strength, axis_name)
+        # Neither past momentum nor the regularisers act in a reset or the burn-in.
+        free = ~(is_reset | burning)
+        keep = jnp.where(free, mu, 0)
+        ahead = jnp.where(burning, 0, mu)
+        pull, keep, ahead = jax.lax.optimization_barrier(
+            ((pull[0], jnp.where(free, pull[1], 0)), keep, ahead)
+        )
+        step = jax.tree.map(
+            lambda g, x: eta * jnp.where(free, g + x * pull[0] * pull[1], g),
+            grads,
+            displaced,
+        )
+        total = jax.tree.map(lambda m, s: keep * m - s, state.momentum, step)
+        new_updates = jax.tree.map(lambda m, s: ahead * m - s, total, step)
+        decay = jnp.where(burning, 0, ema_decay)
+        average = jax.tree.map(
+            lambda w, u, v: (w + u) + decay * (v - (w + u)),
+            wide,
+            new_updates,
+            state.average,
+        )
+        kept = jax.tree.map(lambda m: jnp.where(burning, 0, m), total)
+        next_reset, interval = _next_reset(state, is_reset, reset_growth)
+        new_state = NeumannState(
+            count,
+            next_reset,
+            interval,
+            ahead,
+            _tree.cast_like(kept, state.momentum),
+            _tree.cast_like(average, state.average),
+        )
+        return _tree.cast_like(new_updates, updates), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
+    r"""The parameters that `neumann` has found: :math:`w - \mu m`.
+
+    Args:
+      state: the state of `neumann`, or one that contains it (see `get_threshold`).
+      params: the current, displaced parameters.
+
+    Returns:
+      Parameters with the structure, shapes and dtypes of ``params``; leaves that are
+      masked out of the state as they are.
+
+    Raises:
+      ValueError: no `NeumannState` in ``state``, or several that do not complement
+        each other.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_heavytail as oht
+      >>> tx = oht.neumann(learning_rate=0.1)
+      >>> params = jnp.array([1.0])
+      >>> updates, state = tx.update(jnp.array([1.0]), tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> round(float(params[0]), 3)  # 1 - 0.1 - 0.5 * 0.1
+      0.85
+      >>> round(float(oht.neumann_eval_params(state, params)[0]), 3)
+      0.9
+    """
+    found = _readers.get_states(state, NeumannState)
+    steps = [jax.tree.map(lambda m, mu=one.mu: mu * m, one.momentum) for one in found]
+
+    def read(step, w):
+        if _readers.is_masked(step):
+            return w
+        return (_tree.at_least_float32(w) - step).astype(jnp.result_type(w))
+
+    return jax.tree.map(
+        read,
+        _readers.merge_masked(steps, "Neumann momentum"),
+        params,
+        is_leaf=_readers.is_masked,
+    )
+
+
+def _pull(displaced, grads, cubic, strength, axis_name):
+    """Two factors: their product with ``w - v`` is the force of both regularisers."""
+    distance = _tree.global_norm(displaced, axis_name)
+    gradient = _tree.global_norm(grads, axis_name).value
+    zero = distance.scaled == 0
+    r = _tree.maximum(distance.value, jnp.finfo(distance.value.dtype).tiny)
+    # Not a quotient of a quotient: XLA makes one of it, and a small square underflows.
+    inverse = 1 / r
+    repulsion = _tree.minimum(strength * inverse * inverse, gradient)
+    force = jnp.where(zero, 0, cubic * r * r - repulsion)
+    return distance.scale, force / jnp.where(zero, 1, distance.scaled)
+
+
+def _scale(repulsive_scale, params, axis_name):
+    if repulsive_scale == "leaves":
+        return len(jax.tree.leaves(params))
+    if repulsive_scale == "params":
+        return _tree.size(params, axis_name)
+    return repulsive_scale
+
+
+def _next_reset(state, is_reset, growth):
+    """Count of the next reset, and the interval from there, saturating at "never"."""
+    room = _NEVER - state.next_reset
+    later = state.next_reset + jnp.minimum(state.interval, room)
+    longer = jnp.where(
+        state.interval > _NEVER // growth, _NEVER, state.interval * growth
+    )
+    return (
+        jnp.where(is_reset, later, state.next_reset),
+        jnp.where(is_reset, longer, state.interval).astype(jnp.int32),
+    )

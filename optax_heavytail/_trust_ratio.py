@@ -1,0 +1,162 @@
+"""Layer-wise rates with a bounded trust ratio."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import _base, _tree
+from optax_heavytail._weight_decay import Mask
+
+
+class ScaleByClippedTrustRatioState(NamedTuple):
+    """State of `scale_by_clipped_trust_ratio`.
+
+    The ratios are those of the last update, 1 before the first: per leaf a float32 or
+    wider scalar, or a vector with one entry for each slice along the ``layer_axis``.
+    """
+
+    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    trust_ratio: Any  #: the ratios used
+    raw_trust_ratio: Any  #: the ratios before the bounds
+
+
+def scale_by_clipped_trust_ratio(
+    lower: _base.ScalarOrSchedule | None = 0.0,
+    upper: _base.ScalarOrSchedule | None = 1.0,
+    *,
+    layer_axis: Any = None,
+    mask: Mask | None = None,
+    axis_name: Any = None,
+    trust_coefficient: jax.typing.ArrayLike = 1.0,
+    eps: jax.typing.ArrayLike = 0.0,
+) -> optax.GradientTransformation | optax.GradientTransformationExtraArgs:
+    r"""Scales each layer's update to a bounded multiple of the layer's own norm.
+
+    For each leaf with parameters :math:`w` and incoming update :math:`u`,
+
+    .. math::
+        r = c \, \frac{\lVert w \rVert}{\lVert u \rVert + \epsilon}, \quad
+        r = 1 \text{ if } \lVert w \rVert = 0 \text{ or } \lVert u \rVert = 0, \qquad
+        u \leftarrow \min(\max(r, l), h) \, u .
+
+    Args:
+      lower: :math:`l` in [0, inf), a schedule of the count from 0, or ``None`` for no
+        bound.
+      upper: :math:`h` in (0, inf), likewise. 1, LAMBC's bound, never lengthens a step.
+      layer_axis: for layers that are stacked in one leaf, as a scan over layers has
+        them: the axis that counts the layers, so that each slice has its own ratio. An
+        int, ``None``, or a tree prefix of these.
+      mask: which leaves take the ratio (``True``; biases and norms usually do not): a
+        tree of bools, a prefix, or a function of the parameters. The others pass.
+      axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
+        mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
+        ``None`` for leaves that are replicated. Nothing is needed under ``jit``.
+      trust_coefficient: :math:`c` in (0, inf), without unit. LARS uses 0.001.
+      eps: :math:`\epsilon` in [0, inf), in the update's units.
+
+    Returns:
+      A transform with a `ScaleByClippedTrustRatioState` (inside an
+      ``optax.MaskedState`` if there is a mask); read it with `get_trust_ratio`. Its
+      ``update`` needs the parameters. Updates keep their structure, shapes and dtypes.
+      Zero updates stay zero; norms of huge and tiny updates, in any dtype, neither
+      overflow nor underflow; an inf or NaN entry makes its whole layer NaN.
+
+    Raises:
+      ValueError: a concrete number is outside its range, the bounds are in the wrong
+        order, or ``update`` was called without parameters.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_heavytail as oht
+      >>> tx = oht.scale_by_clipped_trust_ratio(upper=10.0)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, state = tx.update(jnp.array([0.0, 1.0]), tx.init(params), params)
+      >>> updates.tolist(), float(oht.get_trust_ratio(state))
+      ([0.0, 5.0], 5.0)
+
+    References:
+      Fong, Chen and Chen, `Improving layer-wise adaptive rate methods using trust ratio
+      clipping <https://arxiv.org/abs/2011.13584>`_, 2020, algorithm 1. ``lower`` and
+      ``upper`` are its bounds; ``raw_trust_ratio`` is its :math:`r`.
+    """
+    if lower is not None:
+        _base.check_range("lower", lower, 0.0, float("inf"))
+    if upper is not None:
+        _base.check_range("upper", upper, 0.0, float("inf"), low_open=True)
+    _base.check_order("lower", lower, "upper", upper)
+    _base.check_range(
+        "trust_coefficient", trust_coefficient, 0.0, float("inf"), low_open=True
+    )
+    _base.check_range("eps", eps, 0.0, float("inf"))
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        # From shapes alone: inside shard_map the sum over devices does not vary with
+        # them, and ones made from the parameters' own shards would.
+        norms = jax.eval_shape(
+            lambda p: _tree.leaf_norms(p, layer_axis=layer_axis), params
+        )
+        ones = (
+            jax.tree.map(
+                lambda n: jnp.ones(
+                    n.scale.shape, n.scale.dtype, out_sharding=n.scale.sharding
+                ),
+                norms,
+                is_leaf=_is_norm,
+            )
+            for _ in range(2)
+        )
+        return ScaleByClippedTrustRatioState(jnp.zeros([], jnp.int32), *ones)
+
+    def update_fn(updates, state, params=None):
+        _base.check_floating(updates, "updates")
+        if params is None:
+            raise ValueError(_base.NO_PARAMS)
+        wide = _tree.at_least_float32(updates)
+        raw = jax.tree.map(
+            lambda w, u: _ratio(w, u, trust_coefficient, eps),
+            _tree.leaf_norms(params, axis_name, layer_axis),
+            _tree.leaf_norms(wide, axis_name, layer_axis),
+            is_leaf=_is_norm,
+        )
+        low, high = (_base.at_count(bound, state.count) for bound in (lower, upper))
+        ratio = jax.tree.map(lambda r: _bound(r, low, high), raw)
+        # Without the barrier XLA may copy both norms into each of their consumers.
+        ratio, raw = jax.lax.optimization_barrier((ratio, raw))
+        leaves, treedef = jax.tree.flatten(wide)
+        layers = _tree.broadcast_prefix(layer_axis, wide, lambda x: x is None)
+        scaled = [
+            _tree.expand_layers(r, u, layer) * u
+            for r, u, layer in zip(jax.tree.leaves(ratio), leaves, layers, strict=True)
+        ]
+        new_state = ScaleByClippedTrustRatioState(
+            optax.safe_increment(state.count),
+            _tree.cast_like(ratio, state.trust_ratio),
+            _tree.cast_like(raw, state.raw_trust_ratio),
+        )
+        return _tree.cast_like(treedef.unflatten(scaled), updates), new_state
+
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return tx if mask is None else optax.masked(tx, mask)
+
+
+def _is_norm(x: Any) -> bool:
+    return isinstance(x, _tree.Norm)
+
+
+def _bound(ratio: jax.Array, low: Any, high: Any) -> jax.Array:
+    if low is not None:
+        ratio = _tree.maximum(ratio, low)
+    return ratio if high is None else _tree.minimum(ratio, high)
+
+
+def _ratio(w: _tree.Norm, u: _tree.Norm, coefficient: Any, eps: Any) -> jax.Array:
+    zero = (w.scaled == 0) | (u.scaled == 0)
+    length = jnp.where(zero, 1, u.scaled + eps * u.scale)
+    ratio = coefficient * (w.scaled / length) * (u.scale / w.scale)
+    ratio = jnp.where(zero, 1, ratio)
+    # Without this an infinite norm would zero every finite entry, silently.
+    return jnp.where(jnp.isfinite(w.scaled + u.scaled), ratio, jnp.nan)

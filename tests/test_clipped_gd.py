@@ -1,0 +1,148 @@
+"""Clipped and normalised gradient descent."""
+
+import functools
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from tests import reference
+from tests.compare import as_float64, assert_leaf_close, assert_same_bits
+from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.registry import make_grads, make_params
+
+
+def norm(tree):
+    leaves = [as_float64(x).ravel() for x in jax.tree.leaves(tree)]
+    return np.linalg.norm(np.concatenate(leaves))
+
+
+@functools.cache
+def _clipped():
+    @jax.jit
+    def step(rate, limit, grads):
+        return one_step(oht.clipped_gd(rate, limit), grads)
+
+    return step
+
+
+_exponents = st.tuples(st.floats(-15, 15), st.sampled_from([-1.0, 1.0, 0.0]))
+_vectors = hnp.arrays(
+    np.float32, (4,), elements=_exponents.map(lambda x: np.float32(x[1] * 10 ** x[0]))
+)
+
+
+@hypothesis.settings(max_examples=100)  # compiled once
+@hypothesis.given(
+    grads=st.fixed_dictionaries({"a": _vectors, "b": _vectors}),
+    rate=st.floats(-6, 2).map(lambda x: np.float32(10**x)),
+    limit=st.floats(-6, 6).map(lambda x: np.float32(10**x)),
+)
+def test_the_update_is_the_smaller_of_two_steps(grads, rate, limit):
+    u = _clipped()(rate, limit, grads)
+    # Products, eight squares, their sum, a root and a quotient in float32.
+    want = min(float(rate) * norm(grads), float(limit))
+    np.testing.assert_allclose(norm(u), want, rtol=2e-6)
+    assert norm(u) <= limit * (1 + 2e-6)
+    factor = min(rate, limit / norm(grads)) if norm(grads) else 0.0
+    for name, g in grads.items():
+        np.testing.assert_allclose(
+            u[name], -factor * as_float64(g), rtol=2e-6, atol=1e-37
+        )
+
+
+def test_the_rate_does_not_scale_the_bound():
+    """A learning rate behind the clip would; schedules of both start at count 0."""
+    tx = jitted(
+        oht.clipped_gd(lambda count: 8.0 * 0.5**count, lambda count: 1.0 + count)
+    )
+    grads = jnp.array([0.6, 0.8])
+    state = tx.init(grads)
+    sizes = []
+    for _ in range(5):
+        updates, state = tx.update(grads, state)
+        sizes.append(norm(updates))
+    np.testing.assert_allclose(sizes, [1, 2, 2, 1, 0.5], rtol=1e-6)
+
+
+def test_compositions_bit_for_bit():
+    parts = optax.chain(oht.scale_by_learning_rate(0.1), oht.clip_by_norm(0.5))
+    assert_same_bits(oht.clipped_gd(0.1, 0.5), parts, make_grads(), make_params())
+    parts = optax.chain(
+        oht.ema(0.5), oht.normalize_by_norm(1e-3), oht.scale_by_learning_rate(0.1)
+    )
+    alias = oht.normalized_gd(0.1, 1e-3, 0.5)
+    assert_same_bits(alias, parts, make_grads(), make_params())
+    spelled = oht.normalized_gd(learning_rate=0.1, offset=1e-3, momentum=0.5)
+    assert_same_bits(spelled, parts, make_grads()[:1], make_params())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_normalized_gd_follows_the_reference(momentum):
+    grads = heavy_gradients()
+    moments = reference.ema(grads, momentum)
+    with jax.enable_x64(True):
+        got, _, _ = follow(oht.normalized_gd(0.1, 0.5, momentum), grads)
+    for step, (u, m) in enumerate(zip(got, moments, strict=True)):
+        for name in m:
+            want = -0.1 * m[name] / (norm(m) + 0.5)
+            assert_leaf_close(u[name], want, 1e-12, f"{name}, step {step}")
+
+
+def test_zero_gradients_stay_zero():
+    zeros = jnp.zeros(3)
+    assert np.all(np.isnan(one_step(optax.contrib.normalize(), zeros)))
+    for tx in (
+        oht.normalize_by_norm(),
+        oht.normalize_by_norm(offset=0.0),
+        oht.normalized_gd(0.1, offset=0.0, momentum=0.9),
+        oht.clipped_gd(0.1, 1.0),
+    ):
+        np.testing.assert_array_equal(one_step(tx, zeros), 0)
+    slope = jax.grad(lambda g: one_step(oht.normalize_by_norm(0.0), g)[0])(zeros)
+    assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize("size", [2e-38, 1e-30, 1e-15, 1.0, 1e15, 1e30, 3e38])
+@pytest.mark.parametrize("offset", [0.0, 1e-8, 1e20])
+def test_extreme_sizes(size, offset):
+    """With 16 entries of 3e38 the norm itself overflows float32."""
+    got = one_step(oht.normalize_by_norm(offset), {"a": jnp.full(16, size)})["a"]
+    want = size / (4 * size + offset)
+    if want > 1e-37:
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    else:
+        assert np.all(np.abs(got) < 1.1e-37)
+
+
+def test_float16():
+    grads = jnp.full(4, 6e4, jnp.float16)
+    got = one_step(oht.normalize_by_norm(), grads)
+    assert got.dtype == jnp.float16
+    np.testing.assert_allclose(got, 0.5, rtol=2**-10)
+
+
+def test_bad_entries_are_loud():
+    for bad in (jnp.inf, -jnp.inf, jnp.nan):
+        grads = {"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}
+        for tx in (
+            oht.normalize_by_norm(),
+            oht.clipped_gd(0.1, 1.0),
+            oht.normalized_gd(0.1),
+        ):
+            updates = one_step(tx, grads)
+            assert all(np.all(np.isnan(u)) for u in updates.values())
+
+
+def test_averages_of_gradients_whose_direction_is_steady_go_at_the_full_rate():
+    tx = jitted(oht.normalized_gd(0.1, offset=0.0, momentum=0.99))
+    state = tx.init(jnp.zeros(2))
+    for k in range(3):
+        updates, state = tx.update(jnp.array([3.0, -4.0]) * 10.0**k, state)
+        np.testing.assert_allclose(updates, [-0.06, 0.08], rtol=1e-6)

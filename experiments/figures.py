@@ -3,13 +3,14 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from experiments.runs import Record, Run
 
@@ -21,11 +22,10 @@ PAGE_COLORS = {
     **{INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"},
 }
 LABEL_GAP = 13.0  # points between the baselines of two labels
+POINTS_PER_INCH = 72.0
 Kind = Literal["train", "eval"]
-CAPTIONS: Mapping[Kind, str] = {
-    "eval": "Validation loss, nats per masked token",
-    "train": "Training loss, nats per masked token",
-}
+PARTS: Mapping[Kind, str] = {"eval": "Validation", "train": "Training"}
+LINE_STYLES = ("-", "--", ":")  # apart where there are more runs than colours
 
 
 class Label(NamedTuple):
@@ -37,6 +37,11 @@ class Label(NamedTuple):
     reaches_end: bool = True
 
 
+def caption(kind: Kind, runs: Sequence[Run]) -> str:
+    """What a figure shows, with its unit."""
+    return f"{PARTS[kind]} loss, {runs[0].loss_unit}"
+
+
 def color(index: int) -> str:
     """The colour of the run at ``index``."""
     return SERIES[index % len(SERIES)]
@@ -44,7 +49,8 @@ def color(index: int) -> str:
 
 def loss_png(title: str, runs: Sequence[Run], baselines: Mapping[str, float]) -> bytes:
     """Validation loss with the training loss faint behind it."""
-    figure = Figure(figsize=(9.0, 5.2), dpi=150, facecolor="white")
+    height = max(5.2, _label_height(runs, baselines))
+    figure = Figure(figsize=(9.0, height), dpi=150, facecolor="white")
     axes = figure.subplots()
     axes.set_title(f"{title}\n", loc="left", color=INK, parse_math=False)
     for i, run in enumerate(runs):
@@ -52,22 +58,28 @@ def loss_png(title: str, runs: Sequence[Run], baselines: Mapping[str, float]) ->
             *_smooth(*_curve(run.train)), color=color(i), alpha=0.3, linewidth=1.2
         )
     draw(axes, runs, "eval", baselines)
-    _caption(axes, f"{CAPTIONS['eval']} (faint: training loss)")
+    _caption(axes, f"{caption('eval', runs)} (faint: training loss)")
     return _save(figure, "png")
 
 
 def loss_svg(kind: Kind, runs: Sequence[Run], baselines: Mapping[str, float]) -> str:
     """One figure for a page that defines ``--ink``, ``--muted``, ``--series-0``, ..."""
-    figure = Figure(figsize=(4.6, 3.4))
+    figure = Figure(figsize=(4.6, max(3.4, _label_height(runs, baselines))))
     axes = figure.subplots()
     draw(axes, runs, kind, baselines)
     svg = _save(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    opening = rf'<svg \1 role="img" aria-label="{CAPTIONS[kind]}">'
+    opening = rf'<svg \1 role="img" aria-label="{escape(caption(kind, runs))}">'
     svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg)
     svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{kind}-", svg)
     return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], svg)
+
+
+def _label_height(runs: Sequence[Run], baselines: Mapping[str, float]) -> float:
+    """Inches of a figure in whose frame all labels fit."""
+    frame = 0.75  # of the figure's height, in matplotlib's layout
+    return (len(runs) + len(baselines)) * LABEL_GAP / POINTS_PER_INCH / frame
 
 
 def draw(
@@ -84,7 +96,8 @@ def draw(
             steps, losses = _smooth(steps, losses)
         if not len(steps):
             continue
-        axes.plot(steps, losses, color=color(i), linewidth=1.8)
+        style = LINE_STYLES[i // len(SERIES) % len(LINE_STYLES)]
+        axes.plot(steps, losses, color=color(i), linestyle=style, linewidth=1.8)
         if run.is_complete:
             labels.append(Label(losses[-1], run.name, color(i)))
         else:
@@ -95,6 +108,10 @@ def draw(
         axes.axhline(value, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
         labels.append(Label(value, f"{name} {value:.3f}", MUTED))
     _style(axes)
+    axes.set_yscale(runs[0].loss_scale)
+    if runs[0].loss_scale == "log":
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(0, max(1, *(run.last_step for run in runs)))
     _limit_height(axes, runs, baselines)
     _write_labels(axes, labels)
@@ -117,7 +134,8 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=MUTED)
-    axes.tick_params(color=MUTED, labelcolor=INK, length=3, left=False)
+    axes.tick_params(color=MUTED, labelcolor=INK, length=3)
+    axes.tick_params(axis="y", which="both", left=False)
     axes.set_xlabel("step", color=INK, loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -132,14 +150,18 @@ def _limit_height(
 ) -> None:
     """Keeps one bad run from flattening all the others."""
     losses = np.concatenate([[], *(line.get_ydata() for line in axes.lines)])
+    if runs[0].loss_scale == "log":
+        losses = losses[losses > 0]
     if not losses.size:
         return
     starts = [run.train[0]["loss"] for run in runs if run.train]
     ceiling = 1.1 * max([min(starts, default=0.0), *baselines.values()])
-    low = losses.min()
-    high = max(low, min(losses.max(), ceiling))
+    scale = axes.yaxis.get_transform()  # so that the margins look alike
+    ends = losses.min(), max(losses.min(), min(losses.max(), ceiling))
+    low, high = scale.transform(np.array(ends))
     margin = 0.05 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
+    ends = scale.inverted().transform(np.array([low - margin, high + margin]))
+    axes.set_ylim(*ends)
 
 
 def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:
@@ -147,9 +169,11 @@ def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:
     low, high = axes.get_ylim()
     labels = sorted(labels)
     heights = [min(max(label.y, low), high) for label in labels]
-    points = 72.0 / axes.figure.get_dpi()
-    wanted = [axes.transData.transform((0.0, y))[1] * points for y in heights]
-    placed = _spread(wanted, LABEL_GAP)
+    points = POINTS_PER_INCH / axes.figure.get_dpi()
+    bottom, top, *wanted = (
+        axes.transData.transform((0.0, y))[1] * points for y in (low, high, *heights)
+    )
+    placed = _spread(wanted, bottom, top)
     for label, y, old, new in zip(labels, heights, wanted, placed, strict=True):
         is_off = label.y > high
         place = {
@@ -183,29 +207,34 @@ def _leader(color: str) -> dict[str, Any]:
         "color": color,
         "linewidth": 1.4,
         "relpos": (0, 0.5),
-        "shrinkA": 1,
+        "patchA": None,  # the text's box would cut a steep line off below the text
+        "shrinkA": 4,
         "shrinkB": 2,
     }
 
 
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Moves sorted heights apart to ``gap``, each cluster about its own mean."""
+def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
+    """Moves sorted heights apart, each cluster about its mean and inside the frame."""
     clusters: list[list[float]] = []
     for height in wanted:
         clusters.append([height])
-        while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], gap):
+        while len(clusters) > 1 and _overlap(*clusters[-2:], low, high):
             last = clusters.pop()
             clusters[-1] += last
-    return [height for cluster in clusters for height in _stack(cluster, gap)]
+    return [y for cluster in clusters for y in _stack(cluster, low, high)]
 
 
-def _stack(cluster: Sequence[float], gap: float) -> list[float]:
-    bottom = sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
-    return [bottom + gap * i for i in range(len(cluster))]
+def _stack(cluster: Sequence[float], low: float, high: float) -> list[float]:
+    length = LABEL_GAP * (len(cluster) - 1)
+    bottom = sum(cluster) / len(cluster) - length / 2
+    bottom = max(low, min(bottom, high - length))
+    return [bottom + LABEL_GAP * i for i in range(len(cluster))]
 
 
-def _overlap(below: Sequence[float], above: Sequence[float], gap: float) -> bool:
-    return _stack(above, gap)[0] - _stack(below, gap)[-1] < gap
+def _overlap(
+    below: Sequence[float], above: Sequence[float], low: float, high: float
+) -> bool:
+    return _stack(above, low, high)[0] - _stack(below, low, high)[-1] < LABEL_GAP
 
 
 def _save(figure: Figure, kind: Literal["png", "svg"]) -> bytes:

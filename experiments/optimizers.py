@@ -1,6 +1,5 @@
 """Optimizers by name, built from a config."""
 
-import inspect
 import math
 from collections.abc import Callable
 
@@ -23,12 +22,68 @@ def momentum(
     )
 
 
+def clip_by_moment(
+    learning_rate: float, weight_decay: float = 0.0, mask=None, **kwargs
+) -> optax.GradientTransformation:
+    """SGD along the clipped gradient, with decoupled weight decay."""
+    return optax.chain(
+        oht.clip_by_moment(**kwargs),
+        oht.add_decayed_weights(weight_decay, mask),
+        oht.scale_by_learning_rate(learning_rate),
+    )
+
+
+def lars(
+    learning_rate: float, weight_decay: float = 0.0, mask=True, **kwargs
+) -> optax.GradientTransformation:
+    """LARS, with the others' name for the mask of the weight decay."""
+    return optax.lars(learning_rate, weight_decay, mask, **kwargs)
+
+
+def weighted_iterate_average(
+    learning_rate: float, **kwargs
+) -> optax.GradientTransformation:
+    """Momentum SGD that is evaluated at the average of its iterates."""
+    return oht.weighted_iterate_average(momentum(learning_rate, **kwargs))
+
+
 BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acclip": oht.acclip,
+    "adabelief": optax.adabelief,
     "adamw": optax.adamw,
+    "adamw_decoupled": oht.adamw_decoupled,
+    "adashift": oht.adashift,
+    "addsign": oht.addsign,
+    "amsgrad": oht.amsgrad,
+    "cclip": oht.cclip,
+    "clip_by_moment": clip_by_moment,
+    "clipped_gd": oht.clipped_gd,
     "gclip": oht.gclip,
+    "lamb": optax.lamb,
+    "lambc": oht.lambc,
+    "lars": lars,
+    "larsc": oht.larsc,
     "momentum": momentum,
+    "neumann": oht.neumann,
+    "neumann_two_loop": oht.neumann_two_loop,
+    "normalized_gd": oht.normalized_gd,
+    "novograd": optax.novograd,
+    "powersign": oht.powersign,
+    "sgdw": oht.sgdw,
+    "weighted_iterate_average": weighted_iterate_average,
 }
+
+# Where the parameters in training are not the ones to evaluate and to keep.
+READOUTS: dict[str, Callable[..., optax.Params]] = {
+    "neumann": oht.neumann_eval_params,
+    "weighted_iterate_average": oht.weighted_iterate_average_eval_params,
+}
+
+
+def eval_params(transform: str, opt_state, params):
+    """The parameters that an optimizer has found."""
+    readout = READOUTS.get(transform)
+    return readout(opt_state, params) if readout else params
 
 
 def select(config: Config, name: str) -> Config:
@@ -65,7 +120,7 @@ def settings(config: Config) -> Config:
 
 def _check_ranges(where: str, chosen: Config) -> None:
     """Checks numbers here, since optax itself takes any."""
-    rate, decay = chosen.learning_rate, chosen.weight_decay
+    rate, decay = chosen.learning_rate, chosen.get("weight_decay", 0.0)
     if not (math.isfinite(rate) and rate > 0):
         raise UserError(
             f"{where}.learning_rate={rate}: must be a finite number above 0"
@@ -85,14 +140,16 @@ def _check_ranges(where: str, chosen: Config) -> None:
 
 def build(chosen: Config) -> optax.GradientTransformationExtraArgs:
     """Builds the transform; its learning rate is an array in its state."""
-    builder = BUILDERS[chosen.transform]
-    static = set(inspect.signature(builder).parameters) - {"learning_rate"}
-    inject = optax.inject_hyperparams(builder, static, hyperparam_dtype=jnp.float32)
-    kwargs = dict(
-        weight_decay=chosen.weight_decay, mask=oht.decay_mask, **chosen.kwargs
-    )
-    builder(chosen.learning_rate, **kwargs)  # checks ranges before any array
-    return inject(chosen.learning_rate, **kwargs)
+    kwargs = dict(chosen.kwargs)
+    if "weight_decay" in chosen:
+        kwargs |= {"weight_decay": chosen.weight_decay, "mask": oht.decay_mask}
+
+    def make(learning_rate):
+        return BUILDERS[chosen.transform](learning_rate, **kwargs)
+
+    make(chosen.learning_rate)  # checks ranges before any array
+    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+    return inject(chosen.learning_rate)
 
 
 def with_learning_rate(opt_state, learning_rate):

@@ -15,10 +15,11 @@ STYLE = Path(__file__).with_name("report.css")
 
 def title(found: Sequence[Run]) -> str:
     """Names the model and how many optimizers trained it."""
-    model = found[0].config["model"]
+    config = found[0].config
+    name, model = config["report"]["model"], config["model"]
     plural = "" if len(found) == 1 else "s"
     return (
-        f"BERT with {model['num_layers']} layers of width {model['width']} "
+        f"{name} with {model['num_layers']} layers of width {model['width']} "
         f"under {len(found)} optimizer{plural}"
     )
 
@@ -31,9 +32,10 @@ def render(
 ) -> str:
     """Returns the page; every text in it is escaped."""
     heading = escape(title(found))
+    summary = tables.summary(rows, baselines, found[0].loss_unit)
     parts = [
         f"<h1>{heading}</h1>",
-        f'<p class="lead">{escape(tables.summary(rows, baselines))}</p>',
+        f'<p class="lead">{escape(summary)}</p>',
         '<div class="curves">',
         _figure("eval", found, baselines),
         _figure("train", found, baselines),
@@ -70,7 +72,7 @@ def render(
 def _figure(
     kind: figures.Kind, found: Sequence[Run], baselines: Mapping[str, float]
 ) -> str:
-    caption = escape(figures.CAPTIONS[kind])
+    caption = escape(figures.caption(kind, found))
     svg = figures.loss_svg(kind, found, baselines)
     return f"<figure><figcaption>{caption}</figcaption>\n{svg}</figure>"
 
@@ -78,7 +80,7 @@ def _figure(
 def _results(
     found: Sequence[Run], rows: Sequence[Row], baselines: Mapping[str, float]
 ) -> str:
-    columns = tables.columns(baselines)
+    columns = tables.columns(baselines, found[0].accuracy_name)
     colors = {run.name: figures.color(i) for i, run in enumerate(found)}
     head = "".join(
         f'<th scope="col"{_class(column)}>{escape(column.heading)}</th>'
@@ -118,7 +120,8 @@ def _settings(found: Sequence[Run]) -> dict[str, str]:
     """What all the runs share: the training, the model and the data."""
     config = found[0].config
     training = {k: v for k, v in config.items() if not isinstance(v, dict)}
-    training["sequence_length"] = config["data"]["sequence_length"]
+    if "sequence_length" in config["data"]:
+        training["sequence_length"] = config["data"]["sequence_length"]
     facts = {"training": _listing(training), "model": _listing(config["model"])}
     for final in (run.final for run in found):
         if final:

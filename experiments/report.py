@@ -41,8 +41,10 @@ def write_report(workdir: Path, names: Sequence[str]) -> str:
     folders.write_atomically(workdir / "results.json", text)
     folders.write_atomically(workdir / "loss.png", picture)
     folders.write_atomically(workdir / "report.html", html)
-    summary = textwrap.fill(tables.summary(rows, baselines), tables.CONSOLE_WIDTH)
-    return f"{tables.text(rows, baselines)}\n\n{summary}"
+    summary = textwrap.fill(
+        tables.summary(rows, baselines, found[0].loss_unit), tables.CONSOLE_WIDTH
+    )
+    return f"{tables.text(rows, baselines, found[0].accuracy_name)}\n\n{summary}"
 
 
 def _check_comparable(found: Sequence[Run]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from experiments.errors import UserError
 
@@ -20,6 +20,21 @@ class Run:
     eval: list[Record]
     final: Record | None  # None: the run was interrupted
     is_cut: bool  # the last line was written in part only, and is left out
+
+    @property
+    def loss_unit(self) -> str:
+        """What one unit of the loss is."""
+        return self.config["report"]["loss_unit"]
+
+    @property
+    def loss_scale(self) -> Literal["linear", "log"]:
+        """The scale of the loss in figures."""
+        return self.config["report"]["loss_scale"]
+
+    @property
+    def accuracy_name(self) -> str:
+        """What the accuracy is called."""
+        return self.config["report"]["accuracy_name"]
 
     @property
     def end(self) -> str:

@@ -30,7 +30,7 @@ POINT = (
     "status",
     "step",
     "loss",
-    "masked_accuracy",
+    "accuracy",
     "train_seconds",
 )
 
@@ -103,7 +103,7 @@ def _loss(final: runs.Record) -> float:
     return final["loss"] if final["status"] == "complete" else math.inf
 
 
-def markdown(finals: Sequence[runs.Record]) -> str:
+def markdown(finals: Sequence[runs.Record], config: Config) -> str:
     """The table of all runs, with where it comes from."""
     last, bests = finals[-1], best(finals)
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
@@ -111,12 +111,13 @@ def markdown(finals: Sequence[runs.Record]) -> str:
     lines = [
         f"Command: `{train.command()}`\n",
         f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
-        f"{last['hardware']}; {versions}; text {last['data']['text']}, "
+        f"{last['hardware']}; {versions}; data {last['data']['source']}, "
         f"SHA-256 {last['data']['sha256']}.\n",
-        "Validation loss in nats per masked token after "
+        f"Validation loss in {config.report.loss_unit} after "
         f"{max(final['step'] for final in finals):,} steps; {baselines}. "
         "The best of each optimizer is in bold.\n",
-        "| optimizer | learning rate | validation loss | masked accuracy |",
+        "| optimizer | learning rate | validation loss "
+        f"| {config.report.accuracy_name} |",
         "|---|---|---|---|",
     ]
     for final in finals:
@@ -137,7 +138,7 @@ def _cells(final: runs.Record) -> list[str]:
     name, rate = final["optimizer"], f"{final['learning_rate']:g}"
     if final["status"] == "diverged":
         return [name, rate, f"diverged at step {final['step']:,}", ""]
-    accuracy = f"{final['masked_accuracy']:.1%}"
+    accuracy = f"{final['accuracy']:.1%}"
     return [name, rate, f"{final['loss']:.3f}", accuracy]
 
 
@@ -150,7 +151,7 @@ def main() -> None:
     for target in targets:  # before the runs, not after
         folders.make(target.parent)
     finals = sweep(config, cli.workdir(), names)
-    table = markdown(finals)
+    table = markdown(finals, config)
     print(table)
     points = ({key: final.get(key) for key in POINT} for final in finals)
     lines = "".join(json.dumps(point) + "\n" for point in points)

@@ -46,14 +46,14 @@ def _row(run: Run, baselines: Mapping[str, float]) -> Row:
             name: None if loss is None else loss - value
             for name, value in baselines.items()
         },
-        "masked_accuracy": final.get("masked_accuracy"),
+        "accuracy": final.get("accuracy"),
         "train_seconds": seconds,
         "compile_seconds": final.get("compile_seconds"),
         "steps_per_second": run.last_step / seconds if seconds else None,
     }
 
 
-def columns(baselines: Mapping[str, float]) -> list[Column]:
+def columns(baselines: Mapping[str, float], accuracy_name: str) -> list[Column]:
     """The columns of the final table."""
     return [
         Column("optimizer", lambda row: row["optimizer"]),
@@ -63,7 +63,7 @@ def columns(baselines: Mapping[str, float]) -> list[Column]:
             Column(f"against {name}", lambda row, n=name: row["differences"][n], "+.3f")
             for name in baselines
         ),
-        Column("masked accuracy", lambda row: row["masked_accuracy"], ".1%"),
+        Column(accuracy_name, lambda row: row["accuracy"], ".1%"),
         Column("training seconds", lambda row: row["train_seconds"], ",.1f"),
         Column("steps/s", lambda row: row["steps_per_second"], ",.1f"),
         Column("status", lambda row: row["status"]),
@@ -73,13 +73,16 @@ def columns(baselines: Mapping[str, float]) -> list[Column]:
 
 def _transform(row: Row) -> str:
     """The call that makes the transform, without its learning rate."""
-    arguments = {"weight_decay": row["weight_decay"], **row["kwargs"]}
+    decay = {k: row[k] for k in ("weight_decay",) if k in row}
+    arguments = {**decay, **row["kwargs"]}
     return f"{row['transform']}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
 
 
-def text(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
+def text(
+    rows: Sequence[Row], baselines: Mapping[str, float], accuracy_name: str
+) -> str:
     """The table in at most 100 columns; without the transforms, which need more."""
-    shown = [c for c in columns(baselines) if c.heading != "transform"]
+    shown = [c for c in columns(baselines, accuracy_name) if c.heading != "transform"]
     table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
     for column in shown:
         heading = "\n".join(column.heading.split())
@@ -94,21 +97,25 @@ def text(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def summary(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
+def summary(rows: Sequence[Row], baselines: Mapping[str, float], loss_unit: str) -> str:
     """Says which optimizer is best and by how much, and what did not finish."""
     done = [row for row in rows if row["loss"] is not None]
     failed = [f"{r['optimizer']} {r['status']}" for r in rows if r["loss"] is None]
-    sentences = [_best(done, baselines)] if done else ["No run reached its last step."]
+    sentences = (
+        [_best(done, baselines, loss_unit)]
+        if done
+        else ["No run reached its last step."]
+    )
     if failed:
         sentences.append(f"Not finished: {'; '.join(failed)}.")
     return " ".join(sentences)
 
 
-def _best(done: Sequence[Row], baselines: Mapping[str, float]) -> str:
+def _best(done: Sequence[Row], baselines: Mapping[str, float], loss_unit: str) -> str:
     best, *others = done
     text = (
         f"{best['optimizer']} ends with the lowest validation loss, "
-        f"{best['loss']:.3f} nats per masked token"
+        f"{best['loss']:.3f} {loss_unit}"
     )
     for name, difference in best["differences"].items():
         side = "below" if difference < 0 else "above"

@@ -9,6 +9,8 @@ import math
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -54,6 +56,7 @@ class Program:
     init_state: Callable[[], TrainState]
     train_step: Callable[..., tuple[TrainState, Window]]
     eval_step: Callable[[PyTree, Batch], dict[str, jax.Array]]
+    eval_params: Callable[[TrainState], PyTree]  # those to evaluate and to keep
     compile_seconds: float
 
 
@@ -106,7 +109,14 @@ def make_train_step(
         opt_state = optimizers.with_learning_rate(
             state.opt_state, peak * shape(state.step)
         )
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads,
+            opt_state,
+            state.params,
+            grad_fn=lambda params: jax.grad(task.loss, has_aux=True)(
+                params, batch, key
+            )[0],
+        )
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         is_first_bad = ~jnp.isfinite(loss) & (window.bad_step == 0)
@@ -144,9 +154,13 @@ def build_program(config: Config, task: Task) -> Program:
         .compile()
     )
     init_state()
-    return Program(
-        task, init_state, train_step, eval_step, time.perf_counter() - started
-    )
+
+    def eval_params(state: TrainState) -> PyTree:
+        transform = config.optimizer.transform
+        return optimizers.eval_params(transform, state.opt_state, state.params)
+
+    seconds = time.perf_counter() - started
+    return Program(task, init_state, train_step, eval_step, eval_params, seconds)
 
 
 def new_window() -> Window:
@@ -212,7 +226,7 @@ def fit(
         )
         bar.update(step, loss)
         if wants_eval:
-            metrics = evaluate(program, state.params)
+            metrics = evaluate(program, program.eval_params(state))
             if not math.isfinite(metrics["loss"]):
                 return Outcome(state, metrics, total_seconds, step)
             recorder.write("eval", step, **metrics)
@@ -250,7 +264,7 @@ def run(
 
 def _run(program: Program, config: Config, workdir: Path) -> runs.Record:
     program.task.save_assets(workdir)
-    print(describe(program), flush=True)
+    print(describe(program, config), flush=True)
     label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
     with (
         folders.Recorder(workdir) as recorder,
@@ -271,7 +285,8 @@ def finish(
     if outcome.bad_step:
         ending = {"status": "diverged", "loss": None}
     else:
-        save_params(workdir / folders.PARAMS_FOLDER, outcome.state.params)
+        params = program.eval_params(outcome.state)
+        save_params(workdir / folders.PARAMS_FOLDER, params)
         ending = {"status": "complete", **outcome.metrics}
     return recorder.write(
         "final",
@@ -296,10 +311,12 @@ def save_params(folder: Path, params: PyTree) -> None:
         checkpointer.save(folder.absolute(), params)
 
 
-def describe(program: Program) -> str:
-    """What is trained on what, in two lines."""
+def describe(program: Program, config: Config) -> str:
+    """What is trained on what, and what decays."""
     params = jax.eval_shape(program.init_state).params
     facts = ", ".join(f"{k} {v}" for k, v in program.task.description.items())
+    if "weight_decay" not in config.optimizer:
+        return f"data: {facts}"
     coverage = oht.mask_coverage(oht.decay_mask(params), params)
     return f"data: {facts}\nweight decay: {coverage}"
 
@@ -310,8 +327,21 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "optax_heavytail": oht.__version__,
+        "commit": commit(),
         **found,
     }
+
+
+def commit() -> str:
+    """The commit of the checkout, with "-dirty" if files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    arguments = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    found = subprocess.run(
+        [git, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
 
 
 def hardware() -> str:
@@ -338,8 +368,8 @@ def main() -> None:
             f"{cli.workdir() / folders.METRICS_FILE}"
         )
     print(
-        f"validation loss {final['loss']:.3f} nats, "
-        f"masked accuracy {final['masked_accuracy']:.1%}, "
+        f"validation loss {final['loss']:.3f} {config.report.loss_unit}, "
+        f"{config.report.accuracy_name} {final['accuracy']:.1%}, "
         f"trained {final['train_seconds']:.0f} s"
     )
 

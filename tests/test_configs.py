@@ -1,4 +1,6 @@
+import functools
 import importlib
+import inspect
 from pathlib import Path
 
 import jax
@@ -7,13 +9,14 @@ import numpy as np
 import pytest
 
 import experiments.configs
+import optax_heavytail as oht
 from experiments import optimizers, tasks, train
 from experiments.errors import UserError
 from experiments.models import bert
-from experiments.tasks import mlm
+from experiments.tasks import digits, mlm
 
 FOLDER = Path(experiments.configs.__file__).parent
-SHARED = {"__init__", "mlm_defaults"}
+SHARED = {"__init__", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 
@@ -22,7 +25,24 @@ def module(name):
 
 
 def test_every_config_is_here():
-    assert {"bert_tiny", "bert_base6", "bert_base", "bert_large"} <= set(NAMES)
+    berts = {"bert_tiny", "bert_base6", "bert_base", "bert_large"}
+    assert {"digits_zoo"} | berts == set(NAMES)
+
+
+def test_the_zoo_has_every_optimizer():
+    zoo = module("digits_zoo").get_config()
+    entries = {entry.transform for entry in zoo.optimizers.values()}
+    assert entries == set(optimizers.BUILDERS)
+    # Whatever the package exports that takes a rate first is an optimizer.
+    ours = {
+        name
+        for name in oht.__all__
+        if callable(factory := getattr(oht, name))
+        and next(iter(inspect.signature(factory).parameters), "") == "learning_rate"
+    }
+    others = {"BatchSizePlan", "grow_batch"}
+    parts = {"neumann_inner_loop", "scale_by_learning_rate"}
+    assert ours - others - parts <= entries
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,16 +59,11 @@ def test_unknown_variant_is_refused(name):
         module(name).get_config("huge")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_full_size_step_keeps_its_shapes(name):
-    """Traces the whole step, and the update of every optimizer, without memory."""
-    config = module(name).get_config()
-    train.check(config)
+def mlm_shapes(config):
     data = config.data
     model_config = bert.BertConfig(
         data.vocab_size, data.sequence_length, **config.model
     )
-    init_params, loss, _ = mlm.model_functions(model_config)
     slots = mlm.text.max_masked(data.sequence_length)
     masked = jax.ShapeDtypeStruct((config.batch_size, slots), np.int32)
     batch = {
@@ -59,6 +74,26 @@ def test_full_size_step_keeps_its_shapes(name):
         "targets": masked,
         "weights": jax.ShapeDtypeStruct(masked.shape, np.float32),
     }
+    return mlm.model_functions(model_config), batch
+
+
+def digits_shapes(config):
+    batch = {
+        "images": jax.ShapeDtypeStruct((config.batch_size, 64), np.float32),
+        "labels": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+    return digits.model_functions(config.model), batch
+
+
+SHAPES = {"mlm": mlm_shapes, "digits": digits_shapes}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_step_keeps_its_shapes(name):
+    """Traces the whole step, and the update of every optimizer, without memory."""
+    config = module(name).get_config()
+    train.check(config)
+    (init_params, loss, _), batch = SHAPES[config.task](config)
     task = tasks.Task(init_params, loss, *[None] * 6)
     params = jax.eval_shape(init_params, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -68,7 +103,8 @@ def test_full_size_step_keeps_its_shapes(name):
     }
     for optimizer in built.values():
         opt_state = jax.eval_shape(optimizer.init, params)
-        after = jax.eval_shape(optimizer.update, params, opt_state, params)
+        update = functools.partial(optimizer.update, grad_fn=lambda point: point)
+        after = jax.eval_shape(update, params, opt_state, params)
         assert described(after) == described((params, opt_state))
     optimizer = built[config.optimizer.name]
     shape = train.schedule(config.steps, config.warmup_fraction)

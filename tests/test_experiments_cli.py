@@ -361,13 +361,13 @@ def final(name, rate, loss):
         "loss": loss,
         "status": "diverged" if loss is None else "complete",
         "step": 100,
-        "masked_accuracy": 0.25,
+        "accuracy": 0.25,
         "train_seconds": 12.0,
         "time": 0,
         "hardware": "2-core CPU",
         "command": "python",
         "versions": {"jax": "1"},
-        "data": {"text": "some", "sha256": "abc"},
+        "data": {"source": "some", "sha256": "abc"},
         "baselines": {"token frequencies": 5.0},
     }
 
@@ -389,11 +389,14 @@ def test_sweep_knows_the_best_and_the_edge():
 
 
 def test_sweep_table_shows_best_divergence_and_edge():
-    table = sweep.markdown(POINTS)
+    config = toy_task.config()
+    table = sweep.markdown(POINTS, config)
     assert "| **adamw** | **0.2** | **2.000** |" in table
     assert "| adamw | 0.4 | diverged at step 100 |" in table
     assert "edge of the grid for: gclip." in table
-    assert "edge of its grid" in sweep.markdown(POINTS[:3])
+    assert "edge of its grid" in sweep.markdown(POINTS[:3], config)
+    assert "nats per masked token after 100 steps" in table
+    assert "| learning rate | validation loss | masked accuracy |" in table
 
 
 SMOKE = f"--config={TINY}:smoke"

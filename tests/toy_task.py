@@ -46,7 +46,7 @@ def make(poisoned_step=None):
         return {
             "weight": jnp.float32(error.size),
             "loss": jnp.sum(error),
-            "masked_accuracy": jnp.sum(error < 0.1).astype(jnp.float32),
+            "accuracy": jnp.sum(error < 0.1).astype(jnp.float32),
         }
 
     def train_batches(start_step):
@@ -62,7 +62,7 @@ def make(poisoned_step=None):
         train_batches=train_batches,
         eval_batches=lambda: [batch(10**6), batch(10**6 + 1)],
         baselines={"token frequencies": 5.0},
-        description={"text": "toy", "sha256": "0" * 64},
+        description={"source": "toy", "sha256": "0" * 64},
         save_assets=lambda folder: None,
     )
 

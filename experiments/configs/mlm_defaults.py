@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError
+from experiments.configs import variants
 from experiments.models import bert
 from experiments.types import Config
 
@@ -43,6 +43,15 @@ def mlm_config() -> Config:
     config.task = "mlm"
     config.seed = 0
     config.warmup_fraction = 0.1
+
+    config.report = ConfigDict(
+        {
+            "model": "BERT",
+            "loss_unit": "nats per masked token",
+            "loss_scale": "linear",
+            "accuracy_name": "masked accuracy",
+        }
+    )
 
     config.data = ConfigDict()
     config.data.path = ""  # a UTF-8 file or folder; empty: pydoc_data.topics
@@ -87,8 +96,7 @@ def apply_variant(config: Config, variant: str) -> Config:
     Raises:
       UserError: no such variant.
     """
-    if variant not in ("full", "smoke"):
-        raise UserError(f"config variant {variant}: must be full or smoke")
+    variants.check(variant)
     if variant == "smoke":
         config.steps = 2
         config.batch_size = 8

@@ -9,22 +9,20 @@ import dataclasses
 import hashlib
 import pydoc_data.topics
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import grain
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from experiments.data.stream import Batch
 from experiments.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 VALIDATION_FRACTION = 0.1
 MASKED_FRACTION = 0.15
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,14 +238,6 @@ def validation_batches(
     rows = np.concatenate([rows, filler]).reshape(-1, batch_size, rows.shape[1])
     rng = np.random.default_rng(seed)
     return [mask_tokens(tokens, rng, vocab_size) for tokens in rows]
-
-
-def iterate(dataset: grain.MapDataset, start_step: int) -> Iterator[Batch]:
-    """Batches ``start_step``, ``start_step + 1``, ... without end."""
-    index = start_step
-    while True:
-        yield cast(Batch, dataset[index])
-        index += 1
 
 
 def frequency_cross_entropy(

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from tokenizers import Tokenizer
 
-from experiments.data import text
+from experiments.data import stream, text
 from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
@@ -99,7 +99,7 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
         init_params=init_params,
         loss=loss,
         eval_sums=eval_sums,
-        train_batches=lambda start_step: text.iterate(pipeline, start_step),
+        train_batches=lambda start_step: stream.iterate(pipeline, start_step),
         eval_batches=lambda: held_out,
         baselines={
             "token frequencies": text.frequency_cross_entropy(
@@ -107,7 +107,7 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
             )
         },
         description={
-            "text": corpus.origin,
+            "source": corpus.origin,
             "sha256": corpus.sha256,
             "vocabulary": vocab_size,
             "train_documents": len(split.train),
@@ -171,7 +171,7 @@ def model_functions(config: bert.BertConfig):
         return {
             "weight": jnp.sum(weights),
             "loss": jnp.sum(losses * weights),
-            "masked_accuracy": jnp.sum(correct * weights),
+            "accuracy": jnp.sum(correct * weights),
         }
 
     return init_params, loss, eval_sums

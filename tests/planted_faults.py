@@ -588,6 +588,27 @@ FAULTS = [
         ("tests/test_golden.py", "-k", "amsgrad"),
     ),
     Fault(
+        "slope of a maximum that is rounded twice",
+        "_amsgrad.py",
+        "jax.tree.map(_tree.maximum, square, state.nu_max)",
+        "jax.tree.map(jnp.maximum, square, state.nu_max)",
+        ("tests/test_contract.py", "-k", "derivatives and amsgrad-corrected"),
+    ),
+    Fault(
+        "layer axis that a leaf does not have",
+        TREE,
+        "if layer_axis is not None and not -x.ndim <= layer_axis < x.ndim:",
+        "if False:",
+        ("tests/test_trust_ratio.py", "-k", "does_not_have"),
+    ),
+    Fault(
+        "square of Neumann's distance underflows",
+        NEUMANN,
+        "strength * inverse * inverse",
+        "strength / (r * r)",
+        ("tests/test_neumann.py", "-k", "leave_float32"),
+    ),
+    Fault(
         "AMSGrad corrects the bias by default",
         "_amsgrad.py",
         "bias_correction: bool = False,\n) -> optax.GradientTransformationExtraArgs",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from experiments import figures, report, runs
 from experiments.errors import UserError
@@ -363,6 +363,45 @@ def test_labels_do_not_overlap(tmp_path):
     boxes = np.array(sorted((box.y0, box.y1) for box in extents))
     assert len(boxes) == len(ends) + 2
     assert np.all(boxes[1:, 0] >= boxes[:-1, 1])
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_many_labels_stay_beside_the_frame(tmp_path, monkeypatch, scale):
+    """24 curves that end in one point, at the bottom of the frame."""
+    names = write_comparison(
+        tmp_path, **{f"run{i}": 0.03 + 1e-5 * i for i in range(24)}
+    )
+    found = [runs.read_run(tmp_path / name) for name in names]
+    for run in found:
+        run.config["report"] = {**SHARED["report"], "loss_scale": scale}
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, kind: drawn.append(figure))
+    figures.loss_png("24 runs", found, BASELINES)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_yscale() == scale
+    frame = axes.get_window_extent()
+    texts = [text for text in axes.texts if isinstance(text, Annotation)]
+    extents = [Text.get_window_extent(text) for text in texts]
+    boxes = np.array(sorted((box.y0, box.y1) for box in extents))
+    assert len(boxes) == 25
+    assert np.all(boxes[1:, 0] >= boxes[:-1, 1])
+    middles = boxes.mean(axis=1)
+    assert frame.y0 - 1 < middles[0]
+    assert middles[-1] < frame.y1 + 1
+
+
+def test_a_log_scale_shows_every_positive_loss(tmp_path):
+    (name,) = write_comparison(tmp_path, adamw=0.0)
+    run = runs.read_run(tmp_path / name)
+    run.config["report"] = {**SHARED["report"], "loss_scale": "log"}
+    axes = Figure().subplots()
+    figures.draw(axes, [run], "eval", BASELINES)
+    low, high = axes.get_ylim()
+    positive = [record["loss"] for record in run.eval if record["loss"] > 0]
+    assert 0 < low < min(positive)
+    assert max(positive) < high < 10
 
 
 @pytest.mark.parametrize(

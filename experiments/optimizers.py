@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -79,6 +80,8 @@ READOUTS: dict[str, Callable[..., optax.Params]] = {
     "weighted_iterate_average": oht.weighted_iterate_average_eval_params,
 }
 
+SKIPPED = ("num_nonfinite", "num_spikes")
+
 
 def eval_params(transform: str, opt_state, params):
     """The parameters that an optimizer has found."""
@@ -110,8 +113,8 @@ def settings(config: Config) -> Config:
         raise UserError(
             f"{where}.transform={chosen.transform}: must be one of {allowed}"
         )
-    _check_ranges(where, chosen)
     try:
+        _check_ranges(where, chosen)
         build(chosen)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
@@ -130,6 +133,8 @@ def _check_ranges(where: str, chosen: Config) -> None:
             f"{where}.weight_decay={decay}: must be a finite number, 0 or more"
         )
     for name, value in chosen.kwargs.items():
+        if not isinstance(value, int | float):
+            continue
         if name in ("b1", "b2", "decay") and not 0 <= value < 1:
             raise UserError(f"{where}.kwargs.{name}={value}: must be in [0, 1)")
         if name == "eps" and not (math.isfinite(value) and value >= 0):
@@ -145,7 +150,10 @@ def build(chosen: Config) -> optax.GradientTransformationExtraArgs:
         kwargs |= {"weight_decay": chosen.weight_decay, "mask": oht.decay_mask}
 
     def make(learning_rate):
-        return BUILDERS[chosen.transform](learning_rate, **kwargs)
+        optimizer = BUILDERS[chosen.transform](learning_rate, **kwargs)
+        if "skip_if_unsafe" in chosen:
+            return oht.skip_if_unsafe(optimizer, **chosen.skip_if_unsafe)
+        return optimizer
 
     make(chosen.learning_rate)  # checks ranges before any array
     inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
@@ -156,3 +164,15 @@ def with_learning_rate(opt_state, learning_rate):
     """Sets the learning rate that the next update uses."""
     hyperparams = {**opt_state.hyperparams, "learning_rate": learning_rate}
     return opt_state._replace(hyperparams=hyperparams)
+
+
+def is_lost(opt_state, is_finite: jax.Array) -> jax.Array:
+    """Whether to give a run up: too many steps skipped, or without that a bad loss."""
+    limit_reached = optax.tree.get(opt_state, "limit_reached")
+    return ~is_finite if limit_reached is None else limit_reached
+
+
+def skipped(opt_state) -> dict[str, int]:
+    """How many steps were skipped, and why; nothing if the optimizer skips none."""
+    counts = {name: optax.tree.get(opt_state, name) for name in SKIPPED}
+    return {name: int(count) for name, count in counts.items() if count is not None}

@@ -44,8 +44,9 @@ class TrainState(NamedTuple):
 class Window(NamedTuple):
     """Losses since the last record; read on the host at records alone."""
 
-    loss_sum: jax.Array  # (), float32
-    bad_step: jax.Array  # (), int32: first step with a non-finite loss, or 0
+    loss_sum: jax.Array  # (), float32, of the finite ones
+    num_losses: jax.Array  # (), int32: how many these are
+    lost_step: jax.Array  # (), int32: first step that ends the run, or 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,12 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        is_first_bad = ~jnp.isfinite(loss) & (window.bad_step == 0)
+        is_finite = jnp.isfinite(loss)
+        is_lost = optimizers.is_lost(opt_state, is_finite)
         window = Window(
-            window.loss_sum + loss, jnp.where(is_first_bad, step, window.bad_step)
+            window.loss_sum + jnp.where(is_finite, loss, 0),
+            window.num_losses + is_finite.astype(jnp.int32),
+            jnp.where(is_lost & (window.lost_step == 0), step, window.lost_step),
         )
         return TrainState(params, opt_state, step), window
 
@@ -165,7 +169,8 @@ def build_program(config: Config, task: Task) -> Program:
 
 def new_window() -> Window:
     """An empty window."""
-    return Window(jnp.zeros([]), jnp.zeros([], jnp.int32))
+    zero = jnp.zeros([], jnp.int32)
+    return Window(jnp.zeros([]), zero, jnp.copy(zero))
 
 
 def evaluate(program: Program, params: PyTree) -> dict[str, float]:
@@ -183,7 +188,7 @@ class Outcome:
     state: TrainState
     metrics: dict[str, float]
     train_seconds: float
-    bad_step: int = 0  # 0: every loss was finite
+    lost_step: int = 0  # the step that ended the run early, or 0
 
 
 def fit(
@@ -194,8 +199,8 @@ def fit(
 ) -> Outcome:
     """Runs the steps, with records and evaluations where the config wants them.
 
-    The device keeps the losses, so that no step waits for the host: a non-finite one
-    is noticed at the next record, at most ``config.log_every`` steps later.
+    The device keeps the losses, so that no step waits for the host: one that ends the
+    run is noticed at the next record, at most ``config.log_every`` steps later.
     """
     rate = config.optimizer.learning_rate
     shape = schedule(config.steps, config.warmup_fraction)
@@ -211,20 +216,22 @@ def fit(
         wants_eval = is_last or step % config.eval_every == 0
         if not (wants_eval or step % config.log_every == 0):
             continue
-        bad_step, loss = int(window.bad_step), float(window.loss_sum)
+        num_losses, lost_step = int(window.num_losses), int(window.lost_step)
         seconds = time.perf_counter() - started
         total_seconds += seconds
-        if bad_step:
-            return Outcome(state, metrics, total_seconds, bad_step)
-        loss /= step - recorded
-        recorder.write(
-            "train",
-            step,
-            loss=loss,
-            learning_rate=rate * float(np.asarray(shape(step - 1))),
-            steps_per_second=(step - recorded) / seconds,
-        )
-        bar.update(step, loss)
+        if lost_step:
+            return Outcome(state, metrics, total_seconds, lost_step)
+        if num_losses:  # none: all were skipped, and the limit is further on
+            loss = float(window.loss_sum) / num_losses
+            recorder.write(
+                "train",
+                step,
+                loss=loss,
+                learning_rate=rate * float(np.asarray(shape(step - 1))),
+                steps_per_second=(step - recorded) / seconds,
+                **optimizers.skipped(state.opt_state),
+            )
+            bar.update(step, loss)
         if wants_eval:
             metrics = evaluate(program, program.eval_params(state))
             if not math.isfinite(metrics["loss"]):
@@ -282,7 +289,7 @@ def finish(
     outcome: Outcome,
 ) -> runs.Record:
     """Saves the parameters and writes the final record."""
-    if outcome.bad_step:
+    if outcome.lost_step:
         ending = {"status": "diverged", "loss": None}
     else:
         params = program.eval_params(outcome.state)
@@ -290,8 +297,9 @@ def finish(
         ending = {"status": "complete", **outcome.metrics}
     return recorder.write(
         "final",
-        outcome.bad_step or config.steps,
+        outcome.lost_step or config.steps,
         **ending,
+        **optimizers.skipped(outcome.state.opt_state),
         optimizer=config.optimizer.name,
         learning_rate=config.optimizer.learning_rate,
         train_seconds=outcome.train_seconds,

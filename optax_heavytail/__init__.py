@@ -38,6 +38,7 @@ from optax_heavytail._sign_agreement import (
     scale_by_addsign,
     scale_by_powersign,
 )
+from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState, skip_if_unsafe
 from optax_heavytail._snapshots import (
     SnapshotEnsembleState,
     snapshot_ensemble,
@@ -82,6 +83,7 @@ __all__ = [
     "ScaleByAdashiftState",
     "ScaleByClippedTrustRatioState",
     "ScaleBySignAgreementState",
+    "SkipIfUnsafeState",
     "SnapshotEnsembleState",
     "WeightedIterateAverageState",
     "acclip",
@@ -127,6 +129,7 @@ __all__ = [
     "scale_by_powersign",
     "schedules",
     "sgdw",
+    "skip_if_unsafe",
     "snapshot_ensemble",
     "snapshot_predictions",
     "strongly_convex_step",

@@ -281,6 +281,19 @@ CASES = {
         needs_params=True,
         variant=True,
     ),
+    "skip": Case(
+        oht.skip_if_unsafe,
+        {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1), "window": 3},
+        ("window",),
+        needs_params=True,
+    ),
+    "skip-nonfinite": Case(
+        oht.skip_if_unsafe,
+        {"inner": oht.acclip(0.1, normalize=True), "max_deviations": None},
+        ("window",),
+        needs_params=True,
+        variant=True,
+    ),
     "trace": Case(oht.trace, {"decay": 0.9}),
     "trace-nesterov": Case(oht.trace, {"decay": 0.9, "nesterov": True}, variant=True),
     "trace-bfloat16": Case(

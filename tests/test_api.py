@@ -39,7 +39,7 @@ def test_every_factory_has_a_case(name):
 
 
 def test_the_factories_are_the_transforms():
-    assert len(FACTORIES) == 34
+    assert len(FACTORIES) == 35
     made = {type(case.make()).__name__ for case in CASES.values()}
     assert made == {"GradientTransformationExtraArgs"}
 
@@ -105,6 +105,8 @@ SIGNATURES = {
     "get_momentum": "state",
     "decay_mask": "params",
     "mask_coverage": "mask, params",
+    "skip_if_unsafe": "inner, *, max_deviations=10.0, window=128, max_in_a_row=10, "
+    "axis_name=None",
     "trace": "decay, nesterov=False, accumulator_dtype=None",
     "scale_by_adam": "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True, "
     "mu_dtype=None, nu_dtype=None",
@@ -179,6 +181,16 @@ FIELDS = {
     "ScaleByAdashiftState": ("count", "nu", "window"),
     "ScaleByClippedTrustRatioState": ("count", "trust_ratio", "raw_trust_ratio"),
     "ScaleBySignAgreementState": ("count", "ema"),
+    "SkipIfUnsafeState": (
+        "count",
+        "num_nonfinite",
+        "num_spikes",
+        "num_in_a_row",
+        "limit_reached",
+        "num_norms",
+        "log_norms",
+        "inner_state",
+    ),
     "SnapshotEnsembleState": ("count", "taken", "snapshots", "inner_state"),
     "AdaptiveCoordinateThresholdState": ("count", "threshold"),
     "AddDecayedWeightsState": ("count",),

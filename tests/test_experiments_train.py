@@ -273,6 +273,66 @@ def test_non_finite_loss_ends_the_run_with_its_step(tmp_path, poisoned, log_ever
     assert not (tmp_path / "run" / "params").exists()
 
 
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_unsafe_steps_are_skipped_and_counted(tmp_path, log_every):
+    """The run goes on as if there had been no such step."""
+    config = toy_task.config(steps=10, log_every=log_every, eval_every=10)
+    config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 2}
+    source = toy_task.source(poisoned_step=5)
+    final, _ = train.run(config, tmp_path / "run", source, None)
+    assert (final["status"], final["step"]) == ("complete", 10)
+    assert (final["num_nonfinite"], final["num_spikes"]) == (1, 0)
+    logged = by_kind(tmp_path / "run", "train")
+    assert all(math.isfinite(record["loss"]) for record in logged)
+    expected = [1, 2, 3, 4, 6, 7, 8, 9, 10] if log_every == 1 else [4, 8, 10]
+    assert [record["step"] for record in logged] == expected
+    assert [record["num_nonfinite"] for record in logged] == [
+        int(step >= 5) for step in expected
+    ]
+    assert math.isfinite(final["loss"])
+
+
+def test_too_many_unsafe_steps_end_the_run(tmp_path):
+    config = toy_task.config(steps=10, log_every=4, eval_every=10)
+    config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 1}
+    source = toy_task.source(poisoned_step=5)
+    final, _ = train.run(config, tmp_path / "run", source, None)
+    assert (final["status"], final["step"]) == ("diverged", 5)
+    assert final["num_nonfinite"] >= 1
+    assert not (tmp_path / "run" / "params").exists()
+
+
+@pytest.mark.parametrize(
+    ("transform", "change"),
+    [
+        ("powersign", {"kwargs": {"b1": "a"}}),
+        ("neumann_two_loop", {"kwargs": {"num_inner_steps": 1, "convexify": [1.0]}}),
+        ("adamw", {"kwargs": {"beta1": 0.9}}),
+    ],
+)
+def test_bad_arguments_of_an_optimizer_are_one_line(transform, change):
+    config = toy_task.config()
+    entry = {"transform": transform, "learning_rate": 0.1, "kwargs": {}, **change}
+    config.optimizers.adamw = entry
+    with pytest.raises(UserError, match=r"config.optimizers.adamw") as error:
+        train.resolve(config, toy_task.source())
+    assert "\n" not in str(error.value)
+
+
+def test_the_decay_of_a_sign_rule_may_be_none():
+    config = toy_task.config()
+    entry = {"transform": "powersign", "learning_rate": 0.1, "kwargs": {"decay": None}}
+    config.optimizers.adamw = entry
+    train.resolve(config, toy_task.source())
+
+
+def test_bad_arguments_of_skipping_are_one_line():
+    config = toy_task.config()
+    config.optimizers.adamw.skip_if_unsafe = {"window": 0}
+    with pytest.raises(UserError, match=r"optimizers.adamw: window must be an integer"):
+        train.resolve(config, toy_task.source())
+
+
 def test_diverged_run_is_not_run_again(tmp_path):
     config = toy_task.config(steps=3)
     first, _ = train.run(config, tmp_path / "run", toy_task.source(2), None)

@@ -218,7 +218,7 @@ def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
     clusters: list[list[float]] = []
     for height in wanted:
         clusters.append([height])
-        while len(clusters) > 1 and _overlap(*clusters[-2:], low, high):
+        while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], low, high):
             last = clusters.pop()
             clusters[-1] += last
     return [y for cluster in clusters for y in _stack(cluster, low, high)]

@@ -39,7 +39,9 @@ def scale_by_adam(
       bias_correction: whether to correct both averages for their start at 0.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
         least float32.
-      nu_dtype: likewise for :math:`v`. bfloat16 loses increments below 0.4%.
+        A bfloat16 average stalls where its increments fall below 0.4%: fed with ones,
+        at 0.8 for a decay of 0.99 and at 0.25 for 0.999.
+      nu_dtype: likewise for :math:`v`.
 
     Returns:
       A transform with an ``optax.ScaleByAdamState``. Updates keep the gradients'

@@ -46,8 +46,9 @@ def scale_by_adashift(
       A transform with a `ScaleByAdashiftState`. Updates keep the gradients' structure,
       shapes and dtypes. Zero gradients give zero updates. A coordinate's first
       gradient other than 0 is divided by :math:`\epsilon` alone: take a larger one
-      where gradients are sparse. A NaN makes its coordinate NaN for good; an inf, or a
-      gradient whose square overflows, gives infinite updates at most and 0 for good.
+      where gradients are sparse. A NaN makes its coordinate NaN for good. An inf makes
+      its updates inf or NaN while it is in the window; after it, as after a gradient
+      whose square overflows, they are 0 for good.
 
     Raises:
       ValueError: a concrete number is outside its range.
@@ -70,7 +71,7 @@ def scale_by_adashift(
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("eps", eps, 0.0, float("inf"))
-    _base.check_integer("n", n, 1)
+    _base.check_static_integer("n", n, 1)
 
     def init_fn(params):
         _base.check_floating(params, "parameters")
@@ -92,7 +93,11 @@ def scale_by_adashift(
         )
         weights = b1 ** ((slot - jnp.arange(n)) % n)
         weights = weights / jnp.sum(weights)
-        mean = jax.tree.map(lambda w: jnp.tensordot(weights, w, 1), window)
+        mean = jax.tree.map(
+            # The default precision is bfloat16 on a TPU.
+            lambda w: jnp.tensordot(weights, w, 1, precision="highest"),
+            window,
+        )
         seen = jnp.maximum(count - n, 1)
         nu = optax.tree.update_moment(oldest, state.nu, b2, 2)
         square = optax.tree.scale(1 / _tree.debias_weight(b2, seen), nu)

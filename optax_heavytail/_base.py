@@ -11,6 +11,8 @@ import numpy as np
 
 ScalarOrSchedule = jax.typing.ArrayLike | Callable[[jax.Array], jax.typing.ArrayLike]
 
+LARGEST_INTEGER = int(np.iinfo(np.int32).max)  # of the counts
+
 NO_PARAMS = (
     "This transformation needs the current parameters: call "
     "`update(updates, state, params)`."
@@ -85,6 +87,8 @@ def at_count(value: Any, count: Any) -> Any:
 
 def product(a: Any, b: Any) -> Any:
     """The product of two numbers or schedules, as one of these."""
+    if any(isinstance(x, int | float) and x == 0 for x in (a, b)):
+        return 0.0
     if callable(a) or callable(b):
         return lambda count: at_count(a, count) * at_count(b, count)
     return a * b
@@ -97,12 +101,31 @@ def check_integer(name: str, value: Any, low: int) -> None:
     array = np.asarray(value)
     if array.dtype.kind not in "iu" or array.shape or array < low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+    if array > LARGEST_INTEGER:
+        raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value!r}.")
+
+
+def check_static_integer(name: str, value: Any, low: int) -> None:
+    """Raises if ``value``, which fixes a shape, is no integer of Python or NumPy."""
+    if not isinstance(value, int | np.integer):
+        raise ValueError(
+            f"{name} must be a Python integer, as it fixes a shape, got {value!r}."
+        )
+    check_integer(name, value, low)
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raises if ``value`` is not a pair."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be a pair, got {value!r}.")
 
 
 def check_order(low_name: str, low: Any, high_name: str, high: Any) -> None:
-    """Raises if two Python numbers are in the wrong order."""
-    both = all(isinstance(x, int | float) for x in (low, high))
-    if both and low > high:
+    """Raises if two concrete numbers are in the wrong order."""
+    for value in (low, high):
+        if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+            return
+    if np.asarray(low) > np.asarray(high):
         raise ValueError(
             f"{low_name} must be at most {high_name}, got {low} and {high}."
         )

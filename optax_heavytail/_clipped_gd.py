@@ -3,11 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._ema import ema
-from optax_heavytail._gclip import clip_by_norm
+from optax_heavytail._gclip import ClipByNormState
 from optax_heavytail._learning_rate import scale_by_learning_rate
 
 
@@ -16,7 +17,7 @@ def clipped_gd(
     max_update_norm: _base.ScalarOrSchedule,
     *,
     axis_name: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     r"""Gradient descent whose update has a bounded norm.
 
     With the norm over all leaves,
@@ -31,9 +32,9 @@ def clipped_gd(
       axis_name: see `clip_by_norm`.
 
     Returns:
-      ``chain(scale_by_learning_rate, clip_by_norm)``. Updates keep the gradients'
-      structure, shapes and dtypes; zero gradients give zero updates; an inf or NaN
-      entry makes every entry NaN.
+      A transform with a `ClipByNormState`. Updates keep the gradients' structure,
+      shapes and dtypes; zero gradients give zero updates; huge and tiny ones neither
+      overflow nor underflow on the way; an inf or NaN entry makes every entry NaN.
 
     Raises:
       ValueError: a concrete number is outside its range.
@@ -52,13 +53,38 @@ def clipped_gd(
       Zhang et al., `Why gradient clipping accelerates training
       <https://arxiv.org/abs/1905.11881>`_, 2020, eq. (5).
     """
+    _base.check_range("learning_rate", learning_rate, 0.0, float("inf"))
     _base.check_range(
         "max_update_norm", max_update_norm, 0.0, float("inf"), low_open=True
     )
-    return optax.chain(
-        scale_by_learning_rate(learning_rate),
-        clip_by_norm(max_update_norm, axis_name=axis_name),
-    )
+
+    def init_fn(params):
+        _base.check_floating(params, "parameters")
+        return ClipByNormState(jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None):
+        del params
+        _base.check_floating(updates, "updates")
+        rate = _base.at_count(learning_rate, state.count)
+        bound = jnp.asarray(_base.at_count(max_update_norm, state.count))
+        bound = jnp.where(bound >= 0, bound, jnp.nan)  # a schedule's bad one is loud
+        wide = _tree.at_least_float32(updates)
+        norm = _tree.global_norm(wide, axis_name)
+        is_short = rate * norm.scaled <= bound * norm.scale
+        inverse = 1 / jnp.where(norm.scaled == 0, 1, norm.scaled)
+        inverse, is_short = jax.lax.optimization_barrier((inverse, is_short))
+        # The direction first: the whole step, or bound / norm, may be no number.
+        steps = jax.tree.map(
+            lambda g: jnp.where(
+                is_short, rate * g, bound * (inverse * (norm.scale * g))
+            ),
+            wide,
+        )
+        steps = _tree.nan_unless_finite(norm.scaled, optax.tree.scale(-1, steps))
+        new_state = ClipByNormState(optax.safe_increment(state.count))
+        return _tree.cast_like(steps, updates), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def normalize_by_norm(
@@ -138,7 +164,8 @@ def normalized_gd(
     Returns:
       ``chain(ema, normalize_by_norm, scale_by_learning_rate)``. Updates keep the
       gradients' structure, shapes and dtypes. Zero gradients from the start give zero
-      updates; an inf or NaN gradient makes all updates NaN from then on.
+      updates; an inf or NaN gradient makes all updates NaN from then on. The average
+      is rounded to the gradients' dtype before it is normalised.
 
     Raises:
       ValueError: a concrete number is outside its range.

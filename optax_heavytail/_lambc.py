@@ -92,7 +92,10 @@ def lambc(
       clipping <https://arxiv.org/abs/2011.13584>`_, 2020; You et al., `LAMB
       <https://arxiv.org/abs/1904.00962>`_, 2020, algorithm 2.
     """
-    lower, upper = trust_ratio_bounds or (None, None)
+    if trust_ratio_bounds is None:
+        trust_ratio_bounds = (None, None)
+    _base.check_pair("trust_ratio_bounds", trust_ratio_bounds)
+    lower, upper = trust_ratio_bounds
     clip = optax.identity()
     if max_grad_norm is not None:
         _base.check_range(

@@ -82,7 +82,10 @@ def larsc(
       <https://arxiv.org/abs/2011.13584>`_, 2020.
     """
     _base.check_range("momentum", momentum, 0.0, 1.0, high_open=True)
-    lower, upper = trust_ratio_bounds or (None, None)
+    if trust_ratio_bounds is None:
+        trust_ratio_bounds = (None, None)
+    _base.check_pair("trust_ratio_bounds", trust_ratio_bounds)
+    lower, upper = trust_ratio_bounds
     return optax.chain(
         add_decayed_weights(weight_decay, mask),
         scale_by_clipped_trust_ratio(

@@ -66,7 +66,9 @@ def neumann(
         leaves; "params", the number of parameters; or a number in [0, inf).
       ema_decay: :math:`\gamma` in [0, 1], per update.
       momentum: :math:`\mu` in [0, 1), or a schedule of the count from 0 at the end of
-        the burn-in. ``None``: `neumann_momentum`, from 0.5 up to 0.9.
+        the burn-in. ``None``: `neumann_momentum`, from 0.5 up to 0.9. Bind a schedule
+        with ``functools.partial`` before ``optax.inject_hyperparams``, which would
+        count the burn-in as well.
       burn_in_steps: updates of plain SGD at the start, in [0, inf). The source takes 5
         epochs.
       reset_interval: updates from the first reset to the second, in [1, inf); ``None``
@@ -148,7 +150,7 @@ def neumann(
             raise ValueError(_base.NO_PARAMS)
         count = jnp.asarray(optax.safe_increment(state.count))
         burning = count <= burn_in_steps
-        is_reset = count == state.next_reset
+        is_reset = (count == state.next_reset) & (state.next_reset < _NEVER)
         after_burn_in = jnp.maximum(state.count - burn_in_steps, 0)
         mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), state.mu.dtype)
         eta = _base.at_count(learning_rate, state.count)

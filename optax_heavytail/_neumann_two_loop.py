@@ -65,9 +65,9 @@ def neumann_inner_loop(
     Returns:
       A transform whose ``update`` takes the gradient as updates, needs the
       parameters, and the keyword ``grad_fn``, a traceable function from parameters to
-      gradients. Its state is a `NeumannInnerLoopState`. Updates keep the gradients'
-      structure, shapes and dtypes. Zero gradients everywhere give zero updates; inf and
-      NaN pass through.
+      gradients; inside ``optax.masked`` it gets the parameters that are left. Its state
+      is a `NeumannInnerLoopState`. Updates keep the gradients' structure, shapes and
+      dtypes. Zero gradients everywhere give zero updates; inf and NaN pass through.
 
     Raises:
       ValueError: a concrete number is outside its range, or ``update`` was called
@@ -94,6 +94,7 @@ def neumann_inner_loop(
     _base.check_range("learning_rate", learning_rate, 0.0, float("inf"), low_open=True)
     _base.check_integer("num_inner_steps", num_inner_steps, 0)
     if convexify is not None:
+        _base.check_pair("convexify", convexify)
         _base.check_range("convexify[0]", convexify[0], -float("inf"), float("inf"))
         _base.check_range(
             "convexify[1]", convexify[1], 0.0, float("inf"), low_open=True
@@ -139,7 +140,10 @@ def neumann_inner_loop(
         start = jax.tree.map(
             lambda g, w: -g.astype(w.dtype), _tree.at_least_float32(updates), wide
         )
-        total = jax.lax.fori_loop(1, num_inner_steps + 1, body, start)
+        last = num_inner_steps
+        if not isinstance(last, int):  # a narrow one could overflow at the end
+            last = jnp.asarray(last, jnp.int32)
+        total = jax.lax.fori_loop(1, last + 1, body, start)
         direction = jax.tree.map(jnp.negative, total)
         new_state = NeumannInnerLoopState(optax.safe_increment(state.count))
         return _tree.cast_like(direction, updates), new_state

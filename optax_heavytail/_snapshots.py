@@ -37,7 +37,7 @@ def snapshot_ensemble(
       num_snapshots: how many of the newest snapshots to keep, a Python integer, at
         least 1.
       t_0: length of the first cycle in updates, a Python integer, at least 1.
-      t_mult: growth of the cycles, a Python number in [1, inf).
+      t_mult: growth of the cycles, a Python number: 1, or in [1.001, inf).
 
     Returns:
       A transform with a `SnapshotEnsembleState`, ``num_snapshots`` copies of the
@@ -65,7 +65,7 @@ def snapshot_ensemble(
       Huang et al., `Snapshot ensembles <https://arxiv.org/abs/1704.00109>`_, 2017,
       section 3. Its :math:`M` is ``num_snapshots``, its :math:`T / M` is ``t_0``.
     """
-    _base.check_integer("num_snapshots", num_snapshots, 1)
+    _base.check_static_integer("num_snapshots", num_snapshots, 1)
     starts = schedules.restarts(t_0, t_mult)
     inner_tx = optax.with_extra_args_support(inner)
 

@@ -71,7 +71,7 @@ def debias_weight(decay: Any, count: Any) -> jax.Array:
 
 
 def divide_by_root(mean: Any, square: Any, eps: Any) -> Any:
-    """``mean / (sqrt(square) + eps)``, leaf by leaf; 0 where both are 0."""
+    """``mean / (sqrt(square) + eps)``, leaf by leaf; 0 where that divides by 0."""
     return jax.tree.map(lambda m, v: safe_divide(m, _sqrt(v) + eps), mean, square)
 
 
@@ -96,10 +96,13 @@ def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax
 
 
 def size(tree: Any, axis_name: AxisName = None) -> Any:
-    """The number of entries of all leaves, over ``axis_name``'s devices."""
+    """The number of entries of all leaves, over ``axis_name``'s devices, as a float.
+
+    It may be no int32.
+    """
     axes = _leaf_axes(axis_name, tree)
     leaves = jax.tree.leaves(tree)
-    return sum(_psum(x.size, axis) for x, axis in zip(leaves, axes, strict=True))
+    return sum(_psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
 
 
 class Norm(NamedTuple):

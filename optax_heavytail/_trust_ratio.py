@@ -156,7 +156,8 @@ def _bound(ratio: jax.Array, low: Any, high: Any) -> jax.Array:
 def _ratio(w: _tree.Norm, u: _tree.Norm, coefficient: Any, eps: Any) -> jax.Array:
     zero = (w.scaled == 0) | (u.scaled == 0)
     length = jnp.where(zero, 1, u.scaled + eps * u.scale)
-    ratio = coefficient * (w.scaled / length) * (u.scale / w.scale)
+    # One factor after the other: the quotient of the two scales may be no number.
+    ratio = coefficient * (w.scaled / length) * u.scale / w.scale
     ratio = jnp.where(zero, 1, ratio)
     # Without this an infinite norm would zero every finite entry, silently.
     return jnp.where(jnp.isfinite(w.scaled + u.scaled), ratio, jnp.nan)

@@ -197,7 +197,8 @@ def warm_restarts(
     Args:
       max_value: :math:`\eta_{\max}` in [0, inf), at the start of each cycle.
       t_0: length of the first cycle in updates, a Python integer, at least 1.
-      t_mult: growth of the cycles, a Python number in [1, inf). 2 doubles them.
+      t_mult: growth of the cycles, a Python number: 1, or in [1.001, inf). 2 doubles
+        them.
       min_value: :math:`\eta_{\min}` in [0, inf).
 
     Returns:
@@ -294,9 +295,10 @@ def grow_batch(
     r"""Grows the batch where a schedule would decay the learning rate.
 
     A schedule for :math:`B_0` examples per update is turned into one that sees as many
-    examples at the same ratio of learning rate to batch size, in fewer updates: below
-    its peak so far it multiplies the batch by the peak over the rate, as far as
-    ``max_batch_size`` and ``multiple_of`` allow, and the rate decays by what is left.
+    examples, or up to one batch more, at the same ratio of learning rate to batch size,
+    in fewer updates: below its peak so far it multiplies the batch by the peak over the
+    rate, as far as ``max_batch_size`` and ``multiple_of`` allow, and the rate decays by
+    what is left.
 
     Args:
       learning_rate: the schedule to replace, of the count of updates from 0.
@@ -310,7 +312,8 @@ def grow_batch(
       new batch size compiles a new program: ``multiple_of`` keeps them few.
 
     Raises:
-      ValueError: a number is outside its range.
+      ValueError: a number, or a rate of the schedule, is outside its range.
+      TypeError: ``learning_rate`` is no schedule.
 
     Example:
       >>> import optax
@@ -334,7 +337,15 @@ def grow_batch(
         raise ValueError(
             f"batch_size must be a multiple of {multiple_of}, got {batch_size}."
         )
+    if not callable(learning_rate):
+        raise TypeError(f"learning_rate must be a schedule, got {learning_rate!r}.")
     base_rates = np.asarray(jax.vmap(learning_rate)(jnp.arange(num_steps)), np.float64)
+    bad = ~((base_rates >= 0) & np.isfinite(base_rates))
+    if np.any(bad):
+        raise ValueError(
+            "learning_rate must be in [0, inf), got "
+            f"{base_rates[bad][0]} at count {np.argmax(bad)}."
+        )
     peaks = np.maximum.accumulate(base_rates)
     rates, sizes, seen = [], [], 0
     while seen < num_steps * batch_size:
@@ -359,10 +370,14 @@ def restarts(t_0: int, t_mult: float) -> np.ndarray:
     """
     _base.check_integer("t_0", t_0, 1)
     _base.check_range("t_mult", t_mult, 1.0, float("inf"))
+    if 1 < t_mult < 1.001:  # the table of all starts would fill the memory
+        raise ValueError(f"t_mult must be 1 or in [1.001, inf), got {t_mult}.")
+    never = int(np.iinfo(np.int32).max)
+    t_0, t_mult = min(int(t_0), never), float(t_mult)
     starts, length = [0, t_0], float(t_0)
-    while t_mult > 1 and starts[-1] < np.iinfo(np.int32).max:
+    while t_mult > 1 and starts[-1] < never:
         length *= t_mult
-        starts.append(min(starts[-1] + round(length), np.iinfo(np.int32).max))
+        starts.append(min(starts[-1] + round(length), never))
     return np.array(starts, np.int32)
 
 

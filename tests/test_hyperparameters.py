@@ -6,6 +6,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_heavytail as oht
@@ -170,6 +171,11 @@ RANGES = {
             "momentum": DECAY,
         },
     ),
+    "skip_if_unsafe": (
+        oht.skip_if_unsafe,
+        {"inner": optax.sgd(0.1)},
+        {"max_deviations": POSITIVE},
+    ),
     "neumann_inner_loop": (
         oht.neumann_inner_loop,
         _rate | {"num_inner_steps": 1},
@@ -308,6 +314,7 @@ def test_every_number_of_every_factory_is_checked():
         "decay",
         "fresh_batches",
         "layer_axis",
+        "max_in_a_row",
         "maximum",
         "n",
         "nesterov",
@@ -322,6 +329,7 @@ def test_every_number_of_every_factory_is_checked():
         "trust_ratio_bounds",
         "trust_ratio_mask",
         "use_hvp",
+        "window",
         "axis_name",
         "bias_correction",
         "debias",
@@ -423,12 +431,54 @@ def test_a_decay_of_zero_has_a_finite_slope():
     assert np.isfinite(jax.grad(last_update)(0.0))
 
 
+@pytest.mark.parametrize("factory", [oht.lambc, oht.larsc])
+def test_bounds_are_a_pair_in_order(factory):
+    for bad in ((), (1.0,), (0.0, 1.0, 2.0), 1.0):
+        with pytest.raises(ValueError, match="trust_ratio_bounds must be a pair, got"):
+            factory(0.1, trust_ratio_bounds=bad)
+    for low, high in ((2.0, 1.0), (np.float32(2), 1.0), (jnp.array(2), jnp.array(1))):
+        with pytest.raises(ValueError, match="lower must be at most upper"):
+            factory(0.1, trust_ratio_bounds=(low, high))
+
+
+def test_curvature_bounds_are_a_pair():
+    for bad in (1.0, (1.0,), (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match="convexify must be a pair, got"):
+            oht.neumann_inner_loop(0.1, 1, convexify=bad)
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (functools.partial(oht.adashift, 0.1), "n"),
+        (functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)), "window"),
+        (
+            functools.partial(oht.snapshot_ensemble, optax.sgd(0.1), t_0=2),
+            "num_snapshots",
+        ),
+    ],
+    ids=["n", "window", "num_snapshots"],
+)
+def test_numbers_that_fix_a_shape_are_static(factory, name):
+    for bad in (2.0, jnp.array(2), np.array(2), "2"):
+        with pytest.raises(ValueError, match=f"{name} must be a Python integer"):
+            factory(**{name: bad})
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least"):
+        factory(**{name: 0})
+    factory(**{name: np.int32(3)})
+
+
+def test_whole_numbers_fit_the_count():
+    with pytest.raises(ValueError, match="burn_in_steps must be at most 2147483647"):
+        oht.neumann(0.1, burn_in_steps=2**31)
+
+
 WHOLE = [
-    (functools.partial(oht.adashift, 0.1), "n", 1),
     (functools.partial(oht.neumann, 0.1), "burn_in_steps", 0),
     (functools.partial(oht.neumann, 0.1), "reset_interval", 1),
     (functools.partial(oht.neumann, 0.1), "reset_growth", 1),
     (functools.partial(oht.neumann_two_loop, 0.1), "num_inner_steps", 0),
+    (functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)), "max_in_a_row", 1),
 ]
 
 

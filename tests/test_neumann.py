@@ -365,3 +365,23 @@ def test_types_of_the_state():
     assert state.mu.dtype == jnp.float32
     updates = one_step(oht.neumann(0.1), jnp.ones(2, jnp.float16), jnp.ones(2))
     assert updates.dtype == jnp.float16
+
+
+def test_no_reset_where_the_count_saturates():
+    tx = jitted(oht.neumann(0.1, momentum=0.9, repulsive=0.0))
+    params = jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params)
+    largest = jnp.array(2**31 - 1, jnp.int32)
+    near, at = (state._replace(count=largest - k) for k in (3, 0))
+    for _ in range(3):
+        want, near = tx.update(params, near, params)
+        got, at = tx.update(params, at, params)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_parameters_are_counted_beyond_int32():
+    params = jax.ShapeDtypeStruct((3, 10**9), jnp.float32)
+    tx = oht.neumann(0.1, repulsive_scale="params")
+    state = jax.eval_shape(tx.init, params)
+    updates, _ = jax.eval_shape(tx.update, params, state, params)
+    assert updates.shape == params.shape

@@ -134,6 +134,16 @@ def test_an_injected_number_of_inner_steps_can_be_changed():
         np.testing.assert_allclose(updates, -(1 - 0.5 ** (k + 1)))
 
 
+def test_the_number_of_inner_steps_may_be_of_any_integer_dtype():
+    params = jnp.array([0.5])
+    args = (params, oht.NeumannInnerLoopState(jnp.zeros([], jnp.int32)), params)
+    want = oht.neumann_inner_loop(0.01, 127).update(*args, grad_fn=lambda w: w)[0]
+    for dtype in (np.int8, np.uint8, np.uint32, jnp.int8, jnp.uint32):
+        tx = oht.neumann_inner_loop(0.01, dtype(127))
+        got = tx.update(*args, grad_fn=lambda w: w)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_fresh_batches_are_numbered_from_1_to_k():
     """Each adds another power of two, so the sum tells which were taken."""
 

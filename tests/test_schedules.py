@@ -241,8 +241,32 @@ def test_grow_batch_names_bad_numbers(change, message):
     assert "\n" not in str(error.value)
 
 
+def test_warm_restarts_take_numbers_that_are_arrays():
+    want = oht.warm_restarts(1.0, 2, 2)
+    got = oht.warm_restarts(1.0, np.int32(2), jnp.array(2.0))
+    assert [got(k) for k in range(9)] == [want(k) for k in range(9)]
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf, -0.5])
+def test_grow_batch_names_a_bad_rate(rate):
+    def schedule(count):
+        return jnp.where(count == 2, rate, 0.5)
+
+    message = rf"learning_rate must be in \[0, inf\), got {rate} at count 2"
+    with pytest.raises(ValueError, match=message):
+        oht.grow_batch(schedule, 4, 4, 16)
+    with pytest.raises(TypeError, match=r"must be a schedule, got 0.1"):
+        oht.grow_batch(0.1, 4, 4, 16)  # pyright: ignore[reportArgumentType]
+
+
 def test_warm_restarts_name_bad_numbers():
-    for change in ({"t_0": 0}, {"t_0": 2.5}, {"t_mult": 0.5}, {"max_value": -1.0}):
+    for change in (
+        {"t_0": 0},
+        {"t_0": 2.5},
+        {"t_mult": 0.5},
+        {"t_mult": 1.0001},
+        {"max_value": -1.0},
+    ):
         name, value = next(iter(change.items()))
         with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
             oht.warm_restarts(**{"max_value": 1.0, "t_0": 2} | change)

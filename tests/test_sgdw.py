@@ -69,7 +69,7 @@ def test_past_gradients_keep_the_multiplier_of_their_step():
     tx = jitted(oht.sgdw(1.0, momentum=0.5, multiplier=lambda count: 0.25**count))
     state = tx.init(jnp.zeros(1))
     for g, want in ((1.0, 1.0), (1.0, 0.75), (0.0, 0.375)):
-        updates, state = tx.update(jnp.array([g]), state, jnp.zeros(1))
+        updates, state = tx.update(jnp.array([g]), state)
         assert float(updates[0]) == -want
 
 

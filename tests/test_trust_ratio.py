@@ -353,3 +353,12 @@ def test_eight_devices_by_hand():
     got = jax.jit(by_hand)(updates, params)
     want = jax.jit(functools.partial(both, tx=make()))(updates, params)
     assert_trees_close(got, want, 2e-6)  # sums in another order
+
+
+@pytest.mark.parametrize(("w", "u"), [(1e20, 1e-16), (1e-16, 1e20), (1e-30, 1e-37)])
+def test_ratios_of_norms_at_both_ends_of_float32(w, u):
+    tx = jitted(oht.scale_by_clipped_trust_ratio(None, None))
+    params, updates = jnp.array([w, 0.0]), jnp.array([0.0, u])
+    got, state = tx.update(updates, tx.init(params), params)
+    np.testing.assert_allclose(oht.get_trust_ratio(state), w / u, rtol=1e-5)
+    np.testing.assert_allclose(got, [0.0, w], rtol=1e-5)

@@ -1,0 +1,182 @@
+"""The conformance kit on every optimizer of Optax, as tables for the documentation.
+
+    python -m experiments.conformance [word ...]
+
+writes the tables between the two marks of docs/conformance.md, in about ten minutes on
+two cores. With words it only prints the reports of the optimizers whose names
+contain one of them.
+"""
+
+import os
+import sys
+
+# Before jax is imported: the law of sharding needs two devices.
+os.environ["XLA_FLAGS"] = os.environ.get(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=2"
+)
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_heavytail import testing
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "conformance.md"
+BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
+MARKS = {"passed": "·", "broken": "**✗**", "skipped": "-"}
+
+_STEP = {"learning_rate": 0.1}
+_VALUE = {"value": jnp.asarray(2.0, jnp.float32)}
+
+
+class Subject(NamedTuple):
+    """An optimizer with what its factory and its update need."""
+
+    factory: Callable[..., Any]
+    kwargs: dict[str, Any] = _STEP
+    extra_args: dict[str, Any] = {}  # noqa: RUF012 - read only
+    static_args: tuple[str, ...] = ()
+
+
+_PLAIN = (
+    "adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb "
+    "lars lion nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent "
+    "radam rmsprop rprop sgd sign_sgd signum sm3 yogi"
+)
+_CONTRIB = (
+    "acprop ademamix cocob dadapt_adamw dog dowg madgrad prodigy "
+    "schedule_free_sgd simplified_ademamix"
+)
+
+# All optimizers of optax and optax.contrib but dpsgd, whose gradients have one more
+# dimension than its parameters. Names that stand for a size or a dtype are static.
+SUBJECTS = {
+    **{name: Subject(getattr(optax, name)) for name in _PLAIN.split()},
+    "sgd, momentum": Subject(optax.sgd, _STEP | {"momentum": 0.9}),
+    "adafactor": Subject(
+        optax.adafactor,
+        static_args=("min_dim_size_to_factor", "dtype_momentum"),
+    ),
+    "lbfgs": Subject(
+        optax.lbfgs, _STEP | {"linesearch": None}, static_args=("memory_size",)
+    ),
+    "noisy_sgd": Subject(optax.noisy_sgd, _STEP | {"key": 0}, static_args=("key",)),
+    "polyak_sgd": Subject(optax.polyak_sgd, {}, _VALUE),
+    **{
+        f"contrib.{name}": Subject(getattr(optax.contrib, name))
+        for name in _CONTRIB.split()
+    },
+    "contrib.adopt": Subject(optax.contrib.adopt, static_args=("clip_value_fn",)),
+    "contrib.galore": Subject(
+        optax.contrib.galore,
+        static_args=("rank", "update_proj_gap"),
+    ),
+    "contrib.mechanize": Subject(
+        optax.contrib.mechanize,
+        {"base_optimizer": optax.sgd(0.1)},
+        static_args=("num_betas",),
+    ),
+    "contrib.momo": Subject(optax.contrib.momo, {}, _VALUE),
+    "contrib.momo_adam": Subject(optax.contrib.momo_adam, {}, _VALUE),
+    "contrib.muon": Subject(optax.contrib.muon, static_args=("ns_steps",)),
+    "contrib.reduce_on_plateau": Subject(
+        optax.contrib.reduce_on_plateau,
+        {},
+        _VALUE,
+        static_args=("patience", "cooldown", "accumulation_size"),
+    ),
+    "contrib.sam": Subject(
+        optax.contrib.sam,
+        {"optimizer": optax.sgd(0.1), "adv_optimizer": optax.sgd(0.05)},
+        static_args=("sync_period",),
+    ),
+    "contrib.schedule_free_adamw": Subject(
+        optax.contrib.schedule_free_adamw, static_args=("warmup_steps",)
+    ),
+    "contrib.sophia": Subject(
+        optax.contrib.sophia, extra_args={"obj_fn": optax.tree.norm}
+    ),
+}
+
+
+def examine(subject: Subject) -> testing.Report:
+    """All laws on one optimizer."""
+    return testing.examine(
+        subject.factory(**subject.kwargs),
+        factory=subject.factory,
+        kwargs=subject.kwargs,
+        static_args=subject.static_args,
+        extra_args=subject.extra_args,
+        laws=testing.DEFAULT_LAWS + testing.OPTIONAL_LAWS,
+    )
+
+
+def tables(reports: dict[str, testing.Report]) -> str:
+    """The two tables, and what is broken among the default laws, in words."""
+    parts = [
+        _table("default laws", testing.DEFAULT_LAWS, reports),
+        _table("laws for some", testing.OPTIONAL_LAWS, reports),
+        "What was broken among the default laws:\n",
+        *(_failures(name, report) for name, report in reports.items()),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _table(title, laws, reports):
+    lines = [
+        f"| {title} | {' | '.join(law.replace('_', ' ') for law in laws)} |",
+        "|---|" + ":-:|" * len(laws),
+    ]
+    for name, report in reports.items():
+        status = {o.law: MARKS[o.status] for o in report.outcomes}
+        lines.append(f"| `{name}` | {' | '.join(status[law] for law in laws)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _failures(name, report):
+    broken = [o for o in report.outcomes if o.status == "broken"]
+    broken = [o for o in broken if o.law in testing.DEFAULT_LAWS]
+    lines = [f"  - {o.law}: `{_first_sentence(o.detail)}`" for o in broken]
+    return "\n".join([f"- `{name}`", *lines]) if lines else ""
+
+
+def _first_sentence(detail):
+    # What JAX says after it names files of this machine.
+    return detail.splitlines()[0].split(". ")[0]
+
+
+def write(text: str) -> None:
+    """Replaces what is between the marks of the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        sys.exit(f"error: {PAGE} lacks the lines {BEGIN!r} and {END!r}")
+    versions = f"Optax {optax.__version__}, JAX {jax.__version__}, on a CPU."
+    new = PAGE.with_suffix(".tmp")
+    new.write_text(
+        f"{before}{BEGIN}\n{versions}\n\n{text}\n{END}{after}", encoding="utf-8"
+    )
+    os.replace(new, PAGE)
+
+
+def main(words: list[str]) -> None:
+    """Prints the chosen reports, or writes them all."""
+    chosen = [n for n in SUBJECTS if not words or any(word in n for word in words)]
+    if not chosen:
+        sys.exit(f"error: no optimizer is called {words}; there are {list(SUBJECTS)}")
+    reports = {}
+    for name in chosen:
+        reports[name] = examine(SUBJECTS[name])
+        jax.clear_caches()  # a thousand compiled steps would fill the memory
+        print(f"{name}\n{reports[name]}\n", flush=True)
+    if not words:
+        write(tables(reports))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

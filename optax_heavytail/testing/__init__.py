@@ -1,0 +1,105 @@
+"""A conformance kit for gradient transformations, of this package or any other.
+
+    from optax_heavytail import testing
+
+    def test_my_transform():
+        kwargs = {"learning_rate": 0.1}
+        testing.check_transformation(mine(**kwargs), factory=mine, kwargs=kwargs)
+
+It needs the extra ``optax_heavytail[testing]``.
+"""
+
+try:
+    import hypothesis as _hypothesis  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "optax_heavytail.testing needs hypothesis: "
+        "pip install 'optax_heavytail[testing]'"
+    ) from error
+
+from optax_heavytail.testing._check import (
+    DEFAULT_LAWS,
+    OPTIONAL_LAWS,
+    check_transformation,
+    examine,
+)
+from optax_heavytail.testing._laws import (
+    check_abstract,
+    check_arrays,
+    check_extra_args,
+    check_grad,
+    check_injected,
+    check_jit,
+    check_missing_params,
+    check_multi_steps,
+    check_numpy,
+    check_one_trace,
+    check_pure,
+    check_scan,
+    check_stable,
+    check_vmap,
+    check_zero,
+)
+from optax_heavytail.testing._optional_laws import (
+    check_float16,
+    check_grad_at_zero,
+    check_huge,
+    check_inf,
+    check_leaf_separable,
+    check_mixed_dtypes,
+    check_nan,
+    check_never_increases_norm,
+    check_odd,
+    check_permutation_equivariant,
+    check_scale_equivariant,
+)
+from optax_heavytail.testing._run import Outcome, Report
+from optax_heavytail.testing._tree_laws import (
+    check_empty,
+    check_masked,
+    check_none,
+    check_partition,
+    check_scalar,
+    check_sharding,
+)
+
+__all__ = [
+    "DEFAULT_LAWS",
+    "OPTIONAL_LAWS",
+    "Outcome",
+    "Report",
+    "check_abstract",
+    "check_arrays",
+    "check_empty",
+    "check_extra_args",
+    "check_float16",
+    "check_grad",
+    "check_grad_at_zero",
+    "check_huge",
+    "check_inf",
+    "check_injected",
+    "check_jit",
+    "check_leaf_separable",
+    "check_masked",
+    "check_missing_params",
+    "check_mixed_dtypes",
+    "check_multi_steps",
+    "check_nan",
+    "check_never_increases_norm",
+    "check_none",
+    "check_numpy",
+    "check_odd",
+    "check_one_trace",
+    "check_partition",
+    "check_permutation_equivariant",
+    "check_pure",
+    "check_scalar",
+    "check_scale_equivariant",
+    "check_scan",
+    "check_sharding",
+    "check_stable",
+    "check_transformation",
+    "check_vmap",
+    "check_zero",
+    "examine",
+]

@@ -1,0 +1,116 @@
+"""What two answers of a transform may not differ in."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Broken(Exception):  # noqa: N818 - an outcome of a law, not an error of the kit
+    """A law does not hold; the text says what happened instead."""
+
+
+class Tolerance(NamedTuple):
+    """How far two ways of computing one leaf may differ."""
+
+    relative: float  # to the largest entry of the leaf over all steps
+    absolute: float  # for what is a difference of parameters, and may cancel
+
+
+def with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with their places, written as in Python."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def same_structure(got: Any, want: Any, what: str) -> None:
+    """Breaks unless the trees have one structure."""
+    if jax.tree.structure(got) != jax.tree.structure(want):
+        raise Broken(
+            f"{what} has the tree structure {jax.tree.structure(got)} "
+            f"and not {jax.tree.structure(want)}"
+        )
+
+
+def _type(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    return f"{dtype}{list(jnp.shape(leaf))}"
+
+
+def same_types(got: Any, want: Any, what: str) -> None:
+    """Breaks unless structure, shapes and dtypes are the same."""
+    same_structure(got, want, what)
+    for (path, a), b in zip(with_paths(got), jax.tree.leaves(want), strict=True):
+        if _type(a) != _type(b):
+            raise Broken(f"{what}{path} is {_type(a)} and not {_type(b)}")
+
+
+def numbers(leaf: Any) -> np.ndarray:
+    """The leaf for comparing: floats as float64, random keys as their bits."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    return array.astype(np.float64) if is_float(leaf) else array
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether rounding may move the leaf."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def same_bits(got: Any, want: Any, what: str) -> None:
+    """Breaks unless all entries are equal (a NaN equals a NaN)."""
+    same_types(got, want, what)
+    for (path, a), b in zip(with_paths(got), jax.tree.leaves(want), strict=True):
+        if not np.array_equal(numbers(a), numbers(b), equal_nan=is_float(a)):
+            raise Broken(f"{what}{path} is {_short(a)} and not {_short(b)}")
+
+
+def close(got: list[Any], want: list[Any], tolerance: Tolerance, what: str) -> None:
+    """Breaks unless each leaf of each step is within the tolerance."""
+    for a, b in zip(got, want, strict=True):
+        same_structure(a, b, what)
+    columns = zip(
+        zip(*map(with_paths, got), strict=True),
+        zip(*map(jax.tree.leaves, want), strict=True),
+        strict=True,
+    )
+    for named, wanted in columns:
+        path = named[0][0]
+        _close_leaf([leaf for _, leaf in named], wanted, tolerance, f"{what}{path}")
+
+
+def _close_leaf(got, want, tolerance, what):
+    arrays = [numbers(x) for x in want]
+    largest = max(map(_largest, arrays))
+    allowed = tolerance.relative * largest + tolerance.absolute
+    allowed = allowed if is_float(want[0]) else 0
+    for step, (a, array) in enumerate(zip(map(numbers, got), arrays, strict=True), 1):
+        if a.shape != array.shape:
+            raise Broken(f"{what} has shape {a.shape} and not {array.shape}")
+        if not np.allclose(a, array, rtol=0, atol=allowed, equal_nan=True):
+            when = f" after step {step}" if len(got) > 1 else ""
+            raise Broken(
+                f"{what}{when} is {_short(got[step - 1])} "
+                f"and not {_short(want[step - 1])}"
+            )
+
+
+def _largest(array):
+    finite = array[np.isfinite(array)]
+    return float(np.max(np.abs(finite))) if finite.size else 0.0
+
+
+def finite(tree: Any, what: str) -> None:
+    """Breaks at the first entry that is inf or NaN."""
+    for path, leaf in with_paths(tree):
+        if is_float(leaf) and not np.all(np.isfinite(numbers(leaf))):
+            raise Broken(f"{what}{path} is {_short(leaf)}, which is not finite")
+
+
+def _short(leaf):
+    array = numbers(leaf)
+    return np.array2string(
+        array, precision=8, threshold=8, edgeitems=3, separator=", "
+    ).replace("\n", "")

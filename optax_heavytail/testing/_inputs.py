@@ -1,0 +1,116 @@
+"""The parameters and gradients on which the laws are checked."""
+
+import random
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+# From simple to irregular: inputs shrink towards the front.
+ORDINARY = (0.0, 1.0, -1.0, 2.0, -0.5, 0.01, -30.0, 1.7, -0.3, 0.007)
+NONZERO = ORDINARY[1:]
+DRAWN_ENTRIES = 8  # of one leaf; a larger leaf repeats them
+
+
+def default_params() -> dict[str, jax.Array]:
+    """Float32 and bfloat16 leaves with one scalar."""
+    return {
+        "bias": jnp.asarray([0.5, -2.0], jnp.bfloat16),
+        "kernel": jnp.linspace(-1.0, 2.0, 8, dtype=jnp.float32).reshape(4, 2),
+        "scale": jnp.asarray(1.5, jnp.float32),
+    }
+
+
+def check_floating(params: Any) -> None:
+    """One clear error for trees on which no gradient can be drawn."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params has no leaves; the laws need at least one")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype}; "
+                "the laws need real floating-point leaves"
+            )
+
+
+def widen(tree: Any) -> Any:
+    """The tree in float32 or wider, where two ways of computing can be compared."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
+
+
+def cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """The tree in one dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+class Drawn(NamedTuple):
+    """Gradients as places in the list of values: 0 is the simplest."""
+
+    steps: int
+    places: tuple[int, ...]  # of all steps that there might be; the last ones count
+
+    def used(self, at_most: int) -> tuple[int, ...]:
+        """The places of the steps that are taken."""
+        return self.places[(at_most - self.steps) * len(self.places) // at_most :]
+
+
+def drawing(
+    params: Any, at_least: int, at_most: int, num_values: int
+) -> st.SearchStrategy[Drawn]:
+    """Gradients like ``params`` of so many steps."""
+    # The number of entries does not depend on the steps, so that each shrinks alone.
+    size = at_most * sum(_drawn_entries(x) for x in jax.tree.leaves(params))
+    places = st.tuples(*[st.integers(0, num_values - 1)] * size)
+    return st.builds(Drawn, st.integers(at_least, at_most), places)
+
+
+def _drawn_entries(leaf):
+    return min(leaf.size, DRAWN_ENTRIES)
+
+
+def gradients(
+    params: Any, drawn: Drawn, at_most: int, values: tuple[float, ...]
+) -> list[Any]:
+    """The gradients of each step."""
+    numbers = iter(values[place] for place in drawn.used(at_most))
+
+    def leaf(x):
+        entries = [next(numbers) for _ in range(_drawn_entries(x))]
+        return jnp.asarray(np.resize(np.asarray(entries), x.shape), x.dtype)
+
+    return [jax.tree.map(leaf, params) for _ in range(drawn.steps)]
+
+
+def fixed_gradients(params: Any, steps: int) -> list[Any]:
+    """The same ordinary gradients in every run, for laws about types."""
+    rng = random.Random(0)
+
+    def leaf(x):
+        values = rng.choices(NONZERO, k=DRAWN_ENTRIES)
+        return jnp.asarray(np.resize(values, x.shape), x.dtype)
+
+    return [jax.tree.map(leaf, params) for _ in range(steps)]
+
+
+def describe(grads: list[Any], shown: int = 6) -> str:
+    """The entries that are not zero, in words."""
+    found = []
+    for step, tree in enumerate(grads, 1):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            array = np.asarray(leaf).astype(np.float64)
+            for index in np.argwhere(array != 0):
+                where = jax.tree_util.keystr(path)
+                where += str(index.tolist()) if index.size else ""
+                place = f"step {step} {where}".rstrip()
+                found.append(f"{place} = {array[tuple(index)]:g}")
+    steps = f"{len(grads)} step" + "s" * (len(grads) != 1)
+    if not found:
+        return f"{steps}, all gradients 0"
+    more = f", and {len(found) - shown} more" if len(found) > shown else ""
+    return f"{steps}, gradients 0 but for {', '.join(found[:shown])}{more}"

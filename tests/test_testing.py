@@ -1,0 +1,491 @@
+"""The conformance kit: it passes what is right, and names what is broken."""
+
+import os
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from optax_heavytail import testing
+from optax_heavytail.testing import _run
+from tests.registry import CASES, make_params
+
+ALL_LAWS = testing.DEFAULT_LAWS + testing.OPTIONAL_LAWS
+SGD = {"learning_rate": 0.1, "momentum": 0.9}
+ADAMW = {"learning_rate": 0.1}
+
+
+def broken(error):
+    """The laws that a message names, one per block."""
+    blocks = [x for x in str(error).splitlines() if x.startswith("law ")]
+    return [block.split("'")[1] for block in blocks]
+
+
+# Transforms that break one law each, as users do.
+
+
+def stateless(update):
+    return optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda g, s, p=None: (update(g, p), s)
+    )
+
+
+def each_leaf(update):
+    return stateless(lambda grads, params: jax.tree.map(update, grads))
+
+
+def counting(start, following, factor=lambda count: 1.0):
+    """Its state is ``start``, then what ``following`` makes of it."""
+
+    def update(grads, state, params=None):
+        scaled = jax.tree.map(lambda g: (g * factor(state)).astype(g.dtype), grads)
+        return scaled, following(state)
+
+    return optax.GradientTransformation(lambda params: start(), update)
+
+
+def impure():
+    calls = []
+
+    def update(grads, params):
+        calls.append(1)
+        return jax.tree.map(lambda g: g * len(calls), grads)
+
+    return stateless(update)
+
+
+def changes_its_arguments():
+    def update(grads, params):
+        grads["bias"] = -grads["bias"]
+        return dict(grads)
+
+    return stateless(update)
+
+
+def widens():
+    return each_leaf(lambda g: g.astype(jnp.float32))
+
+
+def branches():
+    return each_leaf(lambda g: g / 2 if jnp.max(jnp.abs(g)) > 1 else g)
+
+
+def differs_under_jit():
+    return each_leaf(lambda g: 2 * g if isinstance(g, jax.core.Tracer) else g)
+
+
+def grows():
+    return counting(lambda: jnp.zeros(1), lambda s: jnp.append(s, 1.0))
+
+
+def on_the_host():
+    def halve(g):
+        out = jax.ShapeDtypeStruct(g.shape, g.dtype)
+        return jax.pure_callback(lambda x: x / 2, out, g)
+
+    return each_leaf(halve)
+
+
+def loops():
+    def until_small(g):
+        big = lambda x: jnp.max(jnp.abs(x)) > 1  # noqa: E731
+        return jax.lax.while_loop(big, lambda x: x / 2, g)
+
+    return each_leaf(until_small)
+
+
+def reads_in_init():
+    def init(params):
+        return jnp.asarray(float(sum(jnp.sum(p) for p in jax.tree.leaves(params))))
+
+    return optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
+
+
+def needs_a_number(learning_rate=0.1):
+    return optax.scale(-learning_rate if learning_rate > 0 else 0.0)
+
+
+def changes_what_it_is_given(learning_rate=0.1):
+    arrays = isinstance(learning_rate, jax.Array)
+    return optax.scale(-2 * learning_rate if arrays else -learning_rate)
+
+
+def by_name():
+    names = ("bias", "kernel", "scale")
+    return stateless(lambda grads, _: {name: grads[name] / 2 for name in names})
+
+
+def by_largest():
+    def update(grads, params):
+        peaks = jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)])
+        return jax.tree.map(lambda g: g / (1 + jnp.max(peaks).astype(g.dtype)), grads)
+
+    return stateless(update)
+
+
+def by_rows():
+    return each_leaf(lambda g: g / g.shape[0])
+
+
+def strict_arguments():
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None, *, value=0.0: (updates, state),
+    )
+
+
+def decays_blindly():
+    def update(grads, params):
+        return jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
+
+    return stateless(update)
+
+
+def forgets_to_decay():
+    def update(grads, params):
+        params = grads if params is None else params
+        return jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
+
+    return stateless(update)
+
+
+@jax.tree_util.register_pytree_node_class
+class StaticCount:
+    """A count that is no leaf, so no checkpoint holds it."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def tree_flatten(self):
+        return (), self.count
+
+    @classmethod
+    def tree_unflatten(cls, count, leaves):
+        return cls(count)
+
+
+def counts_in_the_structure():
+    return counting(
+        lambda: StaticCount(0),
+        lambda s: StaticCount(s.count + 1),
+        lambda s: 0.5**s.count,
+    )
+
+
+def on_the_first_device():
+    def init(params):
+        return jax.device_put(optax.tree.zeros_like(params), jax.devices()[0])
+
+    return optax.GradientTransformation(
+        init, lambda g, m, p=None: (g, jax.tree.map(jnp.add, g, m))
+    )
+
+
+def gathers():
+    """The right numbers, but every device holds all of them."""
+
+    def init(params):
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
+
+    return optax.GradientTransformation(
+        init, lambda g, m, p=None: (g, jax.tree.map(jnp.add, g, m))
+    )
+
+
+def normalizes():
+    return each_leaf(lambda g: g / jnp.linalg.norm(g.astype(jnp.float32)))
+
+
+def root_of_square():
+    return each_leaf(lambda g: g + jnp.sqrt(g * g))
+
+
+def squares():
+    return each_leaf(lambda g: g * g)
+
+
+def by_position():
+    return each_leaf(lambda g: g * jnp.arange(1, g.size + 1.0).reshape(g.shape))
+
+
+class Fault(NamedTuple):
+    law: str
+    make: object
+    says: str  # a part of the message
+    kwargs: dict | None = None
+
+
+FAULTS = [
+    Fault("pure", impure, "second update"),
+    Fault("pure", changes_its_arguments, "changed its arguments in place"),
+    Fault("arrays", lambda: counting(lambda: 0, lambda s: s + 1), "is a int and not"),
+    Fault("stable", widens, "update['bias'] is float32[2] and not bfloat16[2]"),
+    Fault("stable", grows, "state is float32[2] and not float32[1]"),
+    Fault(
+        "one_trace",
+        lambda: counting(lambda: jnp.asarray(0.0), lambda s: s + jnp.float32(1)),
+        "traced 2 times",
+    ),
+    Fault("jit", branches, "raised TracerBoolConversionError"),
+    Fault("jit", differs_under_jit, "under jit, update['"),
+    Fault("scan", grows, "raised TypeError: scan body function carry"),
+    Fault("vmap", on_the_host, "raised NotImplementedError: vmap is only"),
+    Fault("grad", loops, "raised ValueError: Reverse-mode differentiation"),
+    Fault("abstract", reads_in_init, "raised ConcretizationTypeError"),
+    Fault("injected", needs_a_number, "raised TracerBoolConversionError", {}),
+    Fault(
+        "injected",
+        changes_what_it_is_given,
+        "injected, update['",
+        {},
+    ),
+    Fault("masked", by_name, "raised TypeError"),
+    Fault("partition", by_name, "raised TypeError"),
+    Fault("none", by_name, "raised TypeError: unsupported operand type(s) for /"),
+    Fault("empty", by_largest, "on the tree {}: ValueError"),
+    Fault("scalar", by_rows, "raised IndexError: tuple index out of range"),
+    Fault("extra_args", strict_arguments, "unexpected keyword argument"),
+    Fault(
+        "missing_params", decays_blindly, "raised ValueError: pytree structure error"
+    ),
+    Fault("missing_params", forgets_to_decay, "without params, update['"),
+    Fault("multi_steps", grows, "raised TypeError: cond branches must have equal"),
+    Fault(
+        "numpy", counts_in_the_structure, "after numpy, state has the tree structure"
+    ),
+    Fault("sharding", on_the_first_device, "incompatible devices"),
+    Fault("sharding", gathers, "has SingleDeviceSharding"),
+    Fault("zero", normalizes, "is [nan, nan], which is not finite"),
+    Fault("grad_at_zero", root_of_square, "[nan, nan], which is not finite"),
+    Fault("mixed_dtypes", decays_blindly, "update['bias'] is float32[2] and not"),
+    Fault("float16", squares, "which is not finite"),
+    Fault("huge", squares, "which is not finite"),
+    Fault("inf", optax.identity, "which is not finite"),
+    Fault("nan", optax.identity, "which is not finite"),
+    Fault(
+        "never_increases_norm",
+        lambda: optax.scale(2.0),
+        "a gradient of norm 1 became 2",
+    ),
+    Fault("odd", squares, "reflected, update['"),
+    Fault("scale_equivariant", lambda: optax.clip(1.0), "scaled by 4, update"),
+    Fault("permutation_equivariant", by_position, "permuted, update"),
+    Fault("leaf_separable", lambda: optax.clip_by_global_norm(1.0), "alone, update"),
+]
+NAMES = [f"{fault.law}-{k}" for k, fault in enumerate(FAULTS)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
+def test_a_planted_fault_is_caught_by_the_name_of_its_law(fault):
+    options = {} if fault.kwargs is None else {"factory": fault.make, "kwargs": {}}
+    with pytest.raises(AssertionError) as caught:
+        testing.check_transformation(fault.make(), laws=[fault.law], **options)
+    assert broken(caught.value) == [fault.law]
+    assert fault.says in str(caught.value)
+    alone = getattr(testing, f"check_{fault.law}")
+    with pytest.raises(AssertionError) as caught_alone:
+        alone(fault.make(), **options)
+    assert str(caught_alone.value) == str(caught.value)
+
+
+def test_every_law_has_a_fault_and_a_function():
+    assert {fault.law for fault in FAULTS} == set(ALL_LAWS) == set(_run.BODIES)
+    functions = {name for name in testing.__all__ if name.startswith("check_")}
+    assert functions == {"check_transformation", *(f"check_{x}" for x in ALL_LAWS)}
+    assert testing.__all__ == sorted(testing.__all__)
+    assert all(getattr(testing, name).__doc__ for name in functions)
+
+
+def test_a_transform_can_keep_all_laws():
+    tx = each_leaf(lambda g: jnp.where(jnp.isfinite(g), g, 0) / 2)
+    report = testing.check_transformation(tx, laws=ALL_LAWS)
+    assert [o.law for o in report.outcomes] == list(ALL_LAWS)
+    assert [o.law for o in report.with_status("skipped")] == ["injected"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs"),
+    [(optax.sgd, SGD), (optax.sgd, {"learning_rate": 0.1}), (optax.adamw, ADAMW)],
+    ids=["momentum", "sgd", "adamw"],
+)
+def test_optax_passes_the_default_laws(factory, kwargs):
+    report = testing.check_transformation(
+        factory(**kwargs), factory=factory, kwargs=kwargs
+    )
+    assert {o.status for o in report.outcomes} == {"passed"}
+
+
+def test_the_smallest_input_is_one_entry_of_one_step():
+    fault = each_leaf(lambda g: jnp.where(jnp.abs(g) > 5, 0 * g, g))
+    with pytest.raises(AssertionError) as caught:
+        testing.check_scale_equivariant(fault)
+    what, smallest = str(caught.value).splitlines()
+    assert what.startswith("law 'scale_equivariant' is broken: scaled by 4, update[")
+    one_entry = (
+        "  smallest input found: 1 step, gradients 0 but for "
+        r"step 1 \['\w+'\](\[\d+(, \d+)?\])? = 2"
+    )
+    assert re.fullmatch(one_entry, smallest)
+
+
+def test_all_broken_laws_are_in_one_message_and_each_run_says_the_same():
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(AssertionError) as caught:
+            testing.check_transformation(branches(), laws=["pure", "jit", "vmap"])
+        messages.add(str(caught.value))
+    (message,) = messages
+    assert broken(message) == ["jit", "vmap"]
+    assert len(message.splitlines()) == 4
+    assert max(map(len, message.splitlines())) < 450
+
+
+def test_what_cannot_be_checked_is_said_and_why():
+    one_leaf = jnp.ones(3)
+    report = testing.check_transformation(optax.sgd(0.1), one_leaf)
+    skipped = {o.law: o.detail for o in report.with_status("skipped")}
+    assert skipped == {
+        "injected": "needs factory= (and kwargs=) to build the transform again",
+        "masked": "needs params of two leaves or more",
+        "partition": "needs params of two leaves or more",
+        "none": "needs params of two leaves or more",
+        "sharding": "needs a leaf with a dimension of even length",
+    }
+    lines = str(report).splitlines()
+    assert lines[0] == "pure            passed"
+    assert "injected        skipped  needs factory=" in str(report)
+    assert len(lines) == len(testing.DEFAULT_LAWS)
+
+
+def test_one_device_skips_the_sharding_law():
+    code = """
+import optax
+from optax_heavytail import testing
+print(testing.check_sharding(optax.sgd(0.1)))
+"""
+    out = _python(code, XLA_FLAGS="").stdout
+    assert "status='skipped', detail='needs two devices, and jax has one here'" in out
+
+
+def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does():
+    code = """
+import sys
+sys.modules["hypothesis"] = None
+import optax_heavytail
+assert "optax_heavytail.testing" not in sys.modules
+import optax_heavytail.testing
+"""
+    done = _python(code)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: optax_heavytail.testing needs hypothesis: "
+        "pip install 'optax_heavytail[testing]'"
+    )
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ((optax.sgd,), TypeError, "tx needs init and update"),
+        ((optax.sgd(0.1), {}), ValueError, "params has no leaves"),
+        (
+            (optax.sgd(0.1), {"a": jnp.ones(2), "n": jnp.arange(2)}),
+            ValueError,
+            r"params\['n'\] has dtype int32",
+        ),
+    ],
+    ids=["factory", "empty", "integers"],
+)
+def test_bad_input_is_named(arguments, error, says):
+    with pytest.raises(error, match=says):
+        testing.check_transformation(*arguments)
+    with pytest.raises(error, match=says):
+        testing.check_pure(*arguments)
+
+
+def test_unknown_laws_and_lonely_kwargs_are_named():
+    with pytest.raises(ValueError, match="laws has 'purity'; the laws are pure, "):
+        testing.check_transformation(optax.sgd(0.1), laws=["pure", "purity"])
+    with pytest.raises(ValueError, match="laws has nothing"):
+        testing.check_transformation(optax.sgd(0.1), laws=[])
+    with pytest.raises(ValueError, match="kwargs is given without factory"):
+        testing.check_transformation(optax.sgd(0.1), kwargs=SGD)
+
+
+def test_arguments_that_a_transform_needs_are_passed_to_every_update():
+    kwargs = {"max_learning_rate": 1.0}
+    tx = optax.polyak_sgd(**kwargs)
+    laws = ["jit", "scan", "vmap", "injected", "masked", "multi_steps", "extra_args"]
+    with pytest.raises(AssertionError, match="law 'jit' is broken: raised TypeError"):
+        testing.check_transformation(tx, laws=laws)
+    testing.check_transformation(
+        tx,
+        factory=optax.polyak_sgd,
+        kwargs=kwargs,
+        extra_args={"value": jnp.float32(2.0)},
+        laws=laws,
+    )
+
+
+def test_large_leaves_repeat_what_was_drawn():
+    params = {"w": jnp.ones((300, 500)), "b": jnp.ones(300)}
+    with pytest.raises(AssertionError) as caught:
+        testing.check_odd(squares(), params)
+    assert re.search(r"step 1 \['\w'\]\[.+\] = 1, step 1 ", str(caught.value))
+    assert re.search(r", and \d+ more$", str(caught.value))
+
+
+class VariantsTest(chex.TestCase):
+    """In the classes of other projects."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    def test_update(self):
+        tx = optax.adam(0.1)
+        varied = optax.GradientTransformation(tx.init, self.variant(tx.update))
+        testing.check_transformation(varied)
+        bad = branches()
+        varied = optax.GradientTransformation(bad.init, self.variant(bad.update))
+        with pytest.raises(AssertionError, match="law 'scan' is broken"):
+            testing.check_scan(varied)
+
+
+QUICK = ("acclip", "gclip-all", "lambc", "neumann", "clipped_gd", "ratio-mask")
+
+
+def _case_marks(name):
+    return () if name in QUICK else pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=name, marks=_case_marks(name)) for name, c in CASES.items()],
+)
+def test_our_transforms_pass_the_default_laws(case):
+    any_tree = set(testing.DEFAULT_LAWS) - ({"empty", "scalar"} - {case.any_tree})
+    testing.check_transformation(
+        case.make(),
+        make_params(),
+        factory=case.factory,
+        kwargs=case.kwargs,
+        static_args=case.static_args,
+        extra_args=case.extra_args,
+        laws=[law for law in testing.DEFAULT_LAWS if law in any_tree],
+        rtol=max(1e-4, case.drift),
+        max_examples=5,
+    )

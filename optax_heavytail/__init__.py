@@ -44,6 +44,8 @@ from optax_heavytail._snapshots import (
     snapshot_ensemble,
     snapshot_predictions,
 )
+from optax_heavytail._stack_leaves import stack_leaves
+from optax_heavytail._stochastic_rounding import StochasticRoundingState
 from optax_heavytail._trace import trace
 from optax_heavytail._trust_ratio import (
     ScaleByClippedTrustRatioState,
@@ -85,6 +87,7 @@ __all__ = [
     "ScaleBySignAgreementState",
     "SkipIfUnsafeState",
     "SnapshotEnsembleState",
+    "StochasticRoundingState",
     "WeightedIterateAverageState",
     "acclip",
     "adamw_decoupled",
@@ -132,6 +135,7 @@ __all__ = [
     "skip_if_unsafe",
     "snapshot_ensemble",
     "snapshot_predictions",
+    "stack_leaves",
     "strongly_convex_step",
     "trace",
     "transformer_schedule",

@@ -6,6 +6,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._stochastic_rounding import round_bfloat16_fields
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
 
 
@@ -38,13 +39,12 @@ def scale_by_adam(
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       bias_correction: whether to correct both averages for their start at 0.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
-        least float32.
-        A bfloat16 average stalls where its increments fall below 0.4%: fed with ones,
-        at 0.8 for a decay of 0.99 and at 0.25 for 0.999.
+        least float32. bfloat16 is rounded stochastically: see `ema`.
       nu_dtype: likewise for :math:`v`.
 
     Returns:
-      A transform with an ``optax.ScaleByAdamState``. Updates keep the gradients'
+      A transform with an ``optax.ScaleByAdamState``, for a bfloat16 average inside a
+      `StochasticRoundingState`. Updates keep the gradients'
       structure, shapes and dtypes. Zero gradients from the start give zero updates.
       Squares of gradients below 1e-19 underflow in float32: :math:`\epsilon` then rules
       the update. Above 1e19 they overflow and the update is 0. An inf or NaN gradient
@@ -96,7 +96,8 @@ def scale_by_adam(
         )
         return _tree.cast_like(direction, updates), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return round_bfloat16_fields(tx, mu=mu_dtype, nu=nu_dtype)
 
 
 def adamw_decoupled(

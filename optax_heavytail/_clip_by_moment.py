@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._stochastic_rounding import round_bfloat16_fields
 
 _SCOPES = ("coordinate", "leaf", "global")
 
@@ -64,7 +65,7 @@ def clip_by_moment(
         :math:`c`.
       scope: "coordinate", "leaf" or "global".
       threshold_dtype: dtype of the threshold in the state. ``None``: the parameter's
-        own, but at least float32. bfloat16 loses increments below 0.4%.
+        own, but at least float32. bfloat16 is rounded stochastically: see `ema`.
       bias_correction: whether to correct :math:`\tau` for its start at 0. ``None``: as
         ``normalize``.
       normalize: whether to divide the update by the threshold.
@@ -74,7 +75,8 @@ def clip_by_moment(
         Nothing is needed under ``jit``.
 
     Returns:
-      A transform with a `ClipByMomentState`. Updates keep the gradients' structure,
+      A transform with a `ClipByMomentState`, for a bfloat16 threshold inside a
+      `StochasticRoundingState`. Updates keep the gradients' structure,
       shapes and dtypes. Zero gradients give what ``inner`` gives, limited by the
       decaying threshold, and 0 where the threshold is 0. Huge and tiny gradients
       neither overflow nor underflow on the way. An inf or NaN gradient does not enter
@@ -156,7 +158,8 @@ def clip_by_moment(
         )
         return _tree.cast_like(clipped, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return round_bfloat16_fields(tx, threshold=threshold_dtype)
 
 
 class AdaptiveCoordinateThresholdState(NamedTuple):
@@ -184,10 +187,11 @@ def adaptive_coordinate_threshold(
       b2: :math:`\beta_2` in [0, 1), per update. 0.99 spans about 100 updates.
       alpha: order of the moment, in [1, 2].
       threshold_dtype: dtype of the threshold in the state. ``None``: the parameter's
-        own, but at least float32.
+        own, but at least float32. bfloat16 is rounded stochastically: see `ema`.
 
     Returns:
-      A transform with an `AdaptiveCoordinateThresholdState`. Zero gradients let the
+      A transform with an `AdaptiveCoordinateThresholdState`, for a bfloat16 threshold
+      inside a `StochasticRoundingState`. Zero gradients let the
       threshold decay; huge and tiny ones neither overflow nor underflow; inf and NaN
       pass on in the updates and do not enter the threshold.
 
@@ -226,7 +230,8 @@ def adaptive_coordinate_threshold(
             _tree.cast_like(threshold, state.threshold),
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return round_bfloat16_fields(tx, threshold=threshold_dtype)
 
 
 def _magnitudes(tree, scope, axis_name):

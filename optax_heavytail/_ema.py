@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._stochastic_rounding import round_bfloat16_fields
 
 
 def ema(
@@ -27,11 +28,15 @@ def ema(
       decay: :math:`\beta` in [0, 1), per update. 0.9 spans about 10 updates.
       debias: whether to divide by :math:`1 - \beta^k`.
       accumulator_dtype: dtype of the average. ``None``: the parameter's own, but at
-        least float32.
+        least float32. "bfloat16" halves the memory; it is rounded stochastically, which
+        keeps the average right on average, where rounding to the nearest neighbour
+        would stop it as soon as its increments fall below 0.4%. Updates are made of
+        the average before it is rounded.
 
     Returns:
       A transform with an ``optax.EmaState``: ``count``, (), int32, updates seen, and
-      ``ema``, like the parameters, in ``accumulator_dtype``. Updates keep the
+      ``ema``, like the parameters, in ``accumulator_dtype``. For bfloat16 it lies
+      inside a `StochasticRoundingState`. Updates keep the
       gradients' structure, shapes and dtypes. Zero gradients decay the average; an inf
       or NaN gradient stays in its coordinate's average for good.
 
@@ -74,4 +79,5 @@ def ema(
         new_state = optax.EmaState(count, _tree.cast_like(average, state.ema))
         return _tree.cast_like(smoothed, updates), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return round_bfloat16_fields(tx, ema=accumulator_dtype)

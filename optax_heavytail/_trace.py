@@ -4,6 +4,7 @@ import jax
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._stochastic_rounding import round_bfloat16_fields
 
 
 def trace(
@@ -25,10 +26,11 @@ def trace(
       decay: :math:`\beta` in [0, 1), per update.
       nesterov: whether to look one step ahead.
       accumulator_dtype: dtype of the sum. ``None``: the parameter's own, but at least
-        float32.
+        float32. bfloat16 is rounded stochastically: see `ema`.
 
     Returns:
-      A transform with an ``optax.TraceState``. Updates keep the gradients' structure,
+      A transform with an ``optax.TraceState``, for a bfloat16 sum inside a
+      `StochasticRoundingState`. Updates keep the gradients' structure,
       shapes and dtypes. An inf or NaN gradient stays in its coordinate's sum for good.
 
     Raises:
@@ -65,4 +67,5 @@ def trace(
         new_state = optax.TraceState(_tree.cast_like(total, state.trace))
         return _tree.cast_like(ahead, updates), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    return round_bfloat16_fields(tx, trace=accumulator_dtype)

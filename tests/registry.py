@@ -1,6 +1,7 @@
 """Every public transform and its variants, for the rules that hold for all of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class Case:
     # bits of each of a few steps. Where a state is kept in bfloat16, such a bit can
     # flip its rounding, of relative size 2^-8.
     drift: float = 2e-6
+    like_params: bool = True  # False: the state has a layout of its own
 
     def make(self, **changes):
         return optax.with_extra_args_support(self.factory(**self.kwargs | changes))
@@ -68,6 +70,14 @@ def make_grads(dtype=jnp.float32, shapes=None):
 
 def _matrices(params):
     return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
+
+
+def _dimensions(params):
+    return jax.tree.map(lambda p: "rest" if jnp.ndim(p) < 2 else "matrices", params)
+
+
+def _is_matrices(stacks):
+    return {label: label == "matrices" for label in stacks}
 
 
 def _half_life(count):
@@ -292,6 +302,24 @@ CASES = {
         {"inner": oht.acclip(0.1, normalize=True), "max_deviations": None},
         ("window",),
         needs_params=True,
+        variant=True,
+    ),
+    "stack": Case(
+        oht.stack_leaves,
+        {"inner": functools.partial(oht.lambc, 0.1, weight_decay=0.1)},
+        ("inner", "labels"),
+        needs_params=True,
+        like_params=False,
+    ),
+    "stack-labels": Case(
+        oht.stack_leaves,
+        {
+            "inner": functools.partial(oht.larsc, 0.1, trust_ratio_mask=_is_matrices),
+            "labels": _dimensions,
+        },
+        ("inner", "labels"),
+        needs_params=True,
+        like_params=False,
         variant=True,
     ),
     "trace": Case(oht.trace, {"decay": 0.9}),

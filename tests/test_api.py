@@ -40,7 +40,7 @@ def test_every_factory_has_a_case(name):
 
 
 def test_the_factories_are_the_transforms():
-    assert len(FACTORIES) == 35
+    assert len(FACTORIES) == 36
     made = {type(case.make()).__name__ for case in CASES.values()}
     assert made == {"GradientTransformationExtraArgs"}
 
@@ -108,6 +108,7 @@ SIGNATURES = {
     "mask_coverage": "mask, params",
     "skip_if_unsafe": "inner, *, max_deviations=10.0, window=128, max_in_a_row=10, "
     "axis_name=None",
+    "stack_leaves": "inner, labels='all'",
     "trace": "decay, nesterov=False, accumulator_dtype=None",
     "scale_by_adam": "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True, "
     "mu_dtype=None, nu_dtype=None",
@@ -192,6 +193,7 @@ FIELDS = {
         "log_norms",
         "inner_state",
     ),
+    "StochasticRoundingState": ("key", "inner_state"),
     "SnapshotEnsembleState": ("count", "taken", "snapshots", "inner_state"),
     "AdaptiveCoordinateThresholdState": ("count", "threshold"),
     "AddDecayedWeightsState": ("count",),

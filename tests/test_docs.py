@@ -1,5 +1,6 @@
 """README and docs: the code runs, commands take their flags, paths exist."""
 
+import ast
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -247,6 +248,39 @@ def test_paths_that_the_text_names_exist(page):
             if not list(ROOT.glob(pattern)):
                 missing.append(word)
     assert not missing
+
+
+def trap_rows() -> list[list[str]]:
+    """The cells of each trap; the last one has its tests."""
+    lines = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8").splitlines()
+    tables = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    return [
+        [cell.strip() for cell in row]
+        for row in tables
+        if row[0].strip() != "where" and set(row[0]) != {"-"}
+    ]
+
+
+def defined_in(path: str) -> set[str]:
+    """The test functions that a file defines, without importing it."""
+    if not (ROOT / path).exists():
+        return set()
+    module = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return {f"{path}::{f.name}" for f in module.body if isinstance(f, ast.FunctionDef)}
+
+
+def test_every_trap_has_tests_that_exist():
+    rows = trap_rows()
+    assert len(rows) >= 22
+    for where, elsewhere, here, tests in rows:
+        assert where
+        assert elsewhere
+        assert here
+        named = re.findall(r"`(tests/\w+\.py::test_\w+)`", tests)
+        assert named, where
+        assert ", ".join(f"`{name}`" for name in named) == tests
+        missing = [n for n in named if n not in defined_in(n.partition("::")[0])]
+        assert not missing
 
 
 def test_api_pages_have_every_name_exactly_once():

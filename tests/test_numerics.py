@@ -1,8 +1,9 @@
 """Traps met in widely used optimizer libraries: each is shown, then shown avoided.
 
-Those of norms in ``shard_map`` are in test_sharding, those of masks in test_interop.
+docs/traps.md lists them all, also those that are tested elsewhere.
 """
 
+import functools
 import itertools
 
 import jax
@@ -10,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
-from tests.compare import assert_trees_close, types
-from tests.driving import jitted, one_step
+from experiments import train
+from optax_heavytail import testing
+from tests import reference, toy_task
+from tests.compare import assert_leaf_close, assert_trees_close, types
+from tests.driving import follow, jitted, one_step
+from tests.test_sharding import make_mesh
 
 
 def _norm(tree):
@@ -47,12 +53,27 @@ def test_one_infinite_entry_does_not_silently_zero_the_others():
     grads = jnp.array([1.0, jnp.inf, 2.0])
     theirs = one_step(optax.clip_by_global_norm(1.0), grads)
     np.testing.assert_array_equal(theirs, [0.0, np.nan, 0.0])
+    theirs = one_step(optax.clip_by_global_norm(1.0), grads.at[1].set(jnp.nan))
+    assert np.all(np.isnan(theirs))
     for scope in ("global", "leaf"):
         loud = one_step(oht.clip_by_norm(1.0, scope=scope), grads)
         assert np.all(np.isnan(loud))
         mended = oht.clip_by_norm(1.0, scope=scope, nonfinite="zero")
         want = np.array([1.0, 0.0, 2.0]) / 5**0.5
-        np.testing.assert_allclose(one_step(mended, grads), want, rtol=1e-6)
+        for bad in (jnp.inf, -jnp.inf, jnp.nan):
+            got = one_step(mended, grads.at[1].set(bad))
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_trust_ratios_have_an_upper_bound():
+    params, updates = jnp.full(4, 500.0), jnp.full(4, 0.5)
+    theirs = one_step(optax.scale_by_trust_ratio(), updates, params)
+    np.testing.assert_allclose(theirs, 1000 * updates, rtol=1e-6)
+    for upper in (1.0, 10.0):
+        tx = oht.scale_by_clipped_trust_ratio(0.0, upper)
+        np.testing.assert_allclose(
+            one_step(tx, updates, params), upper * updates, rtol=1e-6
+        )
 
 
 def test_finite_entries_whose_norm_overflows_are_not_taken_for_infinite():
@@ -84,19 +105,101 @@ def test_hyperparameters_stay_float32_beside_bfloat16_parameters():
     assert_trees_close(got, want, 2**-8)  # one rounding to bfloat16
 
 
-def test_states_keep_their_types_beside_bfloat16_parameters():
-    params, grads = jnp.ones(2, jnp.bfloat16), jnp.ones(2)
-    adam = optax.adam(0.1)
-    _, changed = adam.update(grads, adam.init(params), params)
-    assert types(changed) != types(adam.init(params))
-    for tx in (
-        oht.acclip(0.1),
-        oht.gclip(0.1, 1.0),
-        oht.cclip(0.1, 1.0),
-        oht.clip_by_moment(optax.trace(0.9)),
+@functools.partial(jax.jit, static_argnums=0)
+def _two_steps_in_scan(tx, grads, params):
+    def step(state, _):
+        updates, state = tx.update(grads, state, params)
+        return state, updates
+
+    return jax.lax.scan(step, tx.init(params), length=2)
+
+
+OURS = {
+    "acclip": oht.acclip(0.1),
+    "adamw_decoupled": oht.adamw_decoupled(0.1),
+    "amsgrad": oht.amsgrad(0.1),
+    "cclip": oht.cclip(0.1, 1.0),
+    "clip_by_moment": oht.clip_by_moment(optax.trace(0.9)),
+    "gclip": oht.gclip(0.1, 1.0),
+    "lambc": oht.lambc(0.1, max_grad_norm=1.0),
+    "larsc": oht.larsc(0.1),
+    "neumann": oht.neumann(0.1),
+    "sgdw": oht.sgdw(0.1),
+    "skip_if_unsafe": oht.skip_if_unsafe(oht.acclip(0.1), window=2),
+}
+MIXES = [
+    (jnp.bfloat16, jnp.float32),
+    (jnp.float32, jnp.bfloat16),
+    (jnp.float16, jnp.bfloat16),
+]
+
+
+def _mixed(params_dtype, grads_dtype):
+    params = {"w": jnp.ones((2, 2), params_dtype), "b": jnp.ones(2, params_dtype)}
+    return params, jax.tree.map(lambda p: jnp.full_like(p, 0.5, grads_dtype), params)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        optax.adam(0.1),
+        optax.amsgrad(0.1),
+        optax.lamb(0.1),
+        optax.lion(0.1),
+        optax.sgd(0.1, momentum=0.9),
+    ],
+    ids=["adam", "amsgrad", "lamb", "lion", "sgd"],
+)
+def test_elsewhere_states_change_their_types_beside_bfloat16_parameters(theirs):
+    params, grads = _mixed(jnp.bfloat16, jnp.float32)
+    fresh = theirs.init(params)
+    _, state = theirs.update(grads, fresh, params)
+    assert types(state) != types(fresh)
+    with pytest.raises(TypeError, match="carry"):
+        _two_steps_in_scan(theirs, grads, params)
+
+
+@pytest.mark.parametrize("tx", OURS.values(), ids=OURS)
+def test_states_keep_their_types_beside_bfloat16_parameters(tx):
+    params, grads = _mixed(jnp.bfloat16, jnp.float32)
+    state, updates = _two_steps_in_scan(tx, grads, params)
+    assert types(state) == types(tx.init(params))
+    assert all(u.dtype == jnp.float32 for u in jax.tree.leaves(updates))
+
+
+def test_branches_agree_under_every_mix_of_dtypes():
+    """A ``lax.cond`` of which one branch has the dtype of the parameters fails."""
+    params, grads = _mixed(jnp.bfloat16, jnp.float32)
+    with pytest.raises(TypeError, match="cond branches"):
+        one_step(optax.novograd(0.1), grads, params)
+    with_branches = ("gclip", "lambc", "larsc", "neumann", "skip_if_unsafe")
+    for name, mix in itertools.product(with_branches, MIXES):
+        params, grads = _mixed(*mix)
+        updates = jax.eval_shape(functools.partial(one_step, OURS[name]), grads, params)
+        assert types(updates) == types(grads)
+
+
+def test_what_a_state_reports_is_in_it_from_the_start():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    grads = jax.tree.map(lambda p: 0.5 * p, params)
+    theirs = optax.monitor({"norm": optax.tree.norm})
+    fresh = theirs.init(params)
+    _, state = theirs.update(grads, fresh, params)
+    assert jax.tree.structure(state) != jax.tree.structure(fresh)
+    with pytest.raises(TypeError, match="carry"):
+        _two_steps_in_scan(theirs, grads, params)
+    for tx, read in (
+        (oht.adaptive_coordinate_threshold(), oht.get_threshold),
+        (oht.clip_by_moment(scope="leaf"), oht.get_threshold),
+        (oht.scale_by_clipped_trust_ratio(), oht.get_trust_ratio),
+        (oht.ema(0.9), oht.get_momentum),
+        (oht.skip_if_unsafe(optax.sgd(0.1)), lambda state: state.log_norms),
     ):
-        _, state = tx.update(grads, tx.init(params), params)
-        assert types(state) == types(tx.init(params))
+        fresh = tx.init(params)
+        state, _ = _two_steps_in_scan(tx, grads, params)
+        assert types(read(state)) == types(read(fresh))
+        template = jax.eval_shape(tx.init, params)  # as a checkpoint is restored into
+        assert jax.tree.structure(template) == jax.tree.structure(state)
 
 
 def test_a_global_clip_in_each_group_is_not_a_global_clip():
@@ -108,6 +211,7 @@ def test_a_global_clip_in_each_group_is_not_a_global_clip():
     groups = {"a": oht.scale_by_learning_rate(1.0), "b": optax.identity()}
     around = optax.chain(oht.clip_by_norm(1.0), optax.partition(groups, labels))
     got = one_step(around, grads)
+    np.testing.assert_allclose(_norm(got), 1.0, rtol=1e-6)
     np.testing.assert_allclose(got["a"], -0.6, rtol=1e-6)
     np.testing.assert_allclose(got["b"], 0.8, rtol=1e-6)
 
@@ -122,7 +226,14 @@ def test_zero_gradients_stay_zero():
         np.testing.assert_array_equal(updates, 0)
         _, state = tx.update(zeros + 1, state)
         np.testing.assert_array_equal(tx.update(zeros, state)[0], 0)
-    np.testing.assert_array_equal(one_step(oht.clip_by_norm(1.0), zeros), 0)
+    for tx in (
+        oht.clip_by_norm(1.0),
+        oht.normalize_by_norm(offset=0.0),
+        oht.normalized_gd(0.1, offset=0.0),
+        oht.clipped_gd(0.1, 1.0),
+        oht.scale_by_clipped_trust_ratio(None, None),
+    ):
+        np.testing.assert_array_equal(one_step(tx, zeros), 0)
 
 
 def test_negative_gradients_have_fractional_moments():
@@ -159,17 +270,51 @@ def test_spikes_are_measured_before_they_are_clipped():
     np.testing.assert_allclose(spiked.threshold, 0.9 * state.threshold + 100, rtol=1e-6)
 
 
-def test_small_updates_are_not_scaled_up():
+def _naive_clip(exponent, eps=1e-6):
+    """1 / ||g||^exponent without the minimum with 1."""
+
+    def scale(updates, params):
+        del params
+        factor = 1 / (optax.tree.norm(updates) ** exponent + eps)
+        return jax.tree.map(lambda x: factor * x, updates)
+
+    return optax.stateless(scale)
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_elsewhere_clips_scale_small_gradients_up(exponent):
+    grads = jnp.array([3e-2, 4e-2])
+    assert _norm(one_step(_naive_clip(exponent), grads)) > 0.9
+    with pytest.raises(AssertionError, match="never_increases_norm"):
+        testing.check_never_increases_norm(_naive_clip(exponent))
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        oht.clip_by_norm(1.0),
+        oht.clip_by_norm(1.0, scope="leaf"),
+        oht.clip_by_norm(1.0, nonfinite="zero"),
+        oht.clip_by_value(1.0),
+        oht.clip_by_moment(b2=0.5, eps=0.0),
+        oht.clip_by_moment(b2=0.5, eps=0.0, scope="leaf"),
+        oht.clip_by_moment(b2=0.5, eps=0.0, scope="global"),
+    ],
+    ids=["norm", "norm-leaf", "norm-zero", "value", "moment", "leaf", "global"],
+)
+def test_no_clip_ever_increases_a_norm(clip):
+    testing.check_never_increases_norm(clip)
+
+
+def test_small_updates_are_not_changed():
     grads = jnp.array([3e-4, 4e-4])
-    np.testing.assert_allclose(_norm(grads / jnp.linalg.norm(grads)), 1.0, rtol=1e-6)
     for tx in (
         oht.clip_by_norm(1.0),
         oht.clip_by_norm(1.0, scope="leaf"),
         oht.clip_by_value(1.0),
+        oht.clip_by_moment(b2=0.0, eps=0.0),
     ):
         np.testing.assert_array_equal(one_step(tx, grads), grads)
-    tx = oht.clip_by_moment(b2=0.0, eps=0.0)
-    np.testing.assert_array_equal(one_step(tx, grads), grads)
 
 
 def test_thresholds_do_not_stall_beside_bfloat16_parameters():
@@ -192,6 +337,153 @@ def test_thresholds_do_not_stall_beside_bfloat16_parameters():
         want = (1 - 0.999**10_000) ** (1 / alpha)
         np.testing.assert_allclose(oht.get_threshold(state), want, rtol=1e-4)
         np.testing.assert_allclose(oht.get_momentum(state), 1.0, rtol=1e-5)
+
+
+def _regression_grads(weights, batch):
+    """Of least squares, by hand: ``jax.grad`` would sum over the devices itself."""
+    inputs, targets = batch
+    return inputs.T @ (inputs @ weights - targets) / len(targets)
+
+
+def _accumulated(grad_fn, params, batches):
+    """The mean over microbatches, of a float32 sum in one program."""
+
+    def grads_of(batch):
+        return optax.tree.cast(grad_fn(params, batch), jnp.float32)
+
+    def add(total, batch):
+        return optax.tree.add(total, grads_of(batch)), None
+
+    first, rest = (
+        jax.tree.map(lambda x, k=k: x[k], batches) for k in (0, slice(1, None))
+    )
+    total, _ = jax.lax.scan(add, grads_of(first), rest)
+    return optax.tree.scale(1 / len(jax.tree.leaves(batches)[0]), total)
+
+
+def _in_data_parallel(step):
+    """Parameters whole on two devices, the examples of a microbatch spread."""
+    mesh, examples = make_mesh(shape=(2,), names=("x",)), P(None, "x")
+    specs = (P(), (examples, examples))
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
+
+
+def _microbatches():
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(6, 4, 3)), rng.standard_t(1.5, size=(6, 4))
+    return jnp.asarray(inputs, jnp.float32), jnp.asarray(targets, jnp.float32)
+
+
+def test_elsewhere_accumulation_is_a_wrapper_with_a_state():
+    """It fails in ``shard_map``, holds one more gradient, and never forgets a NaN."""
+
+    def steps(weights, batches):
+        tx = optax.MultiSteps(optax.sgd(0.1), 6)
+        state = tx.init(weights)
+        for k in range(6):
+            batch = jax.tree.map(lambda x, k=k: x[k], batches)
+            updates, state = tx.update(_regression_grads(weights, batch), state)
+        return jax.lax.pmean(updates, "x")
+
+    with pytest.raises(TypeError, match="cond branches"):
+        _in_data_parallel(steps)(jnp.ones(3), _microbatches())
+    tx = optax.MultiSteps(optax.sgd(0.1), 2)
+    state = tx.init(jnp.ones(3))
+    assert state.acc_grads.shape == (3,)
+    for bad in (1.0, jnp.nan, 1.0, 1.0):
+        updates, state = tx.update(jnp.full(3, bad), state)
+    assert np.all(np.isnan(updates))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [oht.acclip(0.1, normalize=True), oht.lambc(0.1, weight_decay=0.1)],
+    ids=["acclip", "lambc"],
+)
+def test_accumulation_in_a_scan_is_one_large_batch(tx):
+    def step(weights, batches):
+        grads = _accumulated(_regression_grads, weights, batches)
+        grads = jax.lax.pmean(grads, "x")
+        return tx.update(grads, tx.init(weights), weights)[0]
+
+    weights, batches = jnp.ones(3), _microbatches()
+    whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+    want = one_step(tx, _regression_grads(weights, whole), weights)
+    got = _in_data_parallel(step)(weights, batches)
+    assert_leaf_close(got, want, 1e-6)  # a sum of 24 in another order
+
+
+def test_accumulation_in_bfloat16_stalls_and_in_float32_does_not():
+    ones = jnp.ones((512, 2), jnp.bfloat16)
+    naive, _ = jax.lax.scan(lambda total, g: (total + g, None), 0 * ones[0], ones)
+    np.testing.assert_array_equal(naive, 256)
+    mean = _accumulated(lambda params, g: g, None, ones)
+    tx = oht.gclip(0.1, 10.0, b1=0.0)
+    np.testing.assert_allclose(one_step(tx, mean), -0.1, rtol=1e-6)
+
+
+def test_the_repulsive_force_of_tiny_gradients_stays_finite():
+    """beta / r^2 has no bound as published."""
+    rng = np.random.default_rng(0)
+    grads = [{"w": 1e-30 * rng.normal(size=4)} for _ in range(5)]
+    start = {"w": np.zeros(4)}
+    with np.errstate(all="ignore"):
+        *_, (naive, _, _) = reference.neumann(
+            start,
+            grads,
+            rate=lambda k: 0.1,
+            mu=lambda k: 0.5,
+            cubic=1e-7,
+            repulsive=1e-5,
+            ema_decay=0.99,
+            is_reset=lambda k: k == 1,
+            bounded=False,
+        )
+    assert not np.all(np.isfinite(naive["w"]))
+    single = [jax.tree.map(np.float32, g) for g in grads]
+    tx = oht.neumann(0.1, momentum=0.5)
+    _, iterates, _ = follow(tx, single, {"w": np.zeros(4, np.float32)})
+    assert 0 < _norm(iterates[-1]) < 1e-29
+
+
+def test_masks_for_weight_decay_say_what_they_cover():
+    """A path that no leaf has makes a mask that is empty, and nothing decays."""
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    by_name = jax.tree_util.tree_map_with_path(
+        lambda path, _: "weight" in jax.tree_util.keystr(path), params
+    )
+    decay = optax.add_decayed_weights(0.1, by_name)
+    assert _norm(one_step(decay, zeros, params)) == 0.0
+    assert str(oht.mask_coverage(by_name, params)) == (
+        "0 of 2 leaves, 0 of 9 parameters"
+    )
+    assert str(oht.mask_coverage(oht.decay_mask, params)) == (
+        "1 of 2 leaves, 6 of 9 parameters"
+    )
+    for part in (params["dense"]["kernel"], params["dense"]["bias"]):
+        with pytest.raises(ValueError, match="must cover some leaves and not all"):
+            oht.decay_mask({"only": part})
+
+
+def test_one_program_serves_every_learning_rate():
+    """A rate that is a constant of the program compiles anew for each value."""
+    params = jnp.ones(3)
+
+    def naive(rate):
+        tx = optax.adamw(rate)
+        return jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
+
+    def ours(rate):
+        config = toy_task.config("acclip", steps=3)
+        config.optimizers.acclip.learning_rate = rate
+        resolved = train.resolve(config, toy_task.source())
+        return train.build_program(resolved, toy_task.make()).train_step.as_text()
+
+    # A compiled program names the line that asked for it: one line for both.
+    for program, is_same in ((naive, False), (ours, True)):
+        first, second = (program(rate) for rate in (0.1, 0.2))
+        assert (first == second) == is_same
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e-42, 1e-45])

@@ -33,7 +33,8 @@ def _assert_placed_like(leaves, like):
     """Each leaf of a parameter's shape is spread over the devices as it is."""
     shardings = {x.shape: x.sharding for x in jax.tree.leaves(like) if x.ndim}
     for leaf in jax.tree.leaves(leaves):
-        if leaf.shape in shardings:
+        is_number = jnp.issubdtype(leaf.dtype, jnp.floating)  # a key has a shape too
+        if is_number and leaf.shape in shardings:
             assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
 
 
@@ -87,9 +88,14 @@ WITH_NORMS = {
     "norm-leaf": functools.partial(oht.clip_by_norm, 1.0, scope="leaf"),
     "norm-zero": functools.partial(oht.clip_by_norm, 1.0, nonfinite="zero"),
     "gclip": functools.partial(oht.gclip, 0.1, 1.0, weight_decay=0.1),
+    "moment": functools.partial(oht.clip_by_moment, oht.ema(0.9)),
     "moment-leaf": functools.partial(oht.clip_by_moment, oht.ema(0.9), scope="leaf"),
     "moment-global": functools.partial(
-        oht.clip_by_moment, oht.ema(0.9), scope="global", normalize=True
+        oht.clip_by_moment,
+        oht.ema(0.9),
+        scope="global",
+        normalize=True,
+        bias_correction=False,  # so that it clips from the first step on
     ),
     "normalized_gd": functools.partial(oht.normalized_gd, 0.1, momentum=0.9),
     "ratio": functools.partial(oht.scale_by_clipped_trust_ratio, 0.1, None),
@@ -102,8 +108,19 @@ WITH_NORMS = {
 
 
 def each_norm(names=tuple(WITH_NORMS)):
-    makers = [WITH_NORMS[name] for name in names]
-    return pytest.mark.parametrize("make", makers, ids=names)
+    return pytest.mark.parametrize("name", names)
+
+
+# One of each kind of norm.
+KINDS = (
+    "norm",
+    "norm-leaf",
+    "moment",
+    "moment-leaf",
+    "moment-global",
+    "ratio",
+    "neumann",
+)
 
 
 def _by_hand(tx, mesh, specs, params):
@@ -125,20 +142,98 @@ def _by_hand(tx, mesh, specs, params):
     return jax.jit(update), state
 
 
+# Eight devices: two leaves in shards, one of them along its second axis, and two whole.
+SHAPES_8 = {"rows": (8, 2), "columns": (3, 8), "whole": (2,), "scalar": ()}
+SPECS_8 = {"rows": P("x"), "columns": P(None, "x"), "whole": P(), "scalar": P()}
+AXES_8 = {"rows": "x", "columns": "x", "whole": None, "scalar": None}
+
+
+def _make_trees_8():
+    """Parameters, and gradients that are small and large against the thresholds."""
+    rng = np.random.default_rng(0)
+
+    def tree(scale):
+        return {
+            name: jnp.asarray(scale * rng.standard_t(1.5, size=shape), jnp.float32)
+            for name, shape in SHAPES_8.items()
+        }
+
+    return tree(1.0), [tree(scale) for scale in (1.0, 0.02, 30.0)]
+
+
+@functools.cache
+def _run_whole(name):
+    params, grads = _make_trees_8()
+    tx = WITH_NORMS[name]()
+    return run(jax.jit(tx.update), grads, params, tx.init(params))
+
+
+def _run_placed(tx, kind, by_hand):
+    mesh = make_mesh(kind, (8,), ("x",))
+    params, grads = _make_trees_8()
+    params, *grads = (place(tree, mesh, SPECS_8) for tree in (params, *grads))
+    with jax.set_mesh(mesh):
+        if by_hand:
+            update, state = _by_hand(tx, mesh, SPECS_8, params)
+        else:
+            update, state = jax.jit(tx.update), tx.init(params)
+        return run(update, grads, params, state)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@each_norm(KINDS)
+def test_eight_devices_under_jit(name, kind):
+    got = _run_placed(WITH_NORMS[name](), kind, by_hand=False)
+    assert_trees_close(got, _run_whole(name), 2e-6)  # sums in another order
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @each_norm()
-def test_shard_map_with_a_sharded_and_a_replicated_leaf(make):
-    params, grads = make_params(), make_grads()
-    update, state = _by_hand(make(axis_name=AXES), make_mesh(), BY_HAND, params)
-    got = run(update, grads, params, state)
-    whole = make()
-    want = run(jax.jit(whole.update), grads, params, whole.init(params))
-    assert_trees_close(got, want, 2e-6)  # sums in another order
+def test_eight_devices_in_shard_map(name, kind):
+    got = _run_placed(WITH_NORMS[name](axis_name=AXES_8), kind, by_hand=True)
+    assert_trees_close(got, _run_whole(name), 2e-6)
+
+
+@each_norm(KINDS)
+def test_eight_devices_in_pmap(name):
+    def split(leaf, spec):
+        if spec == P():
+            return jnp.stack([leaf] * 8)
+        return jnp.stack(jnp.split(leaf, 8, axis=spec.index("x")))
+
+    def join(leaf, spec):
+        if spec == P():
+            return leaf[0]
+        return jnp.concatenate(list(leaf), axis=spec.index("x"))
+
+    params, grads = _make_trees_8()
+    params, *grads = (jax.tree.map(split, t, SPECS_8) for t in (params, *grads))
+    tx = WITH_NORMS[name](axis_name=AXES_8)
+    init, update = (
+        jax.pmap(f, axis_name="x", devices=jax.devices("cpu")[:8])
+        for f in (tx.init, tx.update)
+    )
+    history, _ = run(update, grads, params, init(params))
+    got = [jax.tree.map(join, updates, SPECS_8) for updates in history]
+    assert_trees_close(got, _run_whole(name)[0], 2e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_eight_devices_with_averages_in_bfloat16(kind):
+    """Each shard draws the rounding of its own numbers, each within 2^-8."""
+    make = functools.partial(
+        oht.lambc, 0.1, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16
+    )
+    want, _ = _run_placed(make(), kind, by_hand=False)
+    got, _ = _run_placed(make(axis_name=AXES_8), kind, by_hand=True)
+    assert_trees_close(got, want, 2**-7)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 @each_norm(["norm", "norm-leaf", "moment-leaf", "ratio"])
-def test_shard_map_where_squares_leave_float32(make, size):
+def test_shard_map_where_squares_leave_float32(name, size):
     """All devices must agree to take the second pass, or they wait for each other."""
+    make = WITH_NORMS[name]
     params = make_params()
     grads = {"kernel": jnp.ones((4, 2)), "bias": [jnp.ones(2), jnp.ones(())]}
     grads["kernel"] = grads["kernel"].at[0, 0].set(size)
@@ -181,30 +276,6 @@ def test_shard_map_needs_no_axis_name_for_coordinates():
         assert_trees_close(got, want, 2e-6)
 
 
-@each_norm(["norm", "moment-leaf", "ratio", "neumann"])
-def test_pmap(make):
-    """Two devices; the kernel by rows, the other leaves whole on both."""
-    params, grads = make_params(), make_grads()[:2]
-    tx, whole = make(axis_name=AXES), make()
-    want, _ = run(jax.jit(whole.update), grads, params, whole.init(params))
-
-    def split(tree):
-        twice = jax.tree.map(lambda x: jnp.stack([x, x]), tree["bias"])
-        return {"kernel": tree["kernel"].reshape(2, 2, 2), "bias": twice}
-
-    devices = jax.devices("cpu")[:2]
-    init = jax.pmap(tx.init, axis_name="x", devices=devices)
-    update = jax.pmap(tx.update, axis_name="x", devices=devices)
-    state = init(split(params))
-    for g, expected in zip(grads, want, strict=True):
-        updates, state = update(split(g), state, split(params))
-        joined = {
-            "kernel": updates["kernel"].reshape(4, 2),
-            "bias": jax.tree.map(lambda x: x[0], updates["bias"]),
-        }
-        assert_trees_close(joined, expected, 2e-6)
-
-
 def test_a_global_clip_in_shard_map_sees_all_shards():
     """optax takes the norm of each shard: the total is the root of 2, not 1."""
     mesh, grads = make_mesh(shape=(2,), names=("x",)), jnp.array([3.0, 4.0])
@@ -219,8 +290,9 @@ def test_a_global_clip_in_shard_map_sees_all_shards():
 
 
 @each_norm()
-def test_shard_map_with_the_state_made_inside(make):
+def test_shard_map_with_the_state_made_inside(name):
     """Sums over devices do not vary with them, nor may the zeros they start from."""
+    make = WITH_NORMS[name]
     tx = make(axis_name=AXES)
 
     def two_steps(params, *grads):

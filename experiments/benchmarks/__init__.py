@@ -1,0 +1,1 @@
+"""Speed, memory and compile time, as ratios from interleaved runs."""

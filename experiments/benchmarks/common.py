@@ -1,0 +1,261 @@
+"""What the benchmarks share: flags, interleaved timing, ratios, tables and files.
+
+It imports nothing that JAX, Optax and the package do not need, so that a benchmark also
+runs on an accelerator's machine that has no more than these.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+
+import optax_heavytail as oht
+from experiments.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+Record = dict[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of a benchmark; bad ones end in one line."""
+
+    def __init__(self, doc: str | None, repeats: int | None = None):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--output",
+            type=Path,
+            required=True,
+            help="Writes OUTPUT.md, the table, and OUTPUT.jsonl, every timing.",
+        )
+        if repeats is not None:
+            self.add_argument(
+                "--repeats",
+                type=positive,
+                default=repeats,
+                help="Rounds of the interleaved run (%(default)s).",
+            )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage as well."""
+        raise UserError(message)
+
+
+def positive(text: str) -> int:
+    """An integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of 1 or more")
+    return int(text)
+
+
+def several(text: str, item: Callable[[str], Any]) -> list[Any]:
+    """Items between commas, each once."""
+    found = [item(part) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} must have each item once")
+    return found
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """An item that must be among ``names``."""
+
+    def item(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} must be among {', '.join(names)}"
+            )
+        return text
+
+    return item
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Calls ``main`` with the command line; bad input ends in one line."""
+    _keep_freed_memory()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _keep_freed_memory() -> None:
+    """Stops glibc from returning temporaries of a step to the system after it.
+
+    It would map them anew in every step, and the first touch of each page costs more
+    than the step: LARS took three times as long on ResNet-50. In training, the model's
+    activations keep that memory in use. Arenas of other threads than the main one map
+    everything large, so JAX's must have none: this comes before JAX starts them.
+    """
+    libc = _libc()
+    if libc is not None:
+        libc.mallopt(M_ARENA_MAX, 1)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Returns it once: arrays of other sizes may not fit into its holes."""
+    gc.collect()
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    # Another library than glibc has neither mallopt nor malloc_trim.
+    return libc if hasattr(libc, "mallopt") else None
+
+
+# Timing
+
+
+class Summary(NamedTuple):
+    """A median with its quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        """The median, and the quartiles in brackets."""
+        return f"{self.median:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """The quartiles of at least one number."""
+    return Summary(*(float(q) for q in np.quantile(values, [0.25, 0.5, 0.75])))
+
+
+def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> Summary:
+    """Quartiles of the ratios of times of the same round.
+
+    What slows the machine for a while slows both of a pair, and cancels.
+    """
+    return summarize([a / b for a, b in zip(times, reference, strict=True)])
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """How long a call takes, until all its results are there."""
+    started = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - started
+
+
+def interleave(
+    timers: Mapping[str, Callable[[], float]], repeats: int, *, warm_ups: int = 1
+) -> dict[str, list[float]]:
+    """Calls each timer once per round, after rounds that do not count.
+
+    Every other round goes backwards, so that none always follows the same one.
+    """
+    for timer in list(timers.values()) * warm_ups:
+        timer()
+    names = list(timers)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            times[name].append(timers[name]())
+    return times
+
+
+# Origin and files
+
+
+def header() -> dict[str, str]:
+    """Where numbers come from."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), **versions}
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "hardware": hardware(),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "commit": f"optax_heavytail {oht.__version__}, {commit()}",
+    }
+
+
+def hardware() -> str:
+    """The device, with the processor's model on a CPU."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{cpus}-core {platform.machine()} CPU ({_cpu_model()})"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.processor() or "unknown model"
+
+
+def commit() -> str:
+    """The commit of the checkout, with "-dirty" if files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    arguments = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    found = subprocess.run(
+        [git, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def check_writable(output: Path) -> None:
+    """Makes the folder of the output; called before the measurements, not after."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output}: {error.strerror}") from None
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output={output}: its folder must be writable")
+
+
+def write(
+    output: Path, title: str, parts: Sequence[str], records: Sequence[Record]
+) -> None:
+    """Prints the page, and writes it and the records, each whole or not at all."""
+    facts = header()
+    lines = [f"- {name}: {_quoted(name, value)}" for name, value in facts.items()]
+    page = "\n\n".join([f"# {title}", "\n".join(lines), *parts]) + "\n"
+    print(f"\n{page}", flush=True)
+    origin = {"kind": "header", **facts}
+    rows = "".join(json.dumps(record) + "\n" for record in (origin, *records))
+    for suffix, content in ((".md", page), (".jsonl", rows)):
+        path = output.with_name(output.name + suffix)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _quoted(name: str, value: str) -> str:
+    return f"`{value}`" if name == "command" else value

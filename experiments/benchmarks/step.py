@@ -1,0 +1,400 @@
+"""The time of one optimizer step on trees of the size of known models.
+
+    python -m experiments.benchmarks.step --output=experiments/results/bench_step_cpu
+
+times the jitted update and `apply_updates`, with parameters and state donated, next to
+a reference: both in one interleaved run, with one ratio per round. A pair of the same
+optimizer twice shows how far from 1 such a ratio is by chance.
+
+Each optimizer has the bytes that it must move for each float32 parameter. A copy
+(x + 1, in place) moves 8; that is measured too, on as much memory as AdamW's step
+touches.
+"""
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_heavytail as oht
+from experiments.benchmarks import common, trees
+
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 1e-2
+MAX_NORM = 1.0
+COPY_BYTES = 8
+WARM_UPS = 3  # in the first two the programs' temporaries still find their places
+TORCH_ADAMW_BYTES = 28
+ADAMW, MOMENTUM = "optax.adamw", "optax: clip + momentum"
+HEADINGS = (
+    "optimizer",
+    "ms",
+    "against",
+    "ms of that",
+    "ratio",
+    "bytes per parameter",
+    "GB/s",
+    "of copy",
+)
+
+
+class NeumannState(NamedTuple):
+    """State of `plain_neumann`."""
+
+    count: jax.Array
+    momentum: Any
+    average: Any
+
+
+def plain_neumann(learning_rate: float) -> optax.GradientTransformation:
+    """The formula of `oht.neumann` with its defaults, written down without care.
+
+    Its norms overflow, and it knows neither burn-in nor further resets.
+    """
+    cubic, repulsive, decay = 1e-7, 1e-5, 0.99
+    mu_schedule = oht.neumann_momentum()
+
+    def init_fn(params):
+        copies = jax.tree.map(jnp.array, params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return NeumannState(jnp.zeros([], jnp.int32), zeros, copies)
+
+    def update_fn(updates, state, params=None):
+        assert params is not None
+        mu = mu_schedule(state.count)
+        displaced = jax.tree.map(jnp.subtract, params, state.average)
+        r, size = _naive_norm(displaced), _naive_norm(updates)
+        strength = repulsive * len(jax.tree.leaves(params))
+        force = (cubic * r**2 - jnp.minimum(strength / r**2, size)) / r
+        is_reset = state.count == 0
+        force = jnp.where(is_reset | (r == 0), 0, force)
+        step = jax.tree.map(
+            lambda g, x: learning_rate * (g + force * x), updates, displaced
+        )
+        keep = jnp.where(is_reset, 0, mu)
+        momentum = jax.tree.map(lambda m, s: keep * m - s, state.momentum, step)
+        moves = jax.tree.map(lambda m, s: mu * m - s, momentum, step)
+        average = jax.tree.map(
+            lambda w, u, v: (w + u) + decay * (v - (w + u)),
+            params,
+            moves,
+            state.average,
+        )
+        return moves, NeumannState(state.count + 1, momentum, average)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _naive_norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree)))
+
+
+class Contestant(NamedTuple):
+    """An optimizer, what it must move, and what it is compared with."""
+
+    make: Callable[[], optax.GradientTransformation]
+    bytes_per_param: int  # float32 parameters, gradients and state
+    references: tuple[str, ...]
+
+
+# Bytes that must go to and from memory, 4 for each float32, if no more than a small
+# part of the tree fits in the caches. g gradient, w parameter, m, v, tau state.
+CONTESTANTS: dict[str, Contestant] = {
+    # Reads g, w, m, v and writes w, m, v. Compared with itself: the noise.
+    ADAMW: Contestant(
+        lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 28, (ADAMW,)
+    ),
+    # As AdamW, with tau for v.
+    "oht.acclip": Contestant(
+        lambda: oht.acclip(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 28, (ADAMW,)
+    ),
+    "oht.acclip, normalize": Contestant(
+        lambda: oht.acclip(LEARNING_RATE, weight_decay=WEIGHT_DECAY, normalize=True),
+        28,
+        (ADAMW,),
+    ),
+    # One pass for the norm of g, then AdamW.
+    "optax: clip + adamw": Contestant(
+        lambda: optax.chain(
+            optax.clip_by_global_norm(MAX_NORM),
+            optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        ),
+        32,
+        (ADAMW,),
+    ),
+    # One pass for the norm of g; then reads g, w, m and writes w, m.
+    MOMENTUM: Contestant(
+        lambda: optax.chain(
+            optax.clip_by_global_norm(MAX_NORM),
+            optax.sgd(LEARNING_RATE, momentum=0.9),
+        ),
+        24,
+        (ADAMW,),
+    ),
+    # Reads g, m and writes m, with the norm of that; then reads w, m and writes w.
+    "oht.gclip": Contestant(
+        lambda: oht.gclip(LEARNING_RATE, MAX_NORM), 24, (MOMENTUM,)
+    ),
+    # Reads g, w, m and writes w, m: no norm.
+    "oht.cclip": Contestant(lambda: oht.cclip(LEARNING_RATE, 1e-2), 20, (MOMENTUM,)),
+    # Reads g, w, m, v and writes m, v, with the norms of w and the step; then reads
+    # w, m, v and writes w. A leaf that stays in a cache in between needs but 28.
+    "optax.lamb": Contestant(
+        lambda: optax.lamb(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 40, (ADAMW,)
+    ),
+    "oht.lambc, as LAMB": Contestant(
+        lambda: oht.lambc(
+            LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            bias_correction=True,
+            trust_ratio_bounds=None,
+        ),
+        40,
+        ("optax.lamb",),
+    ),
+    "oht.lambc": Contestant(
+        lambda: oht.lambc(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        40,
+        ("optax.lamb",),
+    ),
+    # Reads g, w for the norms; then reads g, w, m and writes w, m. A leaf that stays in
+    # a cache in between needs but 20.
+    "optax.lars": Contestant(
+        lambda: optax.lars(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 28, (ADAMW,)
+    ),
+    "oht.larsc": Contestant(
+        lambda: oht.larsc(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        28,
+        ("optax.lars",),
+    ),
+    # Reads g, w, v for the norms of g and w - v; then reads g, w, m, v and writes
+    # w, m, v.
+    "neumann in plain jnp": Contestant(
+        lambda: plain_neumann(LEARNING_RATE), 40, (ADAMW,)
+    ),
+    "oht.neumann": Contestant(
+        lambda: oht.neumann(LEARNING_RATE), 40, (ADAMW, "neumann in plain jnp")
+    ),
+}
+
+
+def step_function(
+    tx: optax.GradientTransformation, steps: int = 1
+) -> Callable[..., tuple[Any, Any]]:
+    """``steps`` updates with the same gradients: parameters, state -> both, new."""
+
+    def one(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def several(params, state, grads):
+        # The barrier keeps a norm of the gradients from being taken only once.
+        def body(_, carry):
+            params, state, grads = carry
+            return jax.lax.optimization_barrier((*one(params, state, grads), grads))
+
+        return jax.lax.fori_loop(0, steps, body, (params, state, grads))[:2]
+
+    return one if steps == 1 else several
+
+
+def compile_step(tx: optax.GradientTransformation, params: Any, steps: int = 1) -> Any:
+    """The compiled step, with parameters and state donated; needs but shapes."""
+    state = jax.eval_shape(tx.init, params)
+    jitted = jax.jit(step_function(tx, steps), donate_argnums=(0, 1))
+    return jitted.lower(params, state, params).compile()
+
+
+class Stepper:
+    """An optimizer on parameters of its own; a call makes steps and times them."""
+
+    def __init__(self, tx: Any, program: Any, shapes: trees.Shapes, grads: Any):
+        self.params = trees.filled(shapes, 0.02, seed=0)
+        self.state = tx.init(self.params)
+        self._program, self._grads = program, grads
+
+    def __call__(self) -> float:
+        """Seconds of one call of the program."""
+        return common.seconds(self._advance)
+
+    def _advance(self) -> Any:
+        self.params, self.state = self._program(self.params, self.state, self._grads)
+        return self.params, self.state
+
+
+class TorchStepper:
+    """`torch.optim.AdamW` on the same shapes."""
+
+    def __init__(self, shapes: trees.Shapes, steps: int, **kwargs: Any):
+        import torch  # pyright: ignore[reportMissingImports]
+
+        on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        self._wait = torch.cuda.synchronize if on_gpu else lambda: None
+        params = [torch.full(s, 0.02, device=device) for s in shapes.values()]
+        for param in params:
+            param.requires_grad_()
+            param.grad = torch.full_like(param, 0.01)
+        self._steps = steps
+        self._optimizer = torch.optim.AdamW(
+            params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, **kwargs
+        )
+
+    def __call__(self) -> float:
+        """Seconds of as many steps as a call of the others makes."""
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(self._steps):
+            self._optimizer.step()
+        self._wait()
+        return time.perf_counter() - started
+
+
+TORCH = {
+    "torch AdamW, fused": {"fused": True},
+    "torch AdamW, foreach": {"foreach": True},
+}
+
+
+def has_torch() -> bool:
+    """Whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def copy_seconds(shapes: trees.Shapes, repeats: int) -> list[float]:
+    """Times of x + 1 in place, on four arrays as large as all parameters."""
+    size = trees.num_params(shapes)
+    arrays = [jnp.zeros(size) for _ in range(4)]
+    copy = jax.jit(lambda xs: [x + 1 for x in xs], donate_argnums=0)
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        arrays = jax.block_until_ready(copy(arrays))
+        times.append(time.perf_counter() - started)
+    return times[1:]
+
+
+def measure_tree(
+    name: str, repeats: int, steps: int
+) -> tuple[str, list[common.Record]]:
+    """The table of one tree, and its timings."""
+    shapes = trees.TREES[name]()
+    size = trees.num_params(shapes)
+    copies = copy_seconds(shapes, repeats)
+    copy_rate = 4 * size * COPY_BYTES / float(np.median(copies))
+    records: list[common.Record] = [{"kind": "copy", "tree": name, "seconds": copies}]
+    rows = []
+    grads = trees.filled(shapes, 0.01, seed=1)
+
+    @functools.cache
+    def transform(contestant: str):
+        tx = CONTESTANTS[contestant].make()
+        return tx, compile_step(tx, grads, steps)
+
+    def stepper(contestant: str):
+        if contestant in TORCH:
+            return TorchStepper(shapes, steps, **TORCH[contestant])
+        return Stepper(*transform(contestant), shapes, grads)
+
+    for contestant, reference, bytes_per_param in pairs():
+        timers = {"contestant": stepper(contestant), "reference": stepper(reference)}
+        times = common.interleave(timers, repeats, warm_ups=WARM_UPS)
+        del timers  # the next pair needs the memory
+        common.return_freed_memory()
+        own, other = ([t / steps for t in times[k]] for k in times)
+        records.append(
+            {
+                "kind": "pair",
+                "tree": name,
+                "contestant": contestant,
+                "reference": reference,
+                "bytes_per_param": bytes_per_param,
+                "seconds": own,
+                "reference_seconds": other,
+            }
+        )
+        rows.append(row(records[-1], size, copy_rate))
+        print(f"{name}: {contestant} / {reference}: {rows[-1][4]}", flush=True)
+    title = (
+        f"## {name}\n\n{size:,} parameters in {len(shapes)} leaves; a copy moves "
+        f"{copy_rate / 1e9:,.1f} GB/s.\n\n"
+    )
+    return title + common.table(HEADINGS, rows), records
+
+
+def pairs() -> list[tuple[str, str, int]]:
+    """Each contestant with each of its references, and the bytes it must move."""
+    found = [
+        (name, reference, contestant.bytes_per_param)
+        for name, contestant in CONTESTANTS.items()
+        for reference in contestant.references
+    ]
+    torch = TORCH if has_torch() else ()
+    return found + [(name, ADAMW, TORCH_ADAMW_BYTES) for name in torch]
+
+
+def row(record: common.Record, size: int, copy_rate: float) -> list[str]:
+    """A row of the table, from one pair's timings of a step."""
+    own = common.summarize(record["seconds"])
+    other = common.summarize(record["reference_seconds"])
+    ratio = common.paired_ratio(record["seconds"], record["reference_seconds"])
+    rate = size * record["bytes_per_param"] / own.median
+    return [
+        record["contestant"],
+        f"{own.median * 1e3:.4g}",
+        record["reference"],
+        f"{other.median * 1e3:.4g}",
+        str(ratio),
+        str(record["bytes_per_param"]),
+        f"{rate / 1e9:,.3g}",
+        f"{rate / copy_rate:.0%}",
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures as the flags say."""
+    parser = common.Parser(__doc__, repeats=7)
+    known = common.one_of(list(trees.TREES))
+    parser.add_argument(
+        "--trees",
+        type=lambda text: common.several(text, known),
+        default=["resnet50", "bert_base", "bert_large"],
+        help=f"Some of {', '.join(trees.TREES)}; default: all but tiny.",
+    )
+    parser.add_argument(
+        "--steps",
+        type=common.positive,
+        help="Steps in one call, as a loop: 1 on a CPU, by default, and 20 elsewhere, "
+        "where giving the call its arguments takes longer than a step.",
+    )
+    flags = parser.parse_args(argv)
+    common.check_writable(flags.output)
+    steps = flags.steps or (1 if jax.default_backend() == "cpu" else 20)
+    parts, records = [_explanation(flags.repeats, steps)], []
+    for name in flags.trees:
+        part, found = measure_tree(name, flags.repeats, steps)
+        parts.append(part)
+        records += found
+    common.write(flags.output, "Optimizer step", parts, records)
+
+
+def _explanation(repeats: int, steps: int) -> str:
+    text = (
+        f"Jitted update and `apply_updates`, parameters and state donated, {steps} in "
+        f"one call, {repeats} rounds. The time is the median of a step; the ratio is "
+        "the median, with quartiles, of the ratios of two times of the same round. "
+        "Bytes are those that a float32 parameter's step must move, if nothing stays "
+        "in a cache; GB/s follow from these and the time, so a leaf that does stay "
+        "there can exceed the copy."
+    )
+    return text if has_torch() else f"{text} torch is not installed: no rows for it."
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,402 @@
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from experiments.benchmarks import common, leaves, memory, step, trees, two_loop
+
+
+@pytest.fixture(autouse=True)
+def restored_cache_setting():
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def run(main, tmp_path, *argv):
+    """Calls a benchmark; returns its page and its records after the header."""
+    output = tmp_path / "folder" / "bench.x"
+    main([f"--output={output}", *argv])
+    assert {p.name for p in output.parent.iterdir()} == {"bench.x.md", "bench.x.jsonl"}
+    page = output.with_name("bench.x.md").read_text(encoding="utf-8")
+    lines = output.with_name("bench.x.jsonl").read_text(encoding="utf-8").splitlines()
+    header, *records = map(json.loads, lines)
+    assert header["kind"] == "header"
+    for name in ("command", "date", "hardware", "versions", "commit"):
+        assert header[name] in page
+    assert f"jax {jax.__version__}" in header["versions"]
+    return page, records
+
+
+def cells(page):
+    """The rows of all tables, without headings."""
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    rules = [i for i, row in enumerate(found) if set(row) == {"---"}]
+    headings = {i - 1 for i in rules}
+    return [row for i, row in enumerate(found) if i not in headings | set(rules)]
+
+
+# Trees
+
+
+@pytest.mark.parametrize(
+    ("name", "num_leaves", "num_params"),
+    [
+        ("resnet50", 161, 25_557_032),
+        ("bert_base", 199, 109_482_240),
+        ("bert_large", 391, 335_141_888),
+        ("tiny", 3, 32 * 64 + 64 + 1),
+    ],
+)
+def test_trees_have_the_published_sizes(name, num_leaves, num_params):
+    shapes = trees.TREES[name]()
+    assert len(shapes) == num_leaves
+    assert trees.num_params(shapes) == num_params
+
+
+def test_filled_leaves_have_their_shapes_and_size():
+    params = trees.filled({"a": (300, 400), "b": ()}, 0.02, seed=0)
+    assert {k: p.shape for k, p in params.items()} == {"a": (300, 400), "b": ()}
+    assert all(p.dtype == jnp.float32 for p in params.values())
+    np.testing.assert_allclose(jnp.std(params["a"]), 0.02, rtol=0.02)
+
+
+# Timing
+
+
+def test_ratios_are_of_the_same_round():
+    assert common.paired_ratio([2, 9, 4], [1, 3, 4]) == (1.5, 2, 2.5)
+    assert common.paired_ratio([5, 0.1, 7], [5, 0.1, 7]) == (1, 1, 1)
+    # A machine that gets ten times slower leaves no spread.
+    assert common.paired_ratio([2, 20, 200], [1, 10, 100]) == (2, 2, 2)
+    with pytest.raises(ValueError, match="zip"):
+        common.paired_ratio([1, 2], [1])
+
+
+def test_a_summary_shows_the_median_and_quartiles():
+    summary = common.summarize([4, 1, 3, 2, 5])
+    assert summary == (2, 3, 4)
+    assert str(summary) == "3 [2, 4]"
+    assert str(common.summarize([1.00449])) == "1.004 [1.004, 1.004]"
+
+
+@pytest.mark.parametrize("warm_ups", [0, 1, 2])
+def test_interleaved_rounds_go_back_and_forth(warm_ups):
+    calls = []
+
+    def timer(name):
+        def timed():
+            calls.append(name)
+            return float(len(calls))
+
+        return timed
+
+    timers = {name: timer(name) for name in "abc"}
+    times = common.interleave(timers, 3, warm_ups=warm_ups)
+    skipped = 3 * warm_ups
+    assert "".join(calls) == "abc" * warm_ups + "abc" + "cba" + "abc"
+    assert times == {
+        "a": [1 + skipped, 6 + skipped, 7 + skipped],
+        "b": [2 + skipped, 5 + skipped, 8 + skipped],
+        "c": [3 + skipped, 4 + skipped, 9 + skipped],
+    }
+
+
+def test_tables_are_markdown():
+    assert common.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+# Step
+
+# Float32 numbers that are read and written, by pass over the tree.
+PASSES = {
+    "optax.adamw": ["gwmv", "wmv"],
+    "oht.acclip": ["gwmv", "wmv"],
+    "oht.acclip, normalize": ["gwmv", "wmv"],
+    "optax: clip + adamw": ["g", "gwmv", "wmv"],
+    "optax: clip + momentum": ["g", "gwm", "wm"],
+    "oht.gclip": ["gm", "m", "wm", "w"],
+    "oht.cclip": ["gwm", "wm"],
+    "optax.lamb": ["gwmv", "mv", "wmv", "w"],
+    "oht.lambc, as LAMB": ["gwmv", "mv", "wmv", "w"],
+    "oht.lambc": ["gwmv", "mv", "wmv", "w"],
+    "optax.lars": ["gw", "gwm", "wm"],
+    "oht.larsc": ["gw", "gwm", "wm"],
+    "neumann in plain jnp": ["gwv", "gwmv", "wmv"],
+    "oht.neumann": ["gwv", "gwmv", "wmv"],
+}
+
+
+def test_bytes_are_those_of_the_passes():
+    counted = {name: 4 * len("".join(passes)) for name, passes in PASSES.items()}
+    stated = {name: c.bytes_per_param for name, c in step.CONTESTANTS.items()}
+    assert stated == counted
+
+
+def test_bytes_per_second_follow_from_the_time():
+    record = {
+        "contestant": "a",
+        "reference": "b",
+        "bytes_per_param": 28,
+        "seconds": [2.0, 2.0, 5.0],
+        "reference_seconds": [1.0, 4.0, 5.0],
+    }
+    assert step.row(record, size=10**9, copy_rate=28e9) == [
+        *("a", "2000", "b", "4000", "1 [0.75, 1.5]", "28", "14", "50%")
+    ]
+
+
+def test_step_measures_each_pair(tmp_path):
+    page, records = run(step.main, tmp_path, "--trees=tiny", "--repeats=2")
+    copy, *pairs = records
+    assert copy["kind"] == "copy"
+    assert len(copy["seconds"]) == 2
+    found = [(r["contestant"], r["reference"], r["bytes_per_param"]) for r in pairs]
+    assert found == step.pairs()
+    assert {name for name, *_ in found} >= set(step.CONTESTANTS)
+    for record in pairs:
+        times = record["seconds"] + record["reference_seconds"]
+        assert len(times) == 4
+        assert min(times) > 0
+    rows = cells(page)
+    assert [(row[0], row[2], int(row[5])) for row in rows] == found
+    assert "2,113 parameters in 3 leaves" in page
+    assert ("torch is not installed" in page) != step.has_torch()
+
+
+def test_each_contestant_has_the_reference_of_its_target():
+    references = {(name, reference) for name, reference, _ in step.pairs()}
+    assert references >= {
+        ("oht.acclip", "optax.adamw"),
+        ("oht.lambc, as LAMB", "optax.lamb"),
+        ("oht.gclip", "optax: clip + momentum"),
+        ("oht.neumann", "optax.adamw"),
+        ("oht.neumann", "neumann in plain jnp"),
+    }
+    assert {reference for _, reference in references} <= set(step.CONTESTANTS)
+
+
+def test_plain_neumann_is_the_same_formula():
+    first = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array(0.3)}
+
+    def trajectory(tx):
+        def one(carry, i):
+            params, state = carry
+            grads = jax.tree.map(lambda w: jnp.sin(w + i), params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = (first, tx.init(first))
+        return jax.lax.scan(one, start, jnp.arange(20))[0][0]
+
+    ours, plain = trajectory(oht.neumann(0.05)), trajectory(step.plain_neumann(0.05))
+    for name in first:
+        assert not np.allclose(plain[name], first[name], atol=0.1)
+        # Both round in float32, in another order, 20 times.
+        np.testing.assert_allclose(plain[name], ours[name], rtol=1e-5)
+
+
+def test_several_steps_in_a_call_are_single_ones():
+    tx = step.CONTESTANTS["optax: clip + adamw"].make()
+    shapes = {"a": (8, 4), "b": (4,)}
+    grads = trees.filled(shapes, 1.0, seed=1)
+    found = step.Stepper(tx, step.compile_step(tx, grads, steps=3), shapes, grads)
+    expected = jax.tree.map(jnp.copy, found.params)
+    state = tx.init(expected)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    assert found() > 0
+    for name in shapes:
+        # The loop rounds some products once where single steps do twice.
+        np.testing.assert_allclose(found.params[name], expected[name], rtol=1e-5)
+
+
+# Many leaves
+
+
+def test_leaves_measures_every_contestant(tmp_path):
+    argv = ["--counts=3", "--builds=1", "--repeats=2"]
+    page, records = run(leaves.main, tmp_path, *argv)
+    expected = [(3, name) for name in leaves.CONTESTANTS]
+    assert [(r["leaves"], r["contestant"]) for r in records] == expected
+    for record in records:
+        [stages], [total] = record["stages"], record["total_seconds"]
+        assert stages.keys() == {"trace", "lower", "compile"}
+        assert min(stages.values()) > 0
+        assert sum(stages.values()) == pytest.approx(total)
+        assert len(record["step_seconds"]) == 2
+    rows = cells(page)
+    assert [(int(row[0]), row[1]) for row in rows] == expected
+    for row in rows:
+        if row[1] == leaves.REFERENCE:
+            assert row[6] == row[8] == "1 [1, 1]"
+
+
+def test_leaves_rows_are_ratios_to_the_reference():
+    def record(name, compile_seconds, step_seconds):
+        stages = [{"trace": 1, "lower": 2, "compile": s} for s in compile_seconds]
+        return {
+            "leaves": 7,
+            "contestant": name,
+            "stages": stages,
+            "total_seconds": [s + 3 for s in compile_seconds],
+            "step_seconds": step_seconds,
+        }
+
+    records = [
+        record(leaves.REFERENCE, [17, 27], [0.004, 0.002]),
+        record("fast", [2, 12], [0.001, 0.001]),
+    ]
+    assert leaves.rows(records)[1] == [
+        *("7", "fast", "1", "2", "7", "10"),
+        *("0.375 [0.3125, 0.4375]", "1", "0.375 [0.3125, 0.4375]"),
+    ]
+
+
+# Memory
+
+
+def test_memory_counts_every_case(tmp_path):
+    page, records = run(memory.main, tmp_path, "--tree=tiny")
+    found = {(r["contestant"], *sorted(r["dtypes"].items())): r for r in records}
+    assert len(found) == len(records) == len(cells(page)) == len(memory.cases())
+    assert {r["contestant"] for r in records} == set(memory.CONTESTANTS)
+    n = 2113
+    for record in records:
+        assert record["parameters"] == n
+        # Parameters, gradients and state go in; counts that are not used may not.
+        assert 0 <= 8 * n + record["state"] - record["argument"] <= 64
+        saved = record["argument"] - record["alias"]
+        assert record["peak"] == saved + record["output"] + record["temp"]
+
+    def state(name, **dtypes):
+        return found[(name, *sorted(dtypes.items()))]["state"]
+
+    # Besides, a count of 4 bytes in Adam's, and one in each part of ours; a key of 8.
+    wide = {"mu_dtype": "float32", "threshold_dtype": "float32"}
+    narrow = dict.fromkeys(wide, "bfloat16")
+    assert state("optax.adamw", mu_dtype="float32") == 8 * n + 4
+    assert state("optax.adamw", mu_dtype="bfloat16") == 6 * n + 4
+    assert 8 * n < state("oht.acclip", **wide) <= 8 * n + 16
+    assert 4 * n < state("oht.acclip", **narrow) <= 4 * n + 32
+    assert 8 * n < state("oht.neumann") <= 8 * n + 16
+    assert 4 * n <= state("optax.sgd", accumulator_dtype="float32") <= 4 * n + 4
+
+
+def test_a_process_of_its_own_measures_the_same():
+    case = ("optax.sgd", {"accumulator_dtype": "bfloat16"}, "tiny")
+    assert memory.in_own_process(*case) == memory.measure(*case)
+
+
+def test_memory_rows_are_bytes_per_parameter():
+    record = {
+        "contestant": "a",
+        "dtypes": {},
+        "parameters": 100,
+        **{"state": 800, "temp": 50, "peak": 1650, "device_peak": None},
+    }
+    expected = ["a", "float32", "8.00", "0.50", "16.50"]
+    assert memory.row(record) == [*expected, "-"]
+    assert memory.row(record | {"device_peak": 2000}) == [*expected, "20.00"]
+
+
+# Two loops
+
+
+BATCH_SIZE, WIDTHS = 32, (64, 3, 10)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return two_loop.make_problem(BATCH_SIZE, WIDTHS)
+
+
+def test_the_direction_solves_the_damped_system(problem):
+    low, high = problem.bounds
+    assert problem.direction.shape == (64 * 3 + 3 + 3 * 10 + 10,)
+    assert low < problem.smallest < 0 < -low < high
+    flat, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    direction = unravel(jnp.asarray(problem.direction, flat.dtype))
+    derivative = jax.jit(lambda w, v: jax.jvp(problem.grad_fn, (w,), (v,)))
+    gradient, product = derivative(problem.params, direction)
+    damped = jax.tree.map(lambda h, x: h - low * x, product, direction)
+    for found, expected in zip(
+        jax.tree.leaves(damped), jax.tree.leaves(gradient), strict=True
+    ):
+        # The Hessian is a float32 one.
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_cosine_is_that_of_the_angle():
+    assert two_loop.cosine({"a": jnp.array([3.0, 4.0])}, np.array([6.0, 8.0])) == 1
+    assert two_loop.cosine([jnp.array(1.0), jnp.array(0.0)], np.array([0.0, 1.0])) == 0
+
+
+def test_two_loop_measures_every_method(problem, tmp_path, monkeypatch):
+    problems = {(BATCH_SIZE, WIDTHS): problem}  # making another takes long
+    monkeypatch.setattr(two_loop, "make_problem", lambda *sizes: problems[sizes])
+    argv = ["--inner_steps=1,60", "--batch_size=32", "--width=3", "--repeats=2"]
+    page, records = run(two_loop.main, tmp_path, *argv)
+    expected = [(k, method) for k in (1, 60) for method in two_loop.METHODS]
+    assert [(r["inner_steps"], r["method"]) for r in records] == expected
+    rows = cells(page)
+    assert [(int(row[0]), row[1]) for row in rows] == expected
+    assert [row[2] for row in rows[:3]] == ["2", "1 + 1 HVP", "1 + at most 2 HVP"]
+    assert [row[2] for row in rows[3:]] == ["61", "1 + 60 HVP", "1 + at most 61 HVP"]
+    for record in records:
+        assert len(record["seconds"]) == len(record["gradient_seconds"]) == 2
+    first, last = (dict(zip(two_loop.METHODS, r, strict=True)) for r in halves(records))
+    for method in two_loop.METHODS:
+        assert 0 < first[method]["cosine"] < last[method]["cosine"]
+    # The error of K steps is at most (1 - 0.1 / 1.1)^61 = 0.3% of the direction.
+    assert last["neumann, HVP"]["cosine"] > 0.9999
+    assert last["conjugate gradients"]["cosine"] > 0.9999
+
+
+def halves(items):
+    return items[: len(items) // 2], items[len(items) // 2 :]
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "parts"),
+    [
+        (step.main, [], ["--output"]),
+        (step.main, ["--output=x", "--trees=vgg"], ["--trees", "'vgg'", "resnet50"]),
+        (step.main, ["--output=x", "--trees=tiny,tiny"], ["'tiny,tiny'", "once"]),
+        (step.main, ["--output=x", "--repeats=0"], ["--repeats", "'0'", "1 or more"]),
+        (step.main, ["--output=x", "--steps=-1"], ["--steps", "'-1'", "1 or more"]),
+        (step.main, ["--output=x", "--tree=tiny"], ["--tree=tiny"]),
+        (step.main, ["--output={file}/x"], ["{file}/x", "File exists"]),
+        (leaves.main, ["--output=x", "--counts=10,many"], ["--counts", "'many'"]),
+        (leaves.main, ["--output=x", "--builds=1.5"], ["--builds", "'1.5'"]),
+        (memory.main, ["--output=x", "--tree=vgg"], ["--tree", "'vgg'", "bert_base"]),
+        (memory.main, ["--output=x", "--repeats=3"], ["--repeats=3"]),
+        (two_loop.main, ["--output=x", "--inner_steps=0"], ["--inner_steps", "'0'"]),
+    ],
+)
+def test_bad_flags_end_in_one_line(main, argv, parts, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["program", *(a.format(file=file) for a in argv)])
+    with pytest.raises(SystemExit) as caught:
+        common.run(main)
+    message = caught.value.code
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part.format(file=file) in message
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert file.read_text() == "kept"

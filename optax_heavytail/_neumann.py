@@ -171,8 +171,12 @@ def neumann(
             grads,
             displaced,
         )
-        total = jax.tree.map(lambda m, s: keep * m - s, state.momentum, step)
-        new_updates = jax.tree.map(lambda m, s: ahead * m - s, total, step)
+        # Each of momentum, update and average is made of the one before: then XLA writes
+        # all of them in place. Otherwise it copies the old momentum first.
+        momentum = jax.tree.map(
+            lambda m, s: keep * m - jnp.where(burning, 0, s), state.momentum, step
+        )
+        new_updates = jax.tree.map(lambda m, s: ahead * m - s, momentum, step)
         decay = jnp.where(burning, 0, ema_decay)
         average = jax.tree.map(
             lambda w, u, v: (w + u) + decay * (v - (w + u)),
@@ -180,14 +184,13 @@ def neumann(
             new_updates,
             state.average,
         )
-        kept = jax.tree.map(lambda m: jnp.where(burning, 0, m), total)
         next_reset, interval = _next_reset(state, is_reset, reset_growth)
         new_state = NeumannState(
             count,
             next_reset,
             interval,
             ahead,
-            _tree.cast_like(kept, state.momentum),
+            _tree.cast_like(momentum, state.momentum),
             _tree.cast_like(average, state.average),
         )
         return _tree.cast_like(new_updates, updates), new_state

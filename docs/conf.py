@@ -25,7 +25,7 @@ autodoc_typehints = "none"
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["math.css"]
+html_css_files = ["page.css"]
 html_show_copyright = False
 html_copy_source = False
 html_math_renderer = "mathml"

@@ -171,7 +171,7 @@ def neumann(
             grads,
             displaced,
         )
-        # Each of momentum, update and average is made of the one before: then XLA writes
+        # Momentum, update and average are each made of the one before: then XLA writes
         # all of them in place. Otherwise it copies the old momentum first.
         momentum = jax.tree.map(
             lambda m, s: keep * m - jnp.where(burning, 0, s), state.momentum, step

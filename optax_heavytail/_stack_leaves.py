@@ -9,7 +9,8 @@ import optax
 
 from optax_heavytail import _base, _tree
 
-# Larger stacks compile no faster, as every slice of one is a kernel of its own.
+# The compiler makes one kernel of all slices at the same place of stacks of one shape.
+# A thousand leaves compiled fastest in stacks of 32 with one shape, of 16 with twenty.
 _MOST_LEAVES = 16
 # Copying a larger leaf costs more than a kernel of its own.
 _MOST_ENTRIES = 2**16
@@ -43,8 +44,9 @@ def stack_leaves(
       A transform with the state of ``inner`` for the dict of stacks: readers such as
       `get_trust_ratio` return that dict, and checkpoints with and without this wrapper
       do not fit each other. Updates keep the gradients' structure, shapes and dtypes;
-      leaves of one stack are computed in their common dtype. What zero, huge, inf and
-      NaN gradients do is said at ``inner``.
+      leaves of one stack are computed in their common dtype. Leaves of one stack should
+      be sharded alike (give others another label). What zero, huge, inf and NaN
+      gradients do is said at ``inner``.
 
     Raises:
       TypeError: ``inner`` takes no ``layer_axis``, a label is not a word, or a

@@ -1,4 +1,6 @@
 import json
+import pathlib
+import re
 import sys
 
 import jax
@@ -400,3 +402,17 @@ def test_bad_flags_end_in_one_line(main, argv, parts, tmp_path, monkeypatch):
         assert part.format(file=file) in message
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "kept"
+
+
+def test_ratios_in_the_documentation_are_those_of_the_tables():
+    root = pathlib.Path(__file__).parent.parent
+    ratio = re.compile(r"([\d.]+) \[([\d.]+), ([\d.]+)\]")
+    measured = {
+        tuple(f"{float(number):.2f}" for number in found)
+        for page in (root / "experiments" / "results").glob("bench_step_*.md")
+        for found in ratio.findall(page.read_text(encoding="utf-8"))
+    }
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    told = ratio.findall(page)
+    assert len(told) >= 16
+    assert set(told) <= measured

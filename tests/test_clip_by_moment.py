@@ -340,7 +340,7 @@ def test_state_dtypes():
     assert {x.dtype for x in jax.tree.leaves(threshold)} == {jnp.dtype("float32")}
     for scope in ("coordinate", "leaf", "global"):
         tx = oht.clip_by_moment(scope=scope, threshold_dtype=jnp.bfloat16)
-        leaves = jax.tree.leaves(tx.init(params).threshold)
+        leaves = jax.tree.leaves(tx.init(params).inner_state.threshold)
         assert {x.dtype for x in leaves} == {jnp.dtype(jnp.bfloat16)}
     with jax.enable_x64(True):
         wide = oht.clip_by_moment().init(jnp.ones(2, jnp.float64)).threshold

@@ -50,10 +50,12 @@ def test_narrow_gradients_are_averaged_in_float32():
 
 def test_accumulator_dtypes():
     grads = jnp.ones(3, jnp.bfloat16)
-    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+    for dtype in (jnp.bfloat16, jnp.float32):
         tx = oht.ema(0.9, accumulator_dtype=dtype)
         state = tx.init(grads)
         _, new_state = tx.update(grads.astype(jnp.float32), state)
+        if dtype == jnp.bfloat16:  # rounded stochastically, by a wrapper
+            state, new_state = state.inner_state, new_state.inner_state
         assert state.ema.dtype == new_state.ema.dtype == dtype
     with jax.enable_x64(True):
         assert oht.ema(0.9).init(jnp.ones(3, jnp.float64)).ema.dtype == jnp.float64

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import distributed
 from experiments.errors import UserError
 from experiments.types import Config
 
@@ -52,9 +53,14 @@ def run(main: Callable[[], None]) -> None:
     """Parses flags, calls ``main`` and exits; bad input ends in one line."""
     _keep_freed_memory()
     try:
-        app.run(lambda _: main(), flags_parser=_parse)
+        app.run(lambda _: _start(main), flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _start(main: Callable[[], None]) -> None:
+    distributed.start()
+    main()
 
 
 def _keep_freed_memory() -> None:

@@ -6,7 +6,7 @@ python -m experiments.compare --config=experiments/configs/bert_tiny.py \
 
 from pathlib import Path
 
-from experiments import cli, folders, optimizers, report, tasks, train
+from experiments import cli, distributed, folders, optimizers, report, tasks, train
 from experiments.errors import UserError
 from experiments.types import Config
 
@@ -26,22 +26,23 @@ def compare(config: Config, workdir: Path) -> str:
     for chosen in configs.values():  # so that the last name fails before the first run
         train.check(chosen)
         train.resolve(chosen, source)
-    folders.finished(workdir, config)  # refuses the folder of another comparison
+    # Refuses the folder of another comparison.
+    distributed.by_main(lambda: folders.finished(workdir, config))
     ends = []
     for name, chosen in configs.items():
         final, _ = train.run(chosen, workdir / name, source, None)
         ends.append(final["status"])
-    folders.claim(workdir, config)
-    table = report.write_report(workdir, names)
+    distributed.by_main(lambda: folders.claim(workdir, config))
+    table = distributed.by_main(lambda: report.write_report(workdir, names))
     if "complete" not in ends:
-        print(table)
+        distributed.say(table)
         raise UserError(f"every run diverged; the report is in {workdir}")
     return table
 
 
 def main() -> None:
     """Compares as the flags say."""
-    print(compare(cli.config(), cli.workdir()))
+    distributed.say(compare(cli.config(), cli.workdir()))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from experiments import runs
+from experiments import distributed, runs
 from experiments.errors import UserError
 from experiments.types import Config
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 PARAMS_FOLDER = "params"
+MODEL_STATE_FOLDER = "model_state"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -29,21 +30,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes ``workdir`` and keeps other processes out of it.
+    """Makes ``workdir`` and keeps the processes of other runs out of it.
 
     Raises:
       UserError: not writable, or another process trains there.
     """
+    with contextlib.ExitStack() as stack:
+        distributed.by_main(lambda: _lock(workdir, stack))
+        yield
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
     make(workdir)
     handle = os.open(workdir, os.O_RDONLY)
-    try:
-        _lock(workdir, handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(workdir: Path, handle: int) -> None:
+    stack.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,33 +140,52 @@ def _set_aside(workdir: Path) -> None:
         number += 1
     folder = workdir / f"interrupted-{number}"
     folder.mkdir()
-    for pattern in ("events.out.tfevents*", PARAMS_FOLDER, METRICS_FILE):
+    for pattern in (
+        "events.out.tfevents*",
+        PARAMS_FOLDER,
+        MODEL_STATE_FOLDER,
+        METRICS_FILE,
+    ):
         for path in workdir.glob(pattern):
             path.rename(folder / path.name)
 
 
 class Recorder:
+    """Makes records of a run; the main process alone writes them down."""
+
+    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
+        """Returns one record."""
+        return {"kind": kind, "step": step, "time": time.time(), **values}
+
+
+class Writer(Recorder):
     """Appends records to ``metrics.jsonl`` and TensorBoard events."""
 
     def __init__(self, workdir: Path):
         self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir))
 
-    def __enter__(self) -> "Recorder":
-        """Opens nothing: the files are open."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Closes the files."""
         self._file.close()
         self._events.close()
 
     def write(self, kind: str, step: int, **values: Any) -> runs.Record:
         """Writes one record, on the disk before this returns."""
-        record = {"kind": kind, "step": step, "time": time.time(), **values}
+        record = super().write(kind, step, **values)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         return record
+
+
+@contextlib.contextmanager
+def recorder(workdir: Path) -> Iterator[Recorder]:
+    """The recorder of this process."""
+    if not distributed.is_main():
+        yield Recorder()
+        return
+    with contextlib.closing(Writer(workdir)) as writer:
+        yield writer

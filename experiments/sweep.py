@@ -12,7 +12,16 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, folders, optimizers, runs, tasks, train
+from experiments import (
+    cli,
+    distributed,
+    folders,
+    optimizers,
+    provenance,
+    runs,
+    tasks,
+    train,
+)
 from experiments.errors import UserError
 from experiments.types import Config
 
@@ -109,7 +118,7 @@ def markdown(finals: Sequence[runs.Record], config: Config) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
     baselines = ", ".join(f"{k} give {v:.3f}" for k, v in last["baselines"].items())
     lines = [
-        f"Command: `{train.command()}`\n",
+        f"Command: `{provenance.command()}`\n",
         f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
         f"{last['hardware']}; {versions}; data {last['data']['source']}, "
         f"SHA-256 {last['data']['sha256']}.\n",
@@ -152,7 +161,12 @@ def main() -> None:
         folders.make(target.parent)
     finals = sweep(config, cli.workdir(), names)
     table = markdown(finals, config)
-    print(table)
+    distributed.say(table)
+    distributed.by_main(lambda: write(finals, table, targets))
+
+
+def write(finals: Sequence[runs.Record], table: str, targets: Sequence[Path]) -> None:
+    """Writes the table and its points, beside each other."""
     points = ({key: final.get(key) for key in POINT} for final in finals)
     lines = "".join(json.dumps(point) + "\n" for point in points)
     for target in targets:

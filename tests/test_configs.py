@@ -10,13 +10,14 @@ import pytest
 
 import experiments.configs
 import optax_heavytail as oht
-from experiments import optimizers, tasks, train
+from experiments import optimizers, plan, steps, tasks, train
+from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks import digits, mlm
 
 FOLDER = Path(experiments.configs.__file__).parent
-SHARED = {"__init__", "mlm_defaults", "variants"}
+SHARED = {"__init__", "defaults", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 
@@ -65,10 +66,10 @@ def mlm_shapes(config):
         data.vocab_size, data.sequence_length, **config.model
     )
     slots = mlm.text.max_masked(data.sequence_length)
-    masked = jax.ShapeDtypeStruct((config.batch_size, slots), np.int32)
+    masked = jax.ShapeDtypeStruct((stream.microbatch_size(config), slots), np.int32)
     batch = {
         "tokens": jax.ShapeDtypeStruct(
-            (config.batch_size, data.sequence_length), np.int32
+            (stream.microbatch_size(config), data.sequence_length), np.int32
         ),
         "positions": masked,
         "targets": masked,
@@ -78,13 +79,18 @@ def mlm_shapes(config):
 
 
 def digits_shapes(config):
+    rows = stream.microbatch_size(config)
     batch = {
-        "images": jax.ShapeDtypeStruct((config.batch_size, 64), np.float32),
-        "labels": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+        "images": jax.ShapeDtypeStruct(
+            (stream.microbatch_size(config), 64), np.float32
+        ),
+        "labels": jax.ShapeDtypeStruct((rows,), np.int32),
+        "weights": jax.ShapeDtypeStruct((rows,), np.float32),
     }
     return digits.model_functions(config.model), batch
 
 
+DATA = ("train_batches", "eval_batches", "baselines", "description", "save_assets")
 SHAPES = {"mlm": mlm_shapes, "digits": digits_shapes}
 
 
@@ -93,9 +99,9 @@ def test_full_size_step_keeps_its_shapes(name):
     """Traces the whole step, and the update of every optimizer, without memory."""
     config = module(name).get_config()
     train.check(config)
-    (init_params, loss, _), batch = SHAPES[config.task](config)
-    task = tasks.Task(init_params, loss, *[None] * 6)
-    params = jax.eval_shape(init_params, jax.random.key(0))
+    functions, batch = SHAPES[config.task](config)
+    task = tasks.Task(**functions, **dict.fromkeys(DATA))
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     built = {
         chosen: optimizers.build(optimizers.settings(optimizers.select(config, chosen)))
@@ -107,14 +113,15 @@ def test_full_size_step_keeps_its_shapes(name):
         after = jax.eval_shape(update, params, opt_state, params)
         assert described(after) == described((params, opt_state))
     optimizer = built[config.optimizer.name]
-    shape = train.schedule(config.steps, config.warmup_fraction)
-    step = train.make_train_step(task, optimizer, shape, jax.random.key(0))
-    state = train.TrainState(
-        params,
-        jax.eval_shape(optimizer.init, params),
-        jax.ShapeDtypeStruct((), jnp.int32),
+    factor = plan.make(config).factor
+    step = steps.make_train_step(task, optimizer, factor, jax.random.key(0))
+    state = jax.eval_shape(
+        functools.partial(steps.new_state, task, optimizer), jax.random.key(0)
     )
-    window = jax.eval_shape(train.new_window)
+    window = jax.eval_shape(steps.new_window)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((config.accumulate, *x.shape), x.dtype), batch
+    )
     after = jax.eval_shape(step, state, window, batch, jnp.float32(0))
     assert described(after) == described((state, window))
 

@@ -16,14 +16,17 @@ def bert_losses(tx, source, workdir, num_steps, seeds):
 
     @jax.jit
     def step(params, state, batch, key):
-        loss, grads = jax.value_and_grad(lambda p: task.loss(p, batch, key)[0])(params)
+        def mean_loss(params):
+            return task.loss_sum(params, {}, batch, key)[0] / task.weight(batch)
+
+        loss, grads = jax.value_and_grad(mean_loss)(params)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
     means = []
     for seed in seeds:
         key = jax.random.key(seed)
-        params = task.init_params(key)
+        params, _ = task.init(key)
         state = tx.init(params)
         losses = []
         for batch in stacked:

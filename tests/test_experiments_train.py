@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_heavytail as oht
-from experiments import folders, tasks, train
+from experiments import folders, plan, program, steps, tasks, train
 from experiments.configs import bert_tiny
 from experiments.errors import UserError
 from tests import toy_task
@@ -37,17 +37,17 @@ def by_kind(workdir, kind):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """A finished run of BERT on the embedded text, and its program."""
+    """A finished run of BERT on the embedded text, and its built."""
     config = bert_tiny.get_config("smoke")
     config.optimizer.name = "adamw"
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     source = tasks.load(config)
-    final, program = train.run(config, workdir, source, None)
-    return config, workdir, source, final, program
+    final, built = train.run(config, workdir, source, None)
+    return config, workdir, source, final, built
 
 
 def test_run_leaves_everything_behind(smoke):
-    config, workdir, source, final, program = smoke
+    config, workdir, source, final, built = smoke
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
     assert names == {"config", "tokenizer", "metrics", "events", "params"}
     written = json.loads((workdir / "config.json").read_text())
@@ -65,31 +65,31 @@ def test_run_leaves_everything_behind(smoke):
     assert 0 < final["baselines"]["token frequencies"] < math.log(256)
     assert final["data"]["sha256"] == source.sha256
     assert final["parameters"] == sum(
-        leaf.size for leaf in jax.tree.leaves(program.init_state().params)
+        leaf.size for leaf in jax.tree.leaves(built.init_state().params)
     )
     assert final["versions"]["jax"] == jax.__version__
     assert re.fullmatch(r"[0-9a-f]{10}(-dirty)?|unknown", final["versions"]["commit"])
 
 
 def test_untrained_loss_is_near_the_uniform_one(smoke):
-    _, workdir, *_, program = smoke
-    uniform = math.log(program.task.description["vocabulary"])
+    _, workdir, *_, built = smoke
+    uniform = math.log(built.task.description["vocabulary"])
     assert by_kind(workdir, "train")[0]["loss"] == pytest.approx(uniform, abs=0.5)
 
 
 def test_saved_parameters_give_the_final_loss(smoke):
-    _, workdir, _, final, program = smoke
-    shapes = jax.eval_shape(program.init_state).params
+    _, workdir, _, final, built = smoke
+    shapes = jax.eval_shape(built.init_state).params
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(workdir / "params", shapes)
-    assert train.evaluate(program, params)["loss"] == final["loss"]
+    assert program.evaluate(built, params, {})["loss"] == final["loss"]
 
 
 def test_equal_configs_give_equal_metrics_whatever_was_compiled_before(smoke, tmp_path):
-    config, workdir, source, _, program = smoke
+    config, workdir, source, _, built = smoke
     config = config.copy_and_resolve_references()
     config.optimizers.adamw.learning_rate *= 3
-    train.run(config, tmp_path / "shared", source, program)
+    train.run(config, tmp_path / "shared", source, built)
     train.run(config, tmp_path / "fresh", tasks.load(config), None)
     assert timeless(tmp_path / "shared") == timeless(tmp_path / "fresh")
     for kind in ("train", "eval"):
@@ -110,15 +110,15 @@ def test_optimizers_see_the_same_weights_and_batches(tmp_path):
 
 
 def test_tokenizer_in_the_work_directory_is_used_again(smoke, tmp_path):
-    _, workdir, source, _, program = smoke
+    _, workdir, source, _, built = smoke
     saved = (workdir / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(saved)
     task = source.build(tmp_path)
-    assert task.description == program.task.description
+    assert task.description == built.task.description
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({**json.loads(saved), "pre_tokenizer": {"type": "Whitespace"}})
     )
-    assert source.build(tmp_path).description != program.task.description
+    assert source.build(tmp_path).description != built.task.description
 
 
 def test_one_trace_serves_every_learning_rate(tmp_path):
@@ -127,16 +127,16 @@ def test_one_trace_serves_every_learning_rate(tmp_path):
 
     def counted(*args):
         traces.append(1)
-        return task.loss(*args)
+        return task.loss_sum(*args)
 
     source = tasks.Source(
-        "0" * 64, lambda workdir: dataclasses.replace(task, loss=counted)
+        "0" * 64, lambda workdir: dataclasses.replace(task, loss_sum=counted)
     )
-    program, losses = None, []
+    built, losses = None, []
     for rate in (1e-3, 1e-1):
         config = toy_task.config(steps=3)
         config.optimizers.adamw.learning_rate = rate
-        final, program = train.run(config, tmp_path / str(rate), source, program)
+        final, built = train.run(config, tmp_path / str(rate), source, built)
         losses.append(final["loss"])
     assert len(traces) == 1
     assert losses[0] != losses[1]
@@ -146,10 +146,15 @@ def plain_loop(config, params, tx):
     """The final parameters, the optimizer's state and the losses of ten steps."""
     _, step_key = jax.random.split(jax.random.key(config.seed))
     state, losses, task = tx.init(params), [], toy_task.make()
-    value_and_grad = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+
+    @jax.jit
+    @jax.value_and_grad
+    def value_and_grad(params, batch, key):
+        return task.loss_sum(params, {}, batch, key)[0] / task.weight(batch)
+
     for step in range(10):
         batch, key = toy_task.batch(step), jax.random.fold_in(step_key, step)
-        (loss, _), grads = value_and_grad(params, batch, key)
+        loss, grads = value_and_grad(params, batch, key)
 
         def grad_fn(point, batch=batch, key=key):
             return value_and_grad(point, batch, key)[1]
@@ -165,14 +170,14 @@ def test_steps_are_those_of_a_plain_optax_loop(tmp_path, optimizer):
     config = toy_task.config(optimizer, steps=10, log_every=3, eval_every=10)
     config.optimizers[optimizer].learning_rate = 0.05
     config.optimizers[optimizer].weight_decay = 0.5
-    _, program = train.run(config, tmp_path / "run", toy_task.source(), None)
+    _, built = train.run(config, tmp_path / "run", toy_task.source(), None)
     chosen = config.optimizers[optimizer]
     rates = optax.warmup_cosine_decay_schedule(0, chosen.learning_rate, 1, 10)
     mask = {"dense": {"kernel": True, "bias": False}}
     tx = train.optimizers.BUILDERS[optimizer](
         rates, weight_decay=chosen.weight_decay, mask=mask, **chosen.kwargs
     )
-    start = program.init_state().params
+    start = built.init_state().params
     _, _, losses = plain_loop(config, start, optax.with_extra_args_support(tx))
     logged = by_kind(tmp_path / "run", "train")
     assert [record["step"] for record in logged] == [3, 6, 9, 10]
@@ -204,10 +209,10 @@ def test_what_an_optimizer_found_is_evaluated_and_kept(tmp_path, name, kwargs, r
     config = toy_task.config(steps=10, log_every=1, eval_every=10, warmup_fraction=0.0)
     entry = {"transform": name, "learning_rate": 0.05, "kwargs": kwargs}
     config.optimizers.adamw = entry
-    final, program = train.run(config, tmp_path / "run", toy_task.source(), None)
+    final, built = train.run(config, tmp_path / "run", toy_task.source(), None)
     rates = optax.warmup_cosine_decay_schedule(0.05, 0.05, 0, 10)
     tx = optax.with_extra_args_support(getattr(oht, name)(rates, **kwargs))
-    params, state, losses = plain_loop(config, program.init_state().params, tx)
+    params, state, losses = plain_loop(config, built.init_state().params, tx)
     want = read(state, params)
     logged = [record["loss"] for record in by_kind(tmp_path / "run", "train")]
     # jit and no jit round differently, over ten steps.
@@ -216,23 +221,27 @@ def test_what_an_optimizer_found_is_evaluated_and_kept(tmp_path, name, kwargs, r
         kept = checkpointer.restore(tmp_path / "run/params", params)
     for got, leaf in zip(*map(jax.tree.leaves, (kept, want)), strict=True):
         np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-6)
-    assert final["loss"] == pytest.approx(train.evaluate(program, want)["loss"], 1e-4)
+    assert final["loss"] == pytest.approx(
+        program.evaluate(built, want, {})["loss"], 1e-4
+    )
 
 
 def test_validation_loss_weighs_batches_by_their_examples(tmp_path):
-    program = train.build_program(
+    built = program.build(
         train.resolve(toy_task.config(), toy_task.source()), toy_task.make()
     )
-    params = program.init_state().params
+    params = built.init_state().params
     small = {"x": np.zeros((1, 3), np.float32), "y": np.ones((1, 2), np.float32)}
-    batches = [toy_task.batch(0), {**small, "scale": np.float32(1)}]
-    task = dataclasses.replace(program.task, eval_batches=lambda: batches)
+    batches = [toy_task.batch(0), {**small, "scale": np.ones(1, np.float32)}]
+    task = dataclasses.replace(built.task, eval_batches=lambda: batches)
     uneven = dataclasses.replace(
-        program, task=task, eval_step=jax.jit(program.task.eval_sums)
+        built, task=task, eval_step=jax.jit(built.task.eval_sums)
     )
-    sums = [program.task.eval_sums(params, batch) for batch in batches]
-    expected = float(sums[0]["loss"] + sums[1]["loss"]) / (8 + 2)
-    assert train.evaluate(uneven, params)["loss"] == pytest.approx(expected, rel=1e-6)
+    sums = [built.task.eval_sums(params, {}, batch) for batch in batches]
+    expected = float(sums[0]["loss"] + sums[1]["loss"]) / (16 + 2)
+    assert program.evaluate(uneven, params, {})["loss"] == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_toy_is_learnt(tmp_path):
@@ -257,7 +266,7 @@ def test_toy_is_learnt(tmp_path):
     ],
 )
 def test_schedule_warms_up_and_falls_to_zero(steps, fraction, step, expected):
-    shape = train.schedule(steps, fraction)
+    shape = plan.schedule(steps, fraction)
     assert float(shape(step)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -336,9 +345,9 @@ def test_bad_arguments_of_skipping_are_one_line():
 def test_diverged_run_is_not_run_again(tmp_path):
     config = toy_task.config(steps=3)
     first, _ = train.run(config, tmp_path / "run", toy_task.source(2), None)
-    second, program = train.run(config, tmp_path / "run", toy_task.source(2), None)
+    second, built = train.run(config, tmp_path / "run", toy_task.source(2), None)
     assert first == second
-    assert program is None
+    assert built is None
 
 
 def test_last_update_that_breaks_the_model_is_noticed(tmp_path):
@@ -353,10 +362,10 @@ def test_finished_run_is_used_again(tmp_path, capsys):
     config = toy_task.config(steps=3)
     first, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    second, program = train.run(config, tmp_path / "run", toy_task.source(), None)
+    second, built = train.run(config, tmp_path / "run", toy_task.source(), None)
     assert "already complete" in capsys.readouterr().out
     assert first == second
-    assert program is None
+    assert built is None
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -453,13 +462,13 @@ def test_dropout_follows_seed_and_step():
     task = toy_task.make()
     step_key = jax.random.key(0)
     optimizer = train.optimizers.build(toy_task.config().optimizers.adamw)
-    step_fn = train.make_train_step(task, optimizer, lambda step: 0.0, step_key)
-    params = task.init_params(step_key)
-    batch = toy_task.batch(0)
+    step_fn = steps.make_train_step(task, optimizer, lambda step: 0.0, step_key)
+    start = steps.new_state(task, optimizer, step_key)
+    batch = program.stack([toy_task.batch(0)])
 
     def loss_at(step):
-        state = train.TrainState(params, optimizer.init(params), jnp.int32(step))
-        _, window = step_fn(state, train.new_window(), batch, jnp.float32(0))
+        state = start._replace(position=jnp.int32(step))
+        _, window = step_fn(state, steps.new_window(), batch, jnp.float32(0))
         return float(window.loss_sum)
 
     losses = [loss_at(step) for step in range(8)]

@@ -478,7 +478,7 @@ def test_one_program_serves_every_learning_rate():
         config = toy_task.config("acclip", steps=3)
         config.optimizers.acclip.learning_rate = rate
         resolved = train.resolve(config, toy_task.source())
-        return train.build_program(resolved, toy_task.make()).train_step.as_text()
+        return program.build(resolved, toy_task.make()).train_step(1).as_text()
 
     # A compiled program names the line that asked for it: one line for both.
     for program, is_same in ((naive, False), (ours, True)):

@@ -15,33 +15,38 @@ def config(optimizer="adamw", **changes):
     changed = bert_tiny.get_config("smoke")
     changed.task = "toy"
     changed.optimizer.name = optimizer
+    changed.num_devices = 1
     changed.update(changes)
     return changed
 
 
 def batch(seed, poisoned=False):
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((4, 3), np.float32)
-    return {"x": x, "y": x @ TRUTH, "scale": np.float32("nan" if poisoned else 1)}
+    x = rng.standard_normal((8, 3), np.float32)
+    scale = np.full(8, "nan" if poisoned else 1, np.float32)
+    return {"x": x, "y": x @ TRUTH, "scale": scale}
 
 
 def make(poisoned_step=None):
     """The task; the loss of step ``poisoned_step`` (from 1) is not a number."""
 
-    def init_params(key):
+    def init(key):
         kernel = jax.random.normal(key, (3, 2))
-        return {"dense": {"kernel": kernel, "bias": jnp.zeros(2)}}
+        return {"dense": {"kernel": kernel, "bias": jnp.zeros(2)}}, {}
 
     def squares(params, batch):
         dense = params["dense"]
         return (batch["x"] @ dense["kernel"] + dense["bias"][None] - batch["y"]) ** 2
 
-    def loss(params, batch, key):
+    def weight(batch):
+        return jnp.float32(batch["y"].size)
+
+    def loss_sum(params, model_state, batch, key):
         error = squares(params, batch)
         kept = jax.random.bernoulli(key, 0.9, error.shape)
-        return batch["scale"] * jnp.mean(error * kept), {}
+        return jnp.sum(batch["scale"][:, None] * error * kept), model_state
 
-    def eval_sums(params, batch):
+    def eval_sums(params, model_state, batch):
         error = squares(params, batch)
         return {
             "weight": jnp.float32(error.size),
@@ -56,8 +61,9 @@ def make(poisoned_step=None):
             step += 1
 
     return tasks.Task(
-        init_params=init_params,
-        loss=loss,
+        init=init,
+        weight=weight,
+        loss_sum=loss_sum,
         eval_sums=eval_sums,
         train_batches=train_batches,
         eval_batches=lambda: [batch(10**6), batch(10**6 + 1)],

@@ -6,9 +6,7 @@ Hardware: 2 CPU cores, all optimizers in less than 2 minutes.
 Expected: every optimizer beyond 90% accuracy; figures in experiments/README.md.
 """
 
-from ml_collections import ConfigDict
-
-from experiments.configs import variants
+from experiments.configs import defaults, variants
 from experiments.types import Config
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
@@ -56,12 +54,10 @@ def neighbours(rate: float) -> tuple[float, ...]:
 def get_config(variant: str = "full") -> Config:
     """Returns the config; ``smoke`` runs 2 steps."""
     variants.check(variant)
-    config = ConfigDict()
+    config = defaults.run_config()
     config.task = "digits"
-    config.seed = 0
     config.steps = 300
     config.batch_size = 64
-    config.warmup_fraction = 0.1
     config.log_every = 10
     config.eval_every = 20
     config.report = {

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs import variants
+from experiments.configs import defaults, variants
 from experiments.models import bert
 from experiments.types import Config
 
@@ -39,10 +39,8 @@ OPTIMIZERS = {
 
 def mlm_config() -> Config:
     """Everything but sizes, lengths and learning rates."""
-    config = ConfigDict()
+    config = defaults.run_config()
     config.task = "mlm"
-    config.seed = 0
-    config.warmup_fraction = 0.1
 
     config.report = ConfigDict(
         {

@@ -7,6 +7,8 @@ import grain
 import numpy as np
 from sklearn import datasets
 
+from experiments.data.stream import Batch
+
 NUM_CLASSES = 10
 VALIDATION_FRACTION = 0.2
 LARGEST_PIXEL = 16
@@ -53,6 +55,21 @@ def train_pipeline(digits: Digits, batch_size: int, seed: int) -> grain.MapDatas
             lambda index: {
                 "images": digits.images[index],
                 "labels": digits.labels[index],
+                "weights": np.ones(batch_size, np.float32),
             }
         )
     )
+
+
+def validation_batches(digits: Digits, batch_size: int) -> list[Batch]:
+    """All digits once; the last batch is filled up with rows of no weight."""
+    number = len(digits.labels)
+    rows = np.arange(number + -number % batch_size).reshape(-1, batch_size)
+    return [
+        {
+            "images": digits.images[index % number],
+            "labels": digits.labels[index % number],
+            "weights": (index < number).astype(np.float32),
+        }
+        for index in rows
+    ]

@@ -1,5 +1,8 @@
 """Classification of digits by a small perceptron."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,15 +29,13 @@ def _build(config: Config, data: digits.Digits, sha256: str) -> Task:
             f"config.batch_size={config.batch_size}: must be at most "
             f"{len(train.labels)}, the number of training images"
         )
-    pipeline = digits.train_pipeline(train, config.batch_size, config.seed)
-    init_params, loss, eval_sums = model_functions(config.model)
+    pipeline = digits.train_pipeline(train, stream.microbatch_size(config), config.seed)
+    held_out = digits.validation_batches(validation, stream.microbatch_size(config))
     frequencies = np.bincount(train.labels) / len(train.labels)
     return Task(
-        init_params=init_params,
-        loss=loss,
-        eval_sums=eval_sums,
-        train_batches=lambda start_step: stream.iterate(pipeline, start_step),
-        eval_batches=lambda: [validation._asdict()],
+        **model_functions(config.model),
+        train_batches=lambda start: stream.whole(pipeline, start),
+        eval_batches=lambda: map(stream.own_rows, held_out),
         baselines={
             "class frequencies": float(-np.log(frequencies)[validation.labels].mean())
         },
@@ -48,8 +49,8 @@ def _build(config: Config, data: digits.Digits, sha256: str) -> Task:
     )
 
 
-def model_functions(config: Config):
-    """Returns the pure functions ``init_params``, ``loss`` and ``eval_sums``."""
+def model_functions(config: Config) -> dict[str, Callable[..., Any]]:
+    """The pure functions of a `Task`."""
 
     def build(rngs: nnx.Rngs) -> Perceptron:
         return Perceptron(
@@ -58,8 +59,8 @@ def model_functions(config: Config):
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
-    def init_params(key: jax.Array) -> PyTree:
-        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key))))
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)))), {}
 
     def losses(params: PyTree, batch: Batch):
         logits = nnx.merge(graph, params)(batch["images"])
@@ -67,17 +68,29 @@ def model_functions(config: Config):
             logits, batch["labels"]
         ), logits
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        del key  # no dropout
-        return jnp.mean(losses(params, batch)[0]), {}
+    def weight(batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
 
-    def eval_sums(params: PyTree, batch: Batch) -> Sums:
+    def loss_sum(
+        params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        del key  # no dropout
+        return jnp.sum(losses(params, batch)[0] * batch["weights"]), model_state
+
+    def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
+        del model_state
         values, logits = losses(params, batch)
+        weights = batch["weights"]
         correct = jnp.argmax(logits, axis=-1) == batch["labels"]
         return {
-            "weight": jnp.asarray(values.size, jnp.float32),
-            "loss": jnp.sum(values),
-            "accuracy": jnp.sum(correct, dtype=jnp.float32),
+            "weight": jnp.sum(weights),
+            "loss": jnp.sum(values * weights),
+            "accuracy": jnp.sum(correct * weights),
         }
 
-    return init_params, loss, eval_sums
+    return {
+        "init": init,
+        "weight": weight,
+        "loss_sum": loss_sum,
+        "eval_sums": eval_sums,
+    }

@@ -1,6 +1,8 @@
 """Masked language modelling: BERT on windows of text."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,13 +78,13 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
             )
     pipeline = text.train_pipeline(
         text.windows(train, data.sequence_length),
-        config.batch_size,
+        stream.microbatch_size(config),
         config.seed,
         vocab_size,
     )
     held_out = text.validation_batches(
         text.windows(validation, data.sequence_length),
-        config.batch_size,
+        stream.microbatch_size(config),
         data.split_seed,
         vocab_size,
     )
@@ -94,13 +96,10 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
     model_config = bert.BertConfig(
         vocab_size=vocab_size, max_length=data.sequence_length, **config.model
     )
-    init_params, loss, eval_sums = model_functions(model_config)
     return Task(
-        init_params=init_params,
-        loss=loss,
-        eval_sums=eval_sums,
-        train_batches=lambda start_step: stream.iterate(pipeline, start_step),
-        eval_batches=lambda: held_out,
+        **model_functions(model_config),
+        train_batches=lambda start: stream.whole(pipeline, start),
+        eval_batches=lambda: map(stream.own_rows, held_out),
         baselines={
             "token frequencies": text.frequency_cross_entropy(
                 train, validation, vocab_size
@@ -135,15 +134,15 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     partial.replace(path)
 
 
-def model_functions(config: bert.BertConfig):
-    """Returns the pure functions ``init_params``, ``loss`` and ``eval_sums``."""
+def model_functions(config: bert.BertConfig) -> dict[str, Callable[..., Any]]:
+    """The pure functions of a `Task`."""
     graph = nnx.graphdef(
         nnx.eval_shape(lambda: bert.BertForMaskedLM(config, rngs=nnx.Rngs(0)))
     )
 
-    def init_params(key: jax.Array) -> PyTree:
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         model = bert.BertForMaskedLM(config, rngs=nnx.Rngs(key))
-        return nnx.to_pure_dict(nnx.state(model))
+        return nnx.to_pure_dict(nnx.state(model)), {}
 
     def token_losses(params: PyTree, batch: Batch, key: jax.Array | None):
         model = nnx.merge(graph, params)
@@ -159,12 +158,17 @@ def model_functions(config: bert.BertConfig):
         )
         return losses, logits
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        losses, _ = token_losses(params, batch, key)
-        weights = batch["weights"]
-        return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1), {}
+    def weight(batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
 
-    def eval_sums(params: PyTree, batch: Batch) -> Sums:
+    def loss_sum(
+        params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        losses, _ = token_losses(params, batch, key)
+        return jnp.sum(losses * batch["weights"]), model_state
+
+    def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
+        del model_state
         losses, logits = token_losses(params, batch, None)
         weights = batch["weights"]
         correct = jnp.argmax(logits, axis=-1) == batch["targets"]
@@ -174,4 +178,9 @@ def model_functions(config: bert.BertConfig):
             "accuracy": jnp.sum(correct * weights),
         }
 
-    return init_params, loss, eval_sums
+    return {
+        "init": init,
+        "weight": weight,
+        "loss_sum": loss_sum,
+        "eval_sums": eval_sums,
+    }

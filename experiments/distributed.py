@@ -1,0 +1,134 @@
+"""Several processes: how they find each other, and what one of them does for all."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import rich
+import rich.console
+from absl import flags
+from jax.experimental import multihost_utils
+
+from experiments.errors import UserError
+
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes. Who the others are, JAX finds out on a TPU pod, under "
+    "Slurm and under Open MPI; elsewhere the next three flags say it.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; implies --distributed."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are.", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+)
+HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "A process that is silent for so long is dead, and the others stop.",
+    lower_bound=10,
+)
+# Several processes that do not know of each other would write to one folder.
+LAUNCHERS = {
+    "SLURM_NTASKS": "Slurm",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+}
+
+
+def start() -> None:
+    """Joins the other processes, before anything else asks JAX for a device.
+
+    Raises:
+      UserError: flags that do not fit together, or a launcher's tasks without them.
+    """
+    given = {
+        "--coordinator": COORDINATOR.value,
+        "--num_processes": NUM_PROCESSES.value,
+        "--process_id": PROCESS_ID.value,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{', '.join(missing)}: needed too; the three belong together")
+    if missing and not DISTRIBUTED.value:
+        _refuse_launchers()
+        return
+    if not missing and PROCESS_ID.value >= NUM_PROCESSES.value:
+        raise UserError(
+            f"--process_id={PROCESS_ID.value}: must be below "
+            f"--num_processes={NUM_PROCESSES.value}"
+        )
+    try:
+        jax.distributed.initialize(
+            COORDINATOR.value,
+            NUM_PROCESSES.value,
+            PROCESS_ID.value,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--distributed: {reason}") from None
+
+
+def _refuse_launchers() -> None:
+    for variable, launcher in LAUNCHERS.items():
+        tasks = os.environ.get(variable, "1")
+        # An interactive allocation has several tasks and no number among them.
+        is_task = variable != "SLURM_NTASKS" or "SLURM_STEP_ID" in os.environ
+        if is_task and tasks.isdigit() and int(tasks) > 1:
+            raise UserError(
+                f"{launcher} started {tasks} tasks: add --distributed to make them one "
+                "run"
+            )
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the terminal of the run."""
+    return jax.process_index() == 0
+
+
+def console() -> rich.console.Console:
+    """The terminal, on the main process; nowhere on the others."""
+    if is_main():
+        return rich.get_console()
+    return rich.console.Console(file=open(os.devnull, "w", encoding="utf-8"))
+
+
+def say(text: str) -> None:
+    """Prints a line once."""
+    if is_main():
+        print(text, flush=True)
+
+
+def by_main(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns on the main process, on every process; JSON values.
+
+    Raises:
+      UserError: the main process raised it; so all of them end.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome = {}
+    if is_main():
+        try:
+            outcome = {"value": function()}
+        except UserError as error:
+            outcome = {"error": str(error)}
+    outcome = _broadcast(outcome)
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]
+
+
+def _broadcast(value: Any) -> Any:
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    room = np.zeros(size, np.uint8)
+    room[: data.size] = data[:size]
+    return json.loads(multihost_utils.broadcast_one_to_all(room).tobytes())

@@ -139,6 +139,16 @@ class Layout:
         copy = np.asarray(x.addressable_data(0)).reshape(x.shape[1:])
         return jax.make_array_from_process_local_data(self.sharding(), copy)
 
+    def settle(self, results: PyTree) -> PyTree:
+        """Waits for results on CPU devices that the host was cut into.
+
+        There the collectives of two programs in flight share the threads of one pool,
+        and can wait for each other for ever.
+        """
+        if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu":
+            return jax.block_until_ready(results)
+        return results
+
     def compile_step(
         self, step: Callable[..., Any], state: PyTree, window: PyTree, batch: PyTree
     ) -> Callable[..., Any]:

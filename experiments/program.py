@@ -103,12 +103,12 @@ def stack(microbatches: list[Batch]) -> Batch:
 
 def evaluate(program: Program, params: PyTree, model_state: PyTree) -> dict[str, float]:
     """Metrics over all validation batches."""
-    sums, outputs = [], []
+    sums, outputs, settle = [], [], program.layout.settle
     for batch in program.task.eval_batches():
         placed = program.layout.place_rows(batch)
-        sums.append(program.eval_step(params, model_state, placed))
+        sums.append(settle(program.eval_step(params, model_state, placed)))
         if program.predict_step is not None:
-            outputs.append(program.predict_step(params, model_state, placed))
+            outputs.append(settle(program.predict_step(params, model_state, placed)))
     totals = jax.tree.map(lambda *values: float(np.sum(values)), *sums)
     weight = totals.pop("weight")
     metrics = {name: total / weight for name, total in totals.items()}

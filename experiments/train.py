@@ -92,8 +92,10 @@ def fit(
     for step in range(1, its_plan.num_steps + 1):
         count = int(its_plan.microbatches[step - 1])
         batch = program.stack([next(microbatches) for _ in range(count)])
-        state, window = built.train_step(count)(
-            state, window, layout.place(batch), np.float32(rate)
+        state, window = layout.settle(
+            built.train_step(count)(
+                state, window, layout.place(batch), np.float32(rate)
+            )
         )
         is_last = step == its_plan.num_steps
         wants_eval = is_last or step % config.eval_every == 0

@@ -134,6 +134,7 @@ def described(tree):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"bert_tiny"}))
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
+    config.num_devices = 1
     final, _ = train.run(config, tmp_path / "run", tasks.load(config), None)
     assert (final["status"], final["step"]) == ("complete", 2)
 

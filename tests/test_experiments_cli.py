@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import cli, compare, sweep, tasks, train
+from experiments import cli, compare, program, sweep, tasks, train
 from experiments.errors import UserError
 from tests import toy_task
 
@@ -156,6 +156,7 @@ def test_unwritable_work_directory_is_refused(tmp_path):
 
 def python(*argv):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    del env["XLA_FLAGS"]  # one device
     return subprocess.run(
         [sys.executable, *map(str, argv)],
         capture_output=True,
@@ -191,7 +192,7 @@ def toy(monkeypatch, tmp_path):
 
 def toy_flags(tmp_path, *others):
     shared = [f"--config={TINY}:smoke", f"--workdir={tmp_path}"]
-    return [*shared, "--config.task=toy", *others]
+    return [*shared, "--config.task=toy", "--config.num_devices=1", *others]
 
 
 def test_diverged_run_ends_with_the_step_and_keeps_its_metrics(tmp_path, toy):
@@ -300,9 +301,9 @@ def toy_sweep(**grids):
 
 def test_sweep_compiles_once_per_optimizer(tmp_path, toy, monkeypatch):
     built = []
-    build = train.build_program
+    build = program.build
     monkeypatch.setattr(
-        train, "build_program", lambda *args: built.append(args) or build(*args)
+        program, "build", lambda *args: built.append(args) or build(*args)
     )
     config = toy_sweep(adamw=(0.1, 0.2, 0.4), momentum=(0.01, 0.02, 0.03))
     finals = sweep.sweep(config, tmp_path, ("adamw", "momentum"))

@@ -39,6 +39,7 @@ def by_kind(workdir, kind):
 def smoke(tmp_path_factory):
     """A finished run of BERT on the embedded text, and its built."""
     config = bert_tiny.get_config("smoke")
+    config.num_devices = 1
     config.optimizer.name = "adamw"
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     source = tasks.load(config)

@@ -88,11 +88,11 @@ def clip_by_norm(
         if nonfinite == "zero":
             wide = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), wide)
         if scope == "global":
-            factors = _factors(_tree.global_norm(wide, axis_name), tau)
-            clipped = jax.tree.map(lambda g: _apply(factors, g), wide)
+            factors = clip_factors(_tree.global_norm(wide, axis_name), tau)
+            clipped = jax.tree.map(lambda g: apply_factors(factors, g), wide)
         else:
             clipped = jax.tree.map(
-                lambda norm, g: _apply(_factors(norm, tau), g),
+                lambda norm, g: apply_factors(clip_factors(norm, tau), g),
                 _tree.leaf_norms(wide, axis_name),
                 wide,
                 is_leaf=lambda x: isinstance(x, _tree.Norm),
@@ -172,7 +172,7 @@ def gclip(
     )
 
 
-def _factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
+def clip_factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
     """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
 
     The product itself may be too small a number where the clipped update is not: two of
@@ -192,7 +192,10 @@ def _factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
     return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
 
 
-def _apply(factors: tuple[jax.Array, ...], g: jax.Array) -> jax.Array:
+def apply_factors(
+    factors: tuple[jax.Array, ...], g: jax.Array, layer_axis: int | None = None
+) -> jax.Array:
+    """``g`` times the factors of `clip_factors`, of each slice along ``layer_axis``."""
     for factor in factors:
-        g = g * factor
+        g = g * _tree.expand_layers(factor, g, layer_axis)
     return g

@@ -137,6 +137,27 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
     return _norms(sums_of_squares, leaves)[0]
 
 
+def row_norms(tree: Any, point: Any = None) -> Norm:
+    """The norm over all leaves of each slice along the leading axis: shape ``(n,)``.
+
+    With a ``point``, a tree without that axis, half of the distance from it: the whole
+    difference of two numbers may be no number. No leaf of differences is kept.
+    """
+    leaves = jax.tree.leaves(tree)
+    origins = [None] * len(leaves) if point is None else jax.tree.leaves(point)
+    dtype = jnp.result_type(jnp.float32, *leaves)
+
+    def from_origin(x, origin):
+        wide = jnp.asarray(x, dtype)
+        return wide if origin is None else wide / 2 - origin[None] / 2
+
+    def sums_of_squares(leaves, scales):
+        rows = map(from_origin, leaves, origins)
+        return [sum(_sum_of_squares(x, dtype, scales[0], 0) for x in rows)]
+
+    return _norms(sums_of_squares, leaves)[0]
+
+
 def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) -> Any:
     """The norm of each leaf, over ``axis_name``'s devices: a tree of `Norm`.
 

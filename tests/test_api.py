@@ -14,7 +14,7 @@ from tests.registry import CASES
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# What is public is callable, but for the module of schedules.
+# What is public is callable, but for two modules.
 FUNCTIONS = [name for name in oht.__all__ if inspect.isfunction(getattr(oht, name))]
 STATES = [name for name in oht.__all__ if inspect.isclass(getattr(oht, name))]
 
@@ -31,7 +31,7 @@ def test_all_names_are_there_sorted_and_nothing_else_is_public():
     public = {name for name in vars(oht) if not name.startswith("_")}
     public.discard("testing")  # there once another test has imported it
     assert public == set(oht.__all__)
-    assert set(oht.__all__) == {*FUNCTIONS, *STATES, "schedules"}
+    assert set(oht.__all__) == {*FUNCTIONS, *STATES, "aggregation", "schedules"}
 
 
 @pytest.mark.parametrize("name", FACTORIES)

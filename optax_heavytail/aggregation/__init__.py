@@ -1,0 +1,55 @@
+"""One gradient out of the gradients of n microbatches.
+
+.. code-block:: python
+
+    from optax_heavytail import aggregation
+
+    grads = jax.lax.map(grad_fn, microbatches)  # every leaf starts with an axis of n
+    grads = aggregation.geometric_median(grads)
+
+The functions are pure and take a tree whose every leaf has a leading axis of n, one
+entry per microbatch. They return the tree without that axis, in the leaves' own dtypes;
+the arithmetic is float32 or wider. They work under `jax.jit`, `jax.vmap` and any
+sharding, and `over_devices` takes the microbatches from the devices of a mesh axis.
+`RunningMean` needs no such axis: it adds microbatch to microbatch.
+
+Some microbatches are *corrupted*: their gradients may be anything, inf and NaN
+included. With M bytes of one gradient in float32:
+
+====================  ============================  ============================
+function              corrupted that it survives    memory beside the n gradients
+====================  ============================  ============================
+`RunningMean`         none                          M, without the n gradients
+`mean`                none                          M
+`mean_of_clipped`     none is ruled out, but each   M
+                      has a bounded part; no NaN
+`trimmed_mean`        ``trim`` of n                 M
+`coordinate_median`   fewer than half               M
+`geometric_median`    less than half the weight     4 M
+`median_of_means`     in fewer than half the groups (4 + groups) M
+====================  ============================  ============================
+
+Above 16 microbatches the medians and the trimmed mean also hold a sorted copy of each
+leaf. If the leading axis is sharded, every device gathers all n gradients but for
+`mean` and `mean_of_clipped`, which are sums.
+"""
+
+from optax_heavytail.aggregation._devices import over_devices
+from optax_heavytail.aggregation._means import RunningMean, mean, mean_of_clipped
+from optax_heavytail.aggregation._medians import (
+    coordinate_median,
+    geometric_median,
+    median_of_means,
+    trimmed_mean,
+)
+
+__all__ = [
+    "RunningMean",
+    "coordinate_median",
+    "geometric_median",
+    "mean",
+    "mean_of_clipped",
+    "median_of_means",
+    "over_devices",
+    "trimmed_mean",
+]

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments import plan
 from experiments.data import stream
 from experiments.errors import UserError
 from experiments.types import Config
@@ -44,6 +45,11 @@ class Layout:
     def axis_name(self) -> str | None:
         """Name of the devices' axis inside a step, if it has one."""
         return None if self.mode == "jit" else DATA
+
+    def gradients(self, its_plan: plan.Plan) -> set[int]:
+        """How many gradients steps have: of each microbatch, on each device."""
+        devices = 1 if self.axis_name is None else self.mesh.size
+        return {int(count) * devices for count in its_plan.microbatches}
 
     @property
     def local_devices(self) -> list[jax.Device]:

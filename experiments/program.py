@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import optimizers, parallel, plan, steps
+from experiments import aggregate, optimizers, parallel, plan, steps
 from experiments.steps import TrainState, Window
 from experiments.tasks import Batch, PyTree, Task
 from experiments.types import Config
@@ -50,7 +50,12 @@ def build(config: Config, task: Task) -> Program:
     state, window = jax.eval_shape(new_state), jax.eval_shape(steps.new_window)
     shardings = layout.state_shardings(state)
     step = steps.make_train_step(
-        task, optimizer, its_plan.factor, step_key, layout.axis_name
+        task,
+        optimizer,
+        its_plan.factor,
+        step_key,
+        layout.axis_name,
+        aggregate.build(config, layout.gradients(its_plan)),
     )
     microbatch = next(task.train_batches(0))
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import optimizers
+from experiments import aggregate, optimizers
+from experiments.aggregate import Aggregate
 from experiments.tasks import Batch, PyTree, Task
-
-Aggregate = Callable[[PyTree], PyTree]  # leaves (n, ...) of n gradients -> one gradient
+from optax_heavytail.aggregation import RunningMean
 
 
 class TrainState(NamedTuple):
@@ -39,6 +39,15 @@ class Gradient(NamedTuple):
     model_state: PyTree
 
 
+class Sums(NamedTuple):
+    """Of the microbatches so far."""
+
+    grads: RunningMean | None  # None: they are kept one by one
+    loss: jax.Array  # (), float32
+    weight: jax.Array  # (), float32
+    model_state: PyTree
+
+
 def new_window() -> Window:
     """An empty window."""
     zero = jnp.zeros([], jnp.int32)
@@ -60,7 +69,7 @@ def make_train_step(
     factor: optax.Schedule,
     step_key: jax.Array,
     axis_name: str | None = None,
-    aggregate: Aggregate | None = None,
+    how: Aggregate = aggregate.MEAN,
 ) -> Callable[..., tuple[TrainState, Window]]:
     """Returns the pure step (state, window, batch, peak rate) -> (state, window).
 
@@ -70,13 +79,12 @@ def make_train_step(
       factor: on the peak rate, of the count of steps.
       step_key: for dropout.
       axis_name: of the devices, where the step runs on each of them for itself; the
-        gradients are then summed over it.
-      aggregate: makes one gradient of those of all microbatches on all devices, each a
-        mean; ``None``: their sum, in the memory of one.
+        gradients are then taken together over it.
+      how: the gradients of all microbatches on all devices become one.
 
     The arrays of ``batch`` are (microbatches, rows, ...).
     """
-    gradient = make_gradient(task, axis_name, aggregate)
+    gradient = make_gradient(task, axis_name, how)
 
     def train_step(
         state: TrainState, window: Window, batch: Batch, peak: jax.Array
@@ -115,7 +123,7 @@ def num_microbatches(batch: Batch) -> int:
 
 
 def make_gradient(
-    task: Task, axis_name: str | None, aggregate: Aggregate | None
+    task: Task, axis_name: str | None, how: Aggregate
 ) -> Callable[[PyTree, PyTree, Batch, jax.Array], Gradient]:
     """Returns (params, model state, batch, key) -> `Gradient`.
 
@@ -123,74 +131,71 @@ def make_gradient(
     they are cut. Gradients are summed in float32.
     """
 
-    def over_devices(x: PyTree) -> PyTree:
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
-
     def gradient(
         params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
     ) -> Gradient:
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        weights = jax.vmap(task.weight)(batch)
-        total = jnp.maximum(over_devices(jnp.sum(weights)), 1)
-        keys = _keys(key, weights.size)
-
-        def one(model_state: PyTree, batch: Batch, key: jax.Array, weight: jax.Array):
-            def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
-                loss_sum, after = task.loss_sum(params, model_state, batch, key)
-                return loss_sum / weight, (loss_sum, after)
-
-            grads, (loss_sum, after) = jax.grad(loss, has_aux=True)(params)
-            return grads, loss_sum / total, after
-
-        if aggregate is None:
-            found = _summed(one, model_state, batch, keys, total)
-            found = found._replace(grads=over_devices(found.grads))
-        else:
-            found = _stacked(one, model_state, batch, keys, jnp.maximum(weights, 1))
-            if axis_name is not None:
-                found = found._replace(
-                    grads=jax.lax.all_gather(found.grads, axis_name, tiled=True)
+        sums, stack = _over_microbatches(task, params, model_state, batch, key, how)
+        if axis_name is not None:
+            sums = sums._replace(
+                **jax.lax.psum(
+                    {
+                        "grads": sums.grads,
+                        "loss": sums.loss,
+                        "weight": sums.weight,
+                    },
+                    axis_name,
                 )
-            found = found._replace(grads=aggregate(found.grads))
-        return found._replace(loss=over_devices(found.loss))
+            )
+            stack = jax.lax.all_gather(stack, axis_name, tiled=True)
+        if sums.grads is None:
+            assert how.stacked is not None
+            grads = how.stacked(stack)
+        else:
+            grads = sums.grads.result(params)
+        loss = sums.loss / _or_one(sums.weight)
+        return Gradient(grads, loss, sums.model_state)
 
     return gradient
 
 
-def _keys(key: jax.Array, number: int) -> jax.Array:
-    """One key per microbatch; a single one keeps the key of its step."""
-    if number == 1:
-        return key[None]
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(number))
+def _over_microbatches(
+    task: Task,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    key: jax.Array,
+    how: Aggregate,
+) -> tuple[Sums, PyTree]:
+    """The sums over the microbatches, and, where it is wanted, each one's gradient."""
+
+    def body(sums: Sums, x: tuple[Batch, jax.Array]) -> tuple[Sums, PyTree]:
+        batch, key = x
+        weight = task.weight(batch)
+
+        def loss(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+            loss_sum, after = task.loss_sum(params, sums.model_state, batch, key)
+            return loss_sum / _or_one(weight), (loss_sum, after)
+
+        grads, (loss_sum, after) = jax.grad(loss, has_aux=True)(params)
+        running = sums.grads
+        if running is not None:
+            running = running.add(grads, weight, max_norm=how.max_norm)
+        sums = Sums(running, sums.loss + loss_sum, sums.weight + weight, after)
+        return sums, None if how.stacked is None else grads
+
+    start = RunningMean.empty(params) if how.stacked is None else None
+    sums = Sums(start, jnp.zeros([]), jnp.zeros([]), model_state)
+    number = num_microbatches(batch)
+    if number == 1:  # without the loop XLA adds nothing to 0
+        first = jax.tree.map(lambda x: x[0], batch)
+        sums, grads = body(sums, (first, key))
+        return sums, jax.tree.map(lambda x: x[None], grads)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(number))
+    return jax.lax.scan(body, sums, (batch, keys))
 
 
-def _summed(one, model_state: PyTree, batch: Batch, keys, total) -> Gradient:
-    """Sum over the microbatches, in the memory of one microbatch and one gradient."""
-    first = jax.tree.map(lambda x: x[0], batch)
-    if num_microbatches(batch) == 1:
-        return Gradient(*one(model_state, first, keys[0], total))
-    shapes, _, _ = jax.eval_shape(one, model_state, first, keys[0], total)
-    start = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
-    )
-
-    def add(carry: Gradient, x) -> tuple[Gradient, None]:
-        grads, loss, model_state = one(carry.model_state, *x, total)
-        grads = jax.tree.map(jnp.add, carry.grads, grads)
-        return Gradient(grads, carry.loss + loss, model_state), None
-
-    start = Gradient(start, jnp.zeros([]), model_state)
-    return jax.lax.scan(add, start, (batch, keys))[0]
-
-
-def _stacked(one, model_state: PyTree, batch: Batch, keys, weights) -> Gradient:
-    """The mean gradient of each microbatch, all in memory at once."""
-
-    def body(carry: Gradient, x) -> tuple[Gradient, PyTree]:
-        grads, loss, model_state = one(carry.model_state, *x)
-        return carry._replace(loss=carry.loss + loss, model_state=model_state), grads
-
-    start = Gradient(None, jnp.zeros([]), model_state)
-    end, grads = jax.lax.scan(body, start, (batch, keys, weights))
-    return end._replace(grads=grads)
+def _or_one(weight: jax.Array) -> jax.Array:
+    """A weight to divide by: rows that weigh nothing have a loss of 0, not 0 / 0."""
+    return jnp.where(weight == 0, 1, weight)

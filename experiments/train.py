@@ -15,11 +15,13 @@ import orbax.checkpoint as ocp
 
 import optax_heavytail as oht
 from experiments import (
+    aggregate,
     cli,
     distributed,
     folders,
     optimizers,
     parallel,
+    plan,
     program,
     progress,
     provenance,
@@ -52,13 +54,14 @@ def check(config: Config) -> None:
     for name in ("steps", "batch_size", "log_every", "eval_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}: must be 1 or more")
-    parallel.check(config)
     if config.seed < 0:
         raise UserError(f"config.seed={config.seed}: must be 0 or more")
     if not 0 <= config.warmup_fraction <= 1:
         raise UserError(
             f"config.warmup_fraction={config.warmup_fraction}: must be in [0, 1]"
         )
+    layout = parallel.layout(config)
+    aggregate.build(config, layout.gradients(plan.make(config)))
 
 
 @dataclasses.dataclass

@@ -15,6 +15,9 @@ def run_config() -> Config:
     config.accumulate = 1
     # The batch grows up to so many rows, where the learning rate would fall; 0: never.
     config.max_batch_size = 0
+    # How the gradients of microbatches, and of devices under "shard_map" and "pmap",
+    # become one: names and arguments as in `optax_heavytail.aggregation`.
+    config.aggregation = {"name": "mean", "kwargs": {}}
 
     config.num_devices = 0  # all there are
     config.parallel = "jit"  # or "shard_map" or "pmap"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, folders, optimizers, runs, tasks, train
+from experiments import cli, folders, optimizers, provenance, runs, tasks, train
 from experiments.errors import UserError
 from experiments.types import Config
 
@@ -109,7 +109,7 @@ def markdown(finals: Sequence[runs.Record], config: Config) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
     baselines = ", ".join(f"{k} give {v:.3f}" for k, v in last["baselines"].items())
     lines = [
-        f"Command: `{train.command()}`\n",
+        f"Command: `{provenance.command()}`\n",
         f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
         f"{last['hardware']}; {versions}; data {last['data']['source']}, "
         f"SHA-256 {last['data']['sha256']}.\n",

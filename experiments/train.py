@@ -6,15 +6,8 @@ python -m experiments.train --config=experiments/configs/bert_tiny.py \
 
 import dataclasses
 import math
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import optax_heavytail as oht
-from experiments import cli, folders, optimizers, progress, runs, tasks
+from experiments import cli, folders, optimizers, progress, provenance, runs, tasks
 from experiments.errors import UserError
 from experiments.tasks import Batch, PyTree, Task
 from experiments.types import Config
@@ -308,8 +301,8 @@ def finish(
         baselines=program.task.baselines,
         data=program.task.description,
         versions=versions(),
-        hardware=hardware(),
-        command=command(),
+        hardware=provenance.hardware(),
+        command=provenance.command(),
     )
 
 
@@ -331,38 +324,11 @@ def describe(program: Program, config: Config) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "python": platform.python_version(),
+        **provenance.versions(PACKAGES),
         "optax_heavytail": oht.__version__,
-        "commit": commit(),
-        **found,
+        "commit": provenance.commit(),
     }
-
-
-def commit() -> str:
-    """The commit of the checkout, with "-dirty" if files differ from it."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    arguments = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    found = subprocess.run(
-        [git, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def hardware() -> str:
-    """The device that trained."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"{os.cpu_count()}-core {platform.machine()} CPU"
-    return f"{jax.device_count()} x {device.device_kind}"
-
-
-def command() -> str:
-    """The command line of this process, without the interpreter's path."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def main() -> None:

@@ -94,8 +94,8 @@ def _groups(tree: Any, labels: Any) -> dict[str, list[list[int]]]:
     for i, (leaf, word) in enumerate(zip(leaves, words, strict=True)):
         if not isinstance(word, str):
             raise TypeError(f"labels must be strings, got {word!r}.")
-        alone = i if leaf.size > _MOST_ENTRIES else None
-        by_shape.setdefault((word, leaf.shape, alone), []).append(i)
+        alone = i if jnp.size(leaf) > _MOST_ENTRIES else None
+        by_shape.setdefault((word, jnp.shape(leaf), alone), []).append(i)
     groups = {word: [] for word in sorted(set(words))}
     for (word, *_), found in by_shape.items():
         groups[word] += [

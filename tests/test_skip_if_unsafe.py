@@ -137,6 +137,17 @@ def test_after_the_limit_nothing_is_applied_and_the_state_says_so():
     assert np.isnan(iterates[-1]["w"][0])
 
 
+def test_the_window_moves_on_when_the_counts_have_reached_their_largest_number():
+    tx = jitted(oht.skip_if_unsafe(optax.sgd(1.0), window=WINDOW))
+    state = tx.init(jnp.zeros(1))
+    largest = jnp.array(np.iinfo(np.int32).max)
+    state = state._replace(count=largest, num_norms=largest)
+    for k in range(WINDOW):
+        _, state = tx.update(jnp.exp(-jnp.array([1.0 + k])), state)
+    np.testing.assert_allclose(state.log_norms, -1.0 - np.arange(WINDOW), rtol=1e-6)
+    assert int(state.count) == int(state.num_norms) == int(largest)
+
+
 def test_gradients_that_grow_for_good_end_at_the_limit():
     sizes = [1.0] * WINDOW + [1e3] * 5
     grads = [{"w": np.float32([size])} for size in sizes]

@@ -62,7 +62,7 @@ def skip_if_unsafe(
       max_deviations: :math:`c` in (0, inf), in robust standard deviations of the
         logarithm; ``None`` for no rule on the norm. Gradients with heavy tails need
         more than Gaussian ones: of the norms of 1,000 Student-t entries with 1.5
-        degrees of freedom 10 skips 1 in 1,000, and 4 skips 3 in 100.
+        degrees of freedom 10 skips 7 in 10,000, and 4 skips 3 in 100.
       window: how many norms to remember, a Python integer, at least 2.
       max_in_a_row: skipped updates in a row at which ``limit_reached`` becomes true,
         at least 1.

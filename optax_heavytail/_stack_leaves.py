@@ -30,8 +30,9 @@ def stack_leaves(
     the new axis, also a leaf that stays alone. What looks at single leaves must
     therefore go by slices: hence ``inner`` is a function that takes a ``layer_axis``.
     Transforms that treat coordinates alike, or take one norm of everything, may ignore
-    it. Others that look at leaves, such as ``optax.lamb``, cannot be stacked; and
-    `neumann` with ``repulsive_scale="leaves"`` counts stacks.
+    it. Others that look at leaves, such as ``optax.lamb``, cannot be stacked; `neumann`
+    with ``repulsive_scale="leaves"`` counts stacks, and the scope "leaf" of
+    `clip_by_norm` and `clip_by_moment` means a stack. Extra arguments pass as they are.
 
     Args:
       inner: makes the transform, called as ``inner(layer_axis=0)``, such as

@@ -430,3 +430,17 @@ def test_ratios_in_the_documentation_are_those_of_the_tables():
     told = ratio.findall(page)
     assert len(told) >= 16
     assert set(told) <= measured
+
+
+def test_bytes_in_the_documentation_are_those_of_the_table():
+    root = pathlib.Path(__file__).parent.parent
+    result = root / "experiments" / "results" / "bench_memory_cpu.md"
+    measured = {
+        tuple(f"{float(cell):.1f}" for cell in row[2:6])
+        for row in cells(result.read_text(encoding="utf-8"))
+    }
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    part = page.partition("## Memory")[2].partition("##")[0]
+    told = [tuple(f"{float(cell):.1f}" for cell in row[1:]) for row in cells(part)[1:]]
+    assert len(told) >= 9
+    assert set(told) <= measured

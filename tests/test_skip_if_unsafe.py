@@ -114,6 +114,7 @@ def test_bad_values_never_enter_the_rule():
     updates, _, state = follow(tx, grads, {"w": np.zeros(1, np.float32)})
     assert [float(u["w"][0]) for u in updates[-5:]] == [-1.0] * 5
     assert (int(state.num_nonfinite), int(state.num_spikes)) == (6, 3)
+    assert_leaf_close(state.log_norms, np.zeros(WINDOW), 0)  # no 46 among logs of 1
     running_mean = functools.reduce(lambda mean, x: 0.9 * mean + 0.1 * x, sizes)
     assert np.isnan(running_mean)
 

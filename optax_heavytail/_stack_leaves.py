@@ -30,8 +30,9 @@ def stack_leaves(
     the new axis, also a leaf that stays alone. What looks at single leaves must
     therefore go by slices: hence ``inner`` is a function that takes a ``layer_axis``.
     Transforms that treat coordinates alike, or take one norm of everything, may ignore
-    it. Others that look at leaves, such as ``optax.lamb``, cannot be stacked; and
-    `neumann` with ``repulsive_scale="leaves"`` counts stacks.
+    it. Others that look at leaves, such as ``optax.lamb``, cannot be stacked; `neumann`
+    with ``repulsive_scale="leaves"`` counts stacks, and the scope "leaf" of
+    `clip_by_norm` and `clip_by_moment` means a stack. Extra arguments pass as they are.
 
     Args:
       inner: makes the transform, called as ``inner(layer_axis=0)``, such as
@@ -94,8 +95,8 @@ def _groups(tree: Any, labels: Any) -> dict[str, list[list[int]]]:
     for i, (leaf, word) in enumerate(zip(leaves, words, strict=True)):
         if not isinstance(word, str):
             raise TypeError(f"labels must be strings, got {word!r}.")
-        alone = i if leaf.size > _MOST_ENTRIES else None
-        by_shape.setdefault((word, leaf.shape, alone), []).append(i)
+        alone = i if jnp.size(leaf) > _MOST_ENTRIES else None
+        by_shape.setdefault((word, jnp.shape(leaf), alone), []).append(i)
     groups = {word: [] for word in sorted(set(words))}
     for (word, *_), found in by_shape.items():
         groups[word] += [

@@ -1,10 +1,12 @@
 """States in bfloat16 that do not stall."""
 
 import math
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_heavytail import _tree
@@ -40,8 +42,8 @@ def round_bfloat16_fields(tx: Any, **dtypes: Any) -> Any:
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        key = jax.random.key_data(jax.random.key(0, impl=_KIND))
-        return StochasticRoundingState(key, tx.init(params))
+        key = jax.random.key(_seed(names, params), impl=_KIND)
+        return StochasticRoundingState(jax.random.key_data(key), tx.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
         stored = state.inner_state
@@ -54,6 +56,17 @@ def round_bfloat16_fields(tx: Any, **dtypes: Any) -> Any:
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _seed(names: list[str], params: Any) -> np.uint32:
+    """Other fields and other leaves get other noise.
+
+    ACClip rounds momentum and threshold each in a wrapper of its own: with one seed for
+    all, both would be rounded up in the same steps.
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    words = [*names, *(jax.tree_util.keystr(path) for path, _ in paths)]
+    return np.uint32(zlib.crc32(" ".join(words).encode()))
 
 
 def _round_tree(tree: Any, key: jax.Array) -> Any:

@@ -786,6 +786,20 @@ FAULTS = [
         ("tests/test_readers.py", "-k", "ratio"),
     ),
     Fault(
+        "fields and groups rounded alike",
+        "_stochastic_rounding.py",
+        "jax.random.key(_seed(names, params), impl=_KIND)",
+        "jax.random.key(0, impl=_KIND)",
+        ("tests/test_stochastic_rounding.py", "-k", "independently"),
+    ),
+    Fault(
+        "a window that stands still when its count is full",
+        SKIP,
+        "jnp.append(state.log_norms[1:], log_norm)",
+        "state.log_norms.at[state.num_norms % window].set(log_norm)",
+        ("tests/test_skip_if_unsafe.py", "-k", "moves_on"),
+    ),
+    Fault(
         "rounding to the nearest",
         "_stochastic_rounding.py",
         "bits + _random_bits(x.shape, seed)",
@@ -865,14 +879,14 @@ FAULTS = [
     Fault(
         "labels left out of the stacks",
         "_stack_leaves.py",
-        "setdefault((word, leaf.shape, alone), [])",
-        "setdefault((words[0], leaf.shape, alone), [])",
+        "setdefault((word, jnp.shape(leaf), alone), [])",
+        "setdefault((words[0], jnp.shape(leaf), alone), [])",
         ("tests/test_stack_leaves.py",),
     ),
     Fault(
         "large leaves stacked too",
         "_stack_leaves.py",
-        "alone = i if leaf.size > _MOST_ENTRIES else None",
+        "alone = i if jnp.size(leaf) > _MOST_ENTRIES else None",
         "alone = None",
         ("tests/test_stack_leaves.py",),
     ),

@@ -10,7 +10,15 @@ import optax
 import pytest
 
 import optax_heavytail as oht
-from experiments.benchmarks import common, leaves, memory, step, trees, two_loop
+from experiments.benchmarks import (
+    common,
+    contestants,
+    leaves,
+    memory,
+    step,
+    trees,
+    two_loop,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +145,7 @@ PASSES = {
 
 def test_bytes_are_those_of_the_passes():
     counted = {name: 4 * len("".join(passes)) for name, passes in PASSES.items()}
-    stated = {name: c.bytes_per_param for name, c in step.CONTESTANTS.items()}
+    stated = {name: c.bytes_per_param for name, c in contestants.CONTESTANTS.items()}
     assert stated == counted
 
 
@@ -161,7 +169,7 @@ def test_step_measures_each_pair(tmp_path):
     assert len(copy["seconds"]) == 2
     found = [(r["contestant"], r["reference"], r["bytes_per_param"]) for r in pairs]
     assert found == step.pairs()
-    assert {name for name, *_ in found} >= set(step.CONTESTANTS)
+    assert {name for name, *_ in found} >= set(contestants.CONTESTANTS)
     for record in pairs:
         times = record["seconds"] + record["reference_seconds"]
         assert len(times) == 4
@@ -181,7 +189,7 @@ def test_each_contestant_has_the_reference_of_its_target():
         ("oht.neumann", "optax.adamw"),
         ("oht.neumann", "neumann in plain jnp"),
     }
-    assert {reference for _, reference in references} <= set(step.CONTESTANTS)
+    assert {reference for _, reference in references} <= set(contestants.CONTESTANTS)
 
 
 def test_plain_neumann_is_the_same_formula():
@@ -197,7 +205,10 @@ def test_plain_neumann_is_the_same_formula():
         start = (first, tx.init(first))
         return jax.lax.scan(one, start, jnp.arange(20))[0][0]
 
-    ours, plain = trajectory(oht.neumann(0.05)), trajectory(step.plain_neumann(0.05))
+    ours, plain = (
+        trajectory(oht.neumann(0.05)),
+        trajectory(contestants.plain_neumann(0.05)),
+    )
     for name in first:
         assert not np.allclose(plain[name], first[name], atol=0.1)
         # Both round in float32, in another order, 20 times.
@@ -205,7 +216,7 @@ def test_plain_neumann_is_the_same_formula():
 
 
 def test_several_steps_in_a_call_are_single_ones():
-    tx = step.CONTESTANTS["optax: clip + adamw"].make()
+    tx = contestants.CONTESTANTS["optax: clip + adamw"].make()
     shapes = {"a": (8, 4), "b": (4,)}
     grads = trees.filled(shapes, 1.0, seed=1)
     found = step.Stepper(tx, step.compile_step(tx, grads, steps=3), shapes, grads)
@@ -277,6 +288,8 @@ def test_memory_counts_every_case(tmp_path):
         assert 0 <= 8 * n + record["state"] - record["argument"] <= 64
         saved = record["argument"] - record["alias"]
         assert record["peak"] == saved + record["output"] + record["temp"]
+        # Gradients are read; parameters and state are read and written.
+        assert record["moved"] >= 12 * n + 2 * record["state"] - 64
 
     def state(name, **dtypes):
         return found[(name, *sorted(dtypes.items()))]["state"]
@@ -302,9 +315,10 @@ def test_memory_rows_are_bytes_per_parameter():
         "contestant": "a",
         "dtypes": {},
         "parameters": 100,
-        **{"state": 800, "temp": 50, "peak": 1650, "device_peak": None},
+        **{"state": 800, "temp": 50, "peak": 1650, "moved": 4000},
+        "device_peak": None,
     }
-    expected = ["a", "float32", "8.00", "0.50", "16.50"]
+    expected = ["a", "float32", "8.00", "0.50", "16.50", "40.00"]
     assert memory.row(record) == [*expected, "-"]
     assert memory.row(record | {"device_peak": 2000}) == [*expected, "20.00"]
 
@@ -415,4 +429,18 @@ def test_ratios_in_the_documentation_are_those_of_the_tables():
     page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     told = ratio.findall(page)
     assert len(told) >= 16
+    assert set(told) <= measured
+
+
+def test_bytes_in_the_documentation_are_those_of_the_table():
+    root = pathlib.Path(__file__).parent.parent
+    result = root / "experiments" / "results" / "bench_memory_cpu.md"
+    measured = {
+        tuple(f"{float(cell):.1f}" for cell in row[2:6])
+        for row in cells(result.read_text(encoding="utf-8"))
+    }
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    part = page.partition("## Memory")[2].partition("##")[0]
+    told = [tuple(f"{float(cell):.1f}" for cell in row[1:]) for row in cells(part)[1:]]
+    assert len(told) >= 9
     assert set(told) <= measured

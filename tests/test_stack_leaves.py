@@ -143,6 +143,17 @@ def test_without_parameters():
     assert_trees_close(ours, plain.update(grads, plain.init(grads))[0], rtol=1e-5)
 
 
+def test_python_numbers_are_leaves():
+    params = {"a": 2.0, "b": 4.0, "c": np.ones(3)}
+    grads = {"a": 1.0, "b": 1.0, "c": np.full(3, 0.5)}
+    inner = functools.partial(oht.lambc, 0.1)
+    stacked, plain = (
+        tx.update(grads, tx.init(params), params)[0]
+        for tx in (oht.stack_leaves(inner), inner())
+    )
+    assert_trees_close(stacked, plain, rtol=1e-6)
+
+
 def test_no_leaves():
     tx = oht.stack_leaves(LAMBC)
     updates, _ = tx.update({}, tx.init({}), {})

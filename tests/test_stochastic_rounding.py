@@ -81,6 +81,41 @@ def test_errors_of_neighbours_and_of_successive_steps_are_uncorrelated():
         assert abs(correlation(a, b)) < 5 / np.sqrt(a.size)
 
 
+EMA = NARROW["ema"]
+
+PAIRS = {  # what reads two fields of which each entry was rounded from the same number
+    "momentum and threshold": (
+        lambda: oht.acclip(
+            0.1, b1=0.9, b2=0.9, mu_dtype=jnp.bfloat16, threshold_dtype=jnp.bfloat16
+        ),
+        lambda s: (oht.get_momentum(s)["a"], oht.get_threshold(s)["a"]),
+    ),
+    "both of Adam": (
+        lambda: oht.scale_by_adam(
+            0.9, 0.9, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16
+        ),
+        lambda s: (optax.tree.get(s, "mu")["a"], optax.tree.get(s, "nu")["a"]),
+    ),
+    "leaves": (EMA, lambda s: oht.get_momentum(s).values()),
+    "groups": (
+        lambda: optax.partition({"x": EMA(), "y": EMA()}, {"a": "x", "b": "y"}),
+        lambda s: oht.get_momentum(s).values(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_fields_leaves_and_groups_are_rounded_independently(name):
+    factory, read = PAIRS[name]
+    tx = factory()
+    grads = {name: jnp.ones(10_000) for name in "ab"}
+    update = jax.jit(tx.update)
+    _, state = update(grads, tx.init(grads), grads)
+    first, second = (np.asarray(leaf, np.float64) for leaf in read(state))
+    assert len(np.unique(first)) == len(np.unique(second)) == 2
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(first.size)
+
+
 def test_special_numbers():
     largest = float(jnp.finfo(jnp.float32).max)
     x = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -0.0, largest, -largest])

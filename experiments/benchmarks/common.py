@@ -9,14 +9,9 @@ import ctypes
 import gc
 import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,6 +19,7 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
+from experiments import provenance
 from experiments.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
@@ -185,43 +181,14 @@ def interleave(
 
 def header() -> dict[str, str]:
     """Where numbers come from."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    versions = {"python": platform.python_version(), **versions}
+    versions = provenance.versions(PACKAGES)
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": provenance.command(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "hardware": hardware(),
+        "hardware": provenance.hardware(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
-        "commit": f"optax_heavytail {oht.__version__}, {commit()}",
+        "commit": f"optax_heavytail {oht.__version__}, {provenance.commit()}",
     }
-
-
-def hardware() -> str:
-    """The device, with the processor's model on a CPU."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{jax.device_count()} x {device.device_kind}"
-    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return f"{cpus}-core {platform.machine()} CPU ({_cpu_model()})"
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return models[0] if models else platform.processor() or "unknown model"
-
-
-def commit() -> str:
-    """The commit of the checkout, with "-dirty" if files differ from it."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    arguments = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    found = subprocess.run(
-        [git, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

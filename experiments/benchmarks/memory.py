@@ -4,8 +4,9 @@
         --output=experiments/results/bench_memory_cpu
 
 takes them from what the compiler says of the jitted step with parameters and state
-donated. Where the device counts its memory, each step is run as well, in a process of
-its own, since that count's peak never falls.
+donated, and with them the bytes that its kernels read and write: those, not the ones
+that the method must move, decide its time. Where the device counts its memory, each
+step is run as well, in a process of its own, since that count's peak never falls.
 """
 
 import os
@@ -32,6 +33,7 @@ HEADINGS = (
     "state",
     "temporary",
     "peak",
+    "moved",
     "peak on the device",
 )
 Factory = Callable[..., optax.GradientTransformation]
@@ -109,6 +111,7 @@ def measure(name: str, dtypes: dict[str, str], tree: str) -> common.Record:
         **found,
         # Outputs in the memory of a donated argument are no further bytes.
         "peak": sum(found.values()) - 2 * found["alias"],
+        "moved": int(program.cost_analysis()["bytes accessed"]),
         "device_peak": _device_peak(tx, program, shapes),
     }
 
@@ -141,7 +144,7 @@ def row(record: common.Record) -> list[str]:
         size = record[key]
         return "-" if size is None else f"{size / record['parameters']:.2f}"
 
-    columns = ("state", "temp", "peak", "device_peak")
+    columns = ("state", "temp", "peak", "moved", "device_peak")
     return [record["contestant"], dtypes or "float32", *map(per_param, columns)]
 
 
@@ -160,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     records = []
     for name, dtypes in cases():
         records.append(take(name, dtypes, flags.tree))
-        contestant, chosen, state, temp, peak, _ = row(records[-1])
+        contestant, chosen, state, temp, peak, *_ = row(records[-1])
         print(
             f"{contestant} ({chosen}): state {state}, temporary {temp}, peak {peak}",
             flush=True,
@@ -170,8 +173,10 @@ def main(argv: Sequence[str]) -> None:
         f"Bytes per parameter on {flags.tree} ({size} float32 parameters), by the "
         "compiler's account of the jitted step with parameters and state donated. The "
         "peak is arguments (parameters 4, gradients 4, state), temporaries and outputs "
-        "that reuse no argument's memory. The last column is the device's own count of "
-        "a step that was run, a dash where it has none."
+        "that reuse no argument's memory. Moved is what the kernels read and write, "
+        "one after the other: what two of them read counts twice, and of the branches "
+        "of a condition the larger one counts. The last column is the device's own "
+        "count of a step that was run, a dash where it has none."
     )
     table = common.table(HEADINGS, [row(record) for record in records])
     common.write(flags.output, "Memory of a step", [explanation, table], records)

@@ -131,9 +131,9 @@ class Windows:
         return {
             "tokens": tokens,
             "token_types": types,
-            "first": np.int32(first + shift if is_inside else 0),
-            "last": np.int32(last + shift if is_inside else 0),
-            "weights": np.float32(1),
+            "first": np.asarray(first + shift if is_inside else 0, np.int32),
+            "last": np.asarray(last + shift if is_inside else 0, np.int32),
+            "weights": np.ones((), np.float32),
         }
 
     def row_with_choice(self, index: int) -> Batch:

@@ -40,7 +40,7 @@ class Pretrained:
         digest = hashlib.sha256()
         for name in sorted(self.weights):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.weights[name]))
+            digest.update(self.weights[name].tobytes())
         return digest.hexdigest()
 
     def into(self, encoder: PyTree) -> PyTree:

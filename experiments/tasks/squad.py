@@ -147,7 +147,7 @@ def validation_batches(windows: Windows, size: int) -> list[Batch]:
     number = len(windows)
     rows = [windows.row_with_choice(i % number) for i in range(number + -number % size)]
     for row in rows[number:]:
-        row["weights"] = np.float32(0)
+        row["weights"] = np.zeros((), np.float32)
     return [_stacked(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
@@ -228,9 +228,15 @@ def model_functions(
 
     def predict(params: PyTree, model_state: PyTree, batch: Batch):
         del model_state
-        choice = batch["may_begin"], batch["may_end"]
-        both = logits(params, batch, None)
-        return squad_answers.best_spans(*both, *choice, n_best=n_best, longest=longest)
+        first, last = logits(params, batch, None)
+        return squad_answers.best_spans(
+            first,
+            last,
+            batch["may_begin"],
+            batch["may_end"],
+            n_best=n_best,
+            longest=longest,
+        )
 
     return {
         "init": init,

@@ -167,6 +167,34 @@ def _new_params(config: bert.BertConfig, key: jax.Array) -> PyTree:
     return nnx.to_pure_dict(nnx.state(model))
 
 
+def _logits(
+    model: bert.BertForQuestionAnswering, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """With dropout by ``key``, or without any if there is none."""
+    return model(
+        batch["tokens"],
+        batch["tokens"] != text.PAD,
+        batch["token_types"],
+        deterministic=key is None,
+        rngs=None if key is None else nnx.Rngs(dropout=key),
+    )
+
+
+def _weight(batch: Batch) -> jax.Array:
+    return jnp.sum(batch["weights"])
+
+
+def _judge(
+    first: jax.Array, last: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of each row, and whether both places are the most likely ones."""
+    losses, hits = [], []
+    for logits, place in ((first, batch["first"]), (last, batch["last"])):
+        losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, place))
+        hits.append(jnp.argmax(logits, axis=-1) == place)
+    return (losses[0] + losses[1]) / 2, hits[0] & hits[1]
+
+
 def model_functions(
     config: bert.BertConfig, n_best: int, longest: int, start: Pretrained | None = None
 ) -> dict[str, Callable[..., Any]]:
@@ -189,58 +217,35 @@ def model_functions(
         return params, {}
 
     def logits(params: PyTree, batch: Batch, key: jax.Array | None):
-        return nnx.merge(graph, params)(
-            batch["tokens"],
-            batch["tokens"] != text.PAD,
-            batch["token_types"],
-            deterministic=key is None,
-            rngs=None if key is None else nnx.Rngs(dropout=key),
-        )
-
-    def losses(both: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-        first, last = both
-        return (
-            cross_entropy(first, batch["first"]) + cross_entropy(last, batch["last"])
-        ) / 2
-
-    def weight(batch: Batch) -> jax.Array:
-        return jnp.sum(batch["weights"])
+        return _logits(nnx.merge(graph, params), batch, key)
 
     def loss_sum(
         params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
-        values = losses(logits(params, batch, key), batch)
-        return jnp.sum(values * batch["weights"]), model_state
+        losses, _ = _judge(*logits(params, batch, key), batch)
+        return jnp.sum(losses * batch["weights"]), model_state
 
     def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
         del model_state
-        first, last = both = logits(params, batch, None)
+        losses, is_exact = _judge(*logits(params, batch, None), batch)
         weights = batch["weights"]
-        is_exact = (jnp.argmax(first, axis=-1) == batch["first"]) & (
-            jnp.argmax(last, axis=-1) == batch["last"]
-        )
         return {
-            "weight": jnp.sum(weights),
-            "loss": jnp.sum(losses(both, batch) * weights),
+            "weight": _weight(batch),
+            "loss": jnp.sum(losses * weights),
             "accuracy": jnp.sum(is_exact * weights),
         }
 
     def predict(params: PyTree, model_state: PyTree, batch: Batch):
         del model_state
         first, last = logits(params, batch, None)
+        allowed = {name: batch[name] for name in ("may_begin", "may_end")}
         return squad_answers.best_spans(
-            first,
-            last,
-            batch["may_begin"],
-            batch["may_end"],
-            n_best=n_best,
-            longest=longest,
+            first, last, **allowed, n_best=n_best, longest=longest
         )
 
     return {
         "init": init,
-        "weight": weight,
+        "weight": _weight,
         "loss_sum": loss_sum,
         "eval_sums": eval_sums,
         "predict": predict,

@@ -65,10 +65,10 @@ PLACE = r"file: data\[1\].paragraphs\[0\].qas\[2\]"
             r"\(id bakery-0-2\): answer_start=4",
         ),
         (lambda d: answer(d).update(answer_start=10**9), "has '' there"),
-        # The end of the context, counted from behind.
+        # What is there, counted from the end of the context.
         (
-            lambda d: answer(d).update(answer_start=-3, text="ee\u201d"),
-            "answer_start=-3",
+            lambda d: answer(d).update(answer_start=-4, text="ee"),
+            "answer_start=-4",
         ),
         (lambda d: question(d).update(question="\ud83d"), "half of a surrogate pair"),
     ],

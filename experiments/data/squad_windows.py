@@ -86,14 +86,17 @@ def owners(windows: Sequence[tuple[int, int]]) -> np.ndarray:
     """For each token the window that shows most context around it.
 
     That is the largest minimum of the tokens left and right of it in the window; of
-    equals a longer window, then an earlier one. It never decreases along the tokens.
+    equals the earlier one, which is never the shorter one of the two, so that the
+    published rule's hundredth of the length has no say. It never decreases along the
+    tokens.
+
+    Args:
+      windows: what `cut` returns.
     """
     first, stop = np.asarray(windows).T[:, :, None]
     token = np.arange(stop.max())[None]
     beside = np.minimum(token - first, stop - 1 - token)
-    # The published rule: the minimum plus a hundredth of the window's length.
-    score = np.where(beside >= 0, 100 * beside + stop - first, -1)
-    return score.argmax(axis=0)
+    return beside.argmax(axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

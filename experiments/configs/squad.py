@@ -4,7 +4,7 @@ Command: python -m experiments.train --config=experiments/configs/squad.py \
     --workdir=runs/squad --config.optimizer.name=adamw \
     --config.data.path=<train-v1.1.json> \
     --config.data.validation_path=<dev-v1.1.json> \
-    --config.data.pretrained=<work directory of a bert_base run>
+    --config.data.pretrained=<work directory of a bert_base run of 384 positions>
 Hardware: one GPU or TPU core with 16 GB or more (an estimate).
 Expected: not measured yet. Published for BERT-base after pre-training on 3.3 billion
     words: exact match 80.8, F1 88.5 (Devlin et al., table 2).

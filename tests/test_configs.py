@@ -14,7 +14,7 @@ from experiments import optimizers, plan, steps, tasks, train
 from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
-from experiments.tasks import digits, mlm
+from experiments.tasks import digits, mlm, squad
 
 FOLDER = Path(experiments.configs.__file__).parent
 SHARED = {"__init__", "defaults", "mlm_defaults", "variants"}
@@ -27,7 +27,7 @@ def module(name):
 
 def test_every_config_is_here():
     berts = {"bert_tiny", "bert_base6", "bert_base", "bert_large"}
-    assert {"digits_zoo"} | berts == set(NAMES)
+    assert {"digits_zoo", "squad"} | berts == set(NAMES)
 
 
 def test_the_zoo_has_every_optimizer():
@@ -90,8 +90,25 @@ def digits_shapes(config):
     return digits.model_functions(config.model), batch
 
 
+def squad_shapes(config):
+    data, rows = config.data, stream.microbatch_size(config)
+    model_config = bert.BertConfig(
+        data.vocab_size, data.sequence_length, **config.model
+    )
+    row = jax.ShapeDtypeStruct((rows,), np.int32)
+    tokens = jax.ShapeDtypeStruct((rows, data.sequence_length), np.int32)
+    batch = {
+        "tokens": tokens,
+        "token_types": tokens,
+        "first": row,
+        "last": row,
+        "weights": jax.ShapeDtypeStruct((rows,), np.float32),
+    }
+    return squad.model_functions(model_config, data.n_best, data.answer_length), batch
+
+
 DATA = ("train_batches", "eval_batches", "baselines", "description", "save_assets")
-SHAPES = {"mlm": mlm_shapes, "digits": digits_shapes}
+SHAPES = {"mlm": mlm_shapes, "digits": digits_shapes, "squad": squad_shapes}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""BERT encoder with a masked-language-model head.
+"""BERT encoder with a head for masked tokens or for answers to questions.
 
 Architecture of Devlin et al., `BERT <https://arxiv.org/abs/1810.04805>`_, 2019:
 learned positions, token types, layer normalisation after each residual sum, GELU,
@@ -10,6 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from experiments.errors import UserError
+from experiments.types import Config
 
 SIZES = {
     "tiny": {"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 256},
@@ -34,6 +37,28 @@ class BertConfig:
     dropout: float = 0.1
     init_stddev: float = 0.02
     dtype: str = "float32"
+
+
+def check_sizes(model: Config) -> None:
+    """Refuses a ``config.model`` that no model can have.
+
+    Raises:
+      UserError: the first field that is out of range.
+    """
+    for name in ("num_layers", "width", "num_heads", "mlp_width"):
+        if model[name] < 1:
+            raise UserError(f"config.model.{name}={model[name]}: must be 1 or more")
+    if model.width % model.num_heads:
+        raise UserError(
+            f"config.model.num_heads={model.num_heads}: must divide "
+            f"config.model.width={model.width}"
+        )
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"config.model.dropout={model.dropout}: must be in [0, 1)")
+    if model.dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.model.dtype={model.dtype}: must be float32 or bfloat16"
+        )
 
 
 def _init(config: BertConfig) -> nnx.Initializer:
@@ -189,3 +214,31 @@ class BertForMaskedLM(nnx.Module):
         x = self.head_norm(nnx.gelu(self.head(x), approximate=False))
         logits = self.encoder.embeddings.token.attend(x)
         return logits.astype(jnp.float32) + self.output_bias[None, None]
+
+
+class BertForQuestionAnswering(nnx.Module):
+    """Encoder plus one dense layer: scores of each place as the answer's two ends."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.encoder = BertEncoder(config, rngs=rngs)
+        self.head = _linear(config, config.width, 2, rngs)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        padding_mask: jax.Array,
+        token_types: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Scores every place; the arguments are those of `BertEncoder`.
+
+        Returns:
+          Two times (batch, length) float32 logits, of the first and the last place.
+        """
+        x = self.encoder(
+            tokens, padding_mask, token_types, deterministic=deterministic, rngs=rngs
+        )
+        logits = self.head(x).astype(jnp.float32)
+        return logits[..., 0], logits[..., 1]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from experiments.errors import UserError
-from experiments.tasks import digits, mlm
+from experiments.tasks import digits, mlm, squad
 from experiments.tasks.base import Batch, PyTree, Source, Task
 from experiments.types import Config
 
@@ -12,6 +12,7 @@ __all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load"]
 TASKS: dict[str, Callable[[Config], Source]] = {
     "digits": digits.load,
     "mlm": mlm.load,
+    "squad": squad.load,
 }
 
 

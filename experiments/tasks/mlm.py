@@ -8,16 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from tokenizers import Tokenizer
 
-from experiments.data import stream, text
+from experiments.data import stream, text, tokenizer
 from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
 from experiments.types import Config
-
-TOKENIZER_FILE = "tokenizer.json"
-LARGEST_VOCABULARY = 2**20  # far above that the tokenizer aborts the whole process
 
 
 def load(config: Config) -> Source:
@@ -28,34 +24,16 @@ def load(config: Config) -> Source:
 
 
 def _check(config: Config) -> None:
-    data, model = config.data, config.model
+    data = config.data
     if data.sequence_length < 3:
         raise UserError(
             f"config.data.sequence_length={data.sequence_length}: must be 3 or more, "
             "for [CLS], a token and [SEP]"
         )
-    smallest = len(text.SPECIAL_TOKENS) + 1
-    if not smallest <= data.vocab_size <= LARGEST_VOCABULARY:
-        raise UserError(
-            f"config.data.vocab_size={data.vocab_size}: must be in "
-            f"[{smallest}, {LARGEST_VOCABULARY}]"
-        )
+    tokenizer.check_vocab_size(data.vocab_size)
     if data.split_seed < 0:
         raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
-    for name in ("num_layers", "width", "num_heads", "mlp_width"):
-        if model[name] < 1:
-            raise UserError(f"config.model.{name}={model[name]}: must be 1 or more")
-    if model.width % model.num_heads:
-        raise UserError(
-            f"config.model.num_heads={model.num_heads}: must divide "
-            f"config.model.width={model.width}"
-        )
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"config.model.dropout={model.dropout}: must be in [0, 1)")
-    if model.dtype not in ("float32", "bfloat16"):
-        raise UserError(
-            f"config.model.dtype={model.dtype}: must be float32 or bfloat16"
-        )
+    bert.check_sizes(config.model)
 
 
 def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
@@ -64,10 +42,10 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
         split = text.split_documents(corpus.documents, data.split_seed)
     except ValueError as error:
         raise UserError(f"config.data.path={data.path}: {error}") from None
-    tokenizer = _tokenizer(workdir / TOKENIZER_FILE, split.train, data.vocab_size)
-    vocab_size = tokenizer.get_vocab_size()
-    train = text.encode(tokenizer, split.train)
-    validation = text.encode(tokenizer, split.validation)
+    tokens = tokenizer.read_or_train(workdir, split.train, data.vocab_size)
+    vocab_size = tokens.get_vocab_size()
+    train = text.encode(tokens, split.train)
+    validation = text.encode(tokens, split.validation)
     num_train, num_validation = sum(map(len, train)), sum(map(len, validation))
     for part, number in (("training", num_train), ("validation", num_validation)):
         if number < data.sequence_length - 2:
@@ -114,24 +92,8 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
             "validation_documents": len(split.validation),
             "validation_tokens": num_validation,
         },
-        save_assets=lambda folder: _save_tokenizer(tokenizer, folder),
+        save_assets=lambda folder: tokenizer.save(tokens, folder),
     )
-
-
-def _tokenizer(path: Path, documents: tuple[str, ...], vocab_size: int) -> Tokenizer:
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no narrower class
-            raise UserError(f"{path}: not a tokenizer ({error})") from None
-    return text.train_tokenizer(documents, vocab_size)
-
-
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    path = folder / TOKENIZER_FILE
-    partial = path.with_suffix(".partial")
-    tokenizer.save(str(partial))
-    partial.replace(path)
 
 
 def model_functions(config: bert.BertConfig) -> dict[str, Callable[..., Any]]:

@@ -48,10 +48,11 @@ def start() -> None:
     Raises:
       UserError: flags that do not fit together, or a launcher's tasks without them.
     """
+    count, index = NUM_PROCESSES.value, PROCESS_ID.value
     given = {
         "--coordinator": COORDINATOR.value,
-        "--num_processes": NUM_PROCESSES.value,
-        "--process_id": PROCESS_ID.value,
+        "--num_processes": count,
+        "--process_id": index,
     }
     missing = [flag for flag, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
@@ -59,16 +60,13 @@ def start() -> None:
     if missing and not DISTRIBUTED.value:
         _refuse_launchers()
         return
-    if not missing and PROCESS_ID.value >= NUM_PROCESSES.value:
-        raise UserError(
-            f"--process_id={PROCESS_ID.value}: must be below "
-            f"--num_processes={NUM_PROCESSES.value}"
-        )
+    if count is not None and index is not None and index >= count:
+        raise UserError(f"--process_id={index}: must be below --num_processes={count}")
     try:
         jax.distributed.initialize(
             COORDINATOR.value,
-            NUM_PROCESSES.value,
-            PROCESS_ID.value,
+            count,
+            index,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value,
         )
     except (RuntimeError, ValueError) as error:

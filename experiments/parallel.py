@@ -52,7 +52,7 @@ class Layout:
         return {int(count) * devices for count in its_plan.microbatches}
 
     @property
-    def local_devices(self) -> list[jax.Device]:
+    def local_devices(self) -> list[Any]:
         """Those of this process."""
         return list(self.mesh.local_devices)
 
@@ -201,7 +201,7 @@ def _names(path: Any) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in path]
 
 
-def devices(config: Config) -> list[jax.Device]:
+def devices(config: Config) -> list[Any]:
     """Those that take part: the first ``config.num_devices``, or all."""
     return jax.devices()[: config.num_devices or None]
 

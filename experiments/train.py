@@ -252,7 +252,7 @@ def main() -> None:
             f"non-finite loss at step {final['step']}; the metrics so far are in "
             f"{cli.workdir() / folders.METRICS_FILE}"
         )
-    print(
+    distributed.say(
         f"validation loss {final['loss']:.3f} {config.report.loss_unit}, "
         f"{config.report.accuracy_name} {final['accuracy']:.1%}, "
         f"trained {final['train_seconds']:.0f} s"

@@ -58,7 +58,7 @@ def start() -> None:
     if 0 < len(missing) < len(given):
         raise UserError(f"{', '.join(missing)}: needed too; the three belong together")
     if missing and not DISTRIBUTED.value:
-        _refuse_launchers()
+        refuse_launchers()
         return
     if count is not None and index is not None and index >= count:
         raise UserError(f"--process_id={index}: must be below --num_processes={count}")
@@ -74,7 +74,12 @@ def start() -> None:
         raise UserError(f"--distributed: {reason}") from None
 
 
-def _refuse_launchers() -> None:
+def refuse_launchers() -> None:
+    """Raises if this process is one of several tasks that are not told to be one run.
+
+    Raises:
+      UserError: naming the launcher.
+    """
     for variable, launcher in LAUNCHERS.items():
         tasks = os.environ.get(variable, "1")
         # An interactive allocation has several tasks and no number among them.

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 import optax_heavytail as oht
 from experiments import (
@@ -212,9 +213,15 @@ def finish(
 
 
 def save_params(folder: Path, params: PyTree) -> None:
-    """Saves arrays with orbax."""
+    """Saves arrays with orbax, whole: they can be restored on any devices."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), params)
+        checkpointer.save(folder.absolute(), jax.tree.map(_on_host, params))
+
+
+def _on_host(x: jax.Array) -> np.ndarray:
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def describe(built: Program, config: Config) -> str:

@@ -1,54 +1,16 @@
-import contextlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from absl import flags
 
-from experiments import cli, compare, program, sweep, tasks, train
+from experiments import compare, program, sweep, tasks, train
 from experiments.errors import UserError
 from tests import toy_task
+from tests.commands import exit_code, python, refused
 
 # ml_collections loads config files in a way that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
 
-ROOT = Path(__file__).parent.parent
 TINY = "experiments/configs/bert_tiny.py"
-
-
-@contextlib.contextmanager
-def fresh_flags():
-    """Takes back what a command did to the flags of this process."""
-    known = set(flags.FLAGS)
-    yield
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    for name in ("config", "workdir", "optimizers", "results"):
-        flags.FLAGS[name].unparse()
-
-
-def exit_code(main, *argv):
-    """Calls a command in this process; ``None`` stands for status 0."""
-    with fresh_flags(), pytest.MonkeyPatch.context() as patch:
-        # ml_collections looks for --config.name=value in sys.argv itself.
-        patch.setattr(sys, "argv", ["program", *map(str, argv)])
-        patch.chdir(ROOT)
-        with pytest.raises(SystemExit) as caught:
-            cli.run(main)
-    return caught.value.code
-
-
-def refused(main, *argv):
-    """Returns the one line with which a command refuses its flags."""
-    message = exit_code(main, *argv)
-    assert isinstance(message, str)
-    assert "\n" not in message
-    assert message.startswith("error: ")
-    return message
 
 
 def write(path, content):
@@ -152,19 +114,6 @@ def test_unwritable_work_directory_is_refused(tmp_path):
     message = refused(train.main, f"--config={TINY}:smoke", f"--workdir={file}/run")
     assert f"{file}/run: Not a directory" in message
     assert file.read_bytes() == b"kept"
-
-
-def python(*argv):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    del env["XLA_FLAGS"]  # one device
-    return subprocess.run(
-        [sys.executable, *map(str, argv)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=env,
-        timeout=300,
-    )
 
 
 def test_exit_status_and_stderr_of_the_real_command(tmp_path):

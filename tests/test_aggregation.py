@@ -268,8 +268,9 @@ def test_float64(name):
         kwargs = {"max_norm": 2e200} if name == "mean_of_clipped" else {}
         got = JITTED[name](rows, **kwargs)
         assert got.dtype == jnp.float64
+        got = np.asarray(got) / 1e200
     want = JITTED[name](make_rows())
-    np.testing.assert_allclose(got / 1e200, want, atol=1e-5)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @each
@@ -277,7 +278,7 @@ def test_float64(name):
     ("dtype", "size"),
     [
         (jnp.float16, 6e4),
-        (jnp.float32, 3e38),
+        (jnp.float32, 1e38),
         (jnp.float32, 1e30),
         (jnp.float32, 1e-30),
     ],
@@ -309,21 +310,21 @@ def test_what_is_not_finite(value):
     rows = make_rows()
     rows[2, 1] = value
     others = np.arange(7) != 1
-    got = np.asarray(aggregation.mean(rows))
+    got = np.asarray(JITTED["mean"](rows))
     np.testing.assert_equal(got[1], value)
     assert np.all(np.isfinite(got[others]))
-    assert np.all(np.isnan(CLIPPED(rows)))
+    assert np.all(np.isnan(JITTED["mean_of_clipped"](rows)))
     extreme = np.where(np.isnan(rows), np.inf, rows)
     np.testing.assert_allclose(
-        aggregation.coordinate_median(rows), np.median(extreme, axis=0), rtol=1e-6
+        JITTED["coordinate_median"](rows), np.median(extreme, axis=0), rtol=1e-6
     )
     want = np.sort(extreme, axis=0)[1:-1].mean(axis=0)
-    np.testing.assert_allclose(TRIMMED(rows), want, rtol=1e-5, atol=1e-6)
-    want = aggregation.geometric_median(np.delete(rows, 2, axis=0))
-    np.testing.assert_allclose(aggregation.geometric_median(rows), want, atol=1e-5)
+    np.testing.assert_allclose(JITTED["trimmed_mean"](rows), want, rtol=1e-5, atol=1e-6)
+    want = JITTED["geometric_median"](np.delete(rows, 2, axis=0))
+    np.testing.assert_allclose(JITTED["geometric_median"](rows), want, atol=1e-5)
     means = np.delete(rows.reshape(4, 2, 7).mean(axis=1), 1, axis=0)
-    want = aggregation.geometric_median(means)
-    np.testing.assert_allclose(MEDIAN_OF_MEANS(rows), want, atol=1e-5)
+    want = JITTED["geometric_median"](means)
+    np.testing.assert_allclose(JITTED["median_of_means"](rows), want, atol=1e-5)
 
 
 @each_robust
@@ -408,12 +409,12 @@ def test_running_mean_does_not_stall_in_bfloat16():
 
 @each
 def test_jit_and_vmap(name):
-    tree = make_tree()
-    want = JITTED[name](tree)
-    assert_trees_close(ALL[name](tree), want, 2e-6)
-    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), tree, make_tree(seed=1))
-    got = jax.tree.map(lambda x: x[0], jax.vmap(ALL[name])(both))
-    assert_trees_close(got, want, 2e-6)
+    rows = make_rows()
+    want = JITTED[name](rows)
+    np.testing.assert_allclose(ALL[name](rows), want, rtol=2e-6, atol=1e-6)
+    both = jnp.stack([rows, make_rows(seed=1)])
+    got = jax.jit(jax.vmap(ALL[name]))(both)
+    np.testing.assert_allclose(got[0], want, rtol=2e-6, atol=1e-6)
 
 
 def test_max_norm_may_be_traced():
@@ -542,8 +543,8 @@ def test_bad_arguments_in_one_line(call, message):
         ("mean_of_clipped", 1),
         ("coordinate_median", 1),
         ("trimmed_mean", 1),
-        ("geometric_median", 4),
-        ("median_of_means", 8),
+        ("geometric_median", 3),
+        ("median_of_means", 3 + 4),
     ],
 )
 def test_memory_beside_the_gradients(name, most):

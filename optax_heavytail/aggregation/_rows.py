@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from optax_heavytail import _base, _tree
 
@@ -40,8 +39,9 @@ def weights(values: Any, n: int) -> jax.Array:
     """
     if values is None:
         return jnp.ones(n, jnp.float32)
-    if jnp.shape(values) != (n,):
-        raise ValueError(f"weights must have shape ({n},), got {jnp.shape(values)}.")
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"weights must have shape ({n},), got {values.shape}.")
     if not isinstance(values, jax.core.Tracer):
         for weight in np.asarray(values):
             _base.check_range("weights", weight, 0.0, float("inf"))
@@ -85,16 +85,7 @@ def looped_sum(grads: Any, weights: jax.Array) -> Any:
 
 def gather(grads: Any) -> Any:
     """All rows on each device, where explicit axes refuse and automatic ones obey."""
-
-    def whole(x):
-        sharding = jax.typeof(x).sharding
-        if not sharding.spec or sharding.spec[0] is None:
-            return x
-        return jax.sharding.reshard(
-            x, sharding.update(spec=PartitionSpec(None, *sharding.spec[1:]))
-        )
-
-    return jax.tree.map(lambda x: whole(jnp.asarray(x)), grads)
+    return jax.tree.map(lambda x: _tree.whole_rows(jnp.asarray(x)), grads)
 
 
 def mean_of_middle(x: jax.Array, cut: Any, length: Any) -> jax.Array:

@@ -1,9 +1,11 @@
 """Trees whose leaves have a leading axis of n microbatches: checks, sums, order."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,8 +24,8 @@ def count(grads: Any) -> int:
     """
     _base.check_floating(grads, "gradients")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(grads)]
-    sizes = {shape[0] if shape else None for shape in shapes}
-    if len(sizes) != 1 or not next(iter(sizes)):
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             "every leaf must have the same leading axis of at least one microbatch, "
             f"got leaves of shapes {sorted(set(shapes))[:4]}."
@@ -96,7 +98,8 @@ def mean_of_middle(x: jax.Array, cut: Any, length: Any) -> jax.Array:
     rows = _sorted(jnp.where(jnp.isnan(x), jnp.inf, x))
     share = 1 / jnp.asarray(length - 2 * cut, jnp.promote_types(x.dtype, jnp.float32))
     inside = [(cut <= i) & (i < length - cut) for i in range(len(rows))]
-    return sum(part(jnp.where(inside[i], share, 0), row) for i, row in enumerate(rows))
+    shares = [jnp.where(within, share, 0) for within in inside]
+    return functools.reduce(jnp.add, map(part, shares, rows))
 
 
 def _sorted(x: jax.Array) -> list[jax.Array]:

@@ -140,22 +140,33 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
 def row_norms(tree: Any, point: Any = None) -> Norm:
     """The norm over all leaves of each slice along the leading axis: shape ``(n,)``.
 
-    With a ``point``, a tree without that axis, half of the distance from it: the whole
-    difference of two numbers may be no number. No leaf of differences is kept.
+    With a ``point``, a tree without that axis, the distance from it. No copy of a leaf
+    is made. Every device has all n norms, also where that axis is sharded.
     """
     leaves = jax.tree.leaves(tree)
     origins = [None] * len(leaves) if point is None else jax.tree.leaves(point)
     dtype = jnp.result_type(jnp.float32, *leaves)
 
-    def from_origin(x, origin):
-        wide = jnp.asarray(x, dtype)
-        return wide if origin is None else wide / 2 - origin[None] / 2
+    def squares(x, origin, scale):
+        scaled = jnp.asarray(x, dtype) * expand_layers(scale, x, 0)
+        if origin is not None:  # scaled first: the difference may be no number
+            scaled -= origin[None] * expand_layers(scale, x, 0)
+        return whole_rows(_sum_of_squares(scaled, dtype, 1, 0))
 
     def sums_of_squares(leaves, scales):
-        rows = map(from_origin, leaves, origins)
-        return [sum(_sum_of_squares(x, dtype, scales[0], 0) for x in rows)]
+        pairs = zip(leaves, origins, strict=True)
+        return [sum(squares(x, origin, scales[0]) for x, origin in pairs)]
 
     return _norms(sums_of_squares, leaves)[0]
+
+
+def whole_rows(x: jax.Array) -> jax.Array:
+    """Gathers a leading axis that is sharded over explicit axes of a mesh."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.spec or sharding.spec[0] is None:
+        return x
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec[1:])
+    return jax.sharding.reshard(x, sharding.update(spec=spec))
 
 
 def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) -> Any:

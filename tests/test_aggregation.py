@@ -1,7 +1,6 @@
 """Aggregation of microbatches: against float64, corrupted rows, devices."""
 
 import functools
-import itertools
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -30,6 +29,7 @@ ALL = {
     "geometric_median": aggregation.geometric_median,
     "median_of_means": MEDIAN_OF_MEANS,
 }
+JITTED = {name: jax.jit(fn) for name, fn in ALL.items()}
 WEIGHTED = ("mean", "mean_of_clipped", "geometric_median")
 ROBUST = ("coordinate_median", "trimmed_mean", "geometric_median", "median_of_means")
 each = pytest.mark.parametrize("name", ALL)
@@ -38,7 +38,7 @@ each_robust = pytest.mark.parametrize("name", ROBUST)
 
 # Few shapes, as each one compiles; entries that are no sums of each other's roundings.
 ROWS = hypothesis.extra.numpy.arrays(
-    np.float32, (8, 3), elements=st.floats(-100, 100, width=16)
+    np.float32, (8, 7), elements=st.floats(-100, 100, width=16)
 )
 
 
@@ -108,7 +108,7 @@ def test_fractions_are_rounded_down():
 @pytest.mark.parametrize("n", range(1, 17))
 def test_the_network_sorts(n):
     """By the 0-1 principle: what orders all zeros and ones orders everything."""
-    bits = np.array(list(itertools.islice(itertools.product((0, 1), repeat=n), 4096)).T)
+    bits = np.arange(2**n) >> np.arange(n)[:, None] & 1
     rows = list(bits)
     for i, j in _rows._network(n):
         rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
@@ -123,8 +123,7 @@ def test_means(weights):
     want = np.average(rows.astype(np.float64), axis=0, weights=weights)
     np.testing.assert_allclose(join(got), want, rtol=1e-5, atol=1e-6)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    assert np.any(norms > 2)
-    assert np.any(norms < 2)
+    assert np.min(norms) < 2 < np.max(norms)
     clipped = rows * np.minimum(1, 2 / norms)
     got = CLIPPED(split(rows), weights=array)
     want = np.average(clipped, axis=0, weights=weights)
@@ -149,13 +148,13 @@ def test_geometric_median(weights, seed):
 
 def test_geometric_median_leaves_a_wrong_microbatch():
     """The coordinate-wise median is the first row, which is not the geometric one."""
-    rows = np.array([[0, 0], [10, 1], [1, 10], [-1, -1], [-2, -1]], np.float32)
+    rows = [[0, 0], [10, -0.1], [8, -0.1], [-0.1, 9], [-0.1, 10]]
+    rows = np.array(rows, np.float32)
     np.testing.assert_array_equal(np.median(rows, axis=0), rows[0])
     want = nearest_point(rows)
-    assert np.linalg.norm(want - rows[0]) > 0.1 or np.allclose(want, rows[0])
-    rows[0] *= 1
-    got = aggregation.geometric_median(rows, num_iterations=300)
-    np.testing.assert_allclose(got, want, atol=1e-3)
+    assert np.linalg.norm(want) > 1
+    fn = functools.partial(aggregation.geometric_median, num_iterations=300)
+    np.testing.assert_allclose(jax.jit(fn)(rows), want, atol=1e-3)
 
 
 def test_geometric_median_stays_on_the_right_microbatch():
@@ -182,10 +181,10 @@ def test_median_of_means():
 def test_order_does_not_matter(name, rows, seed):
     if name == "median_of_means":  # but for which of them share a group
         order = np.random.default_rng(seed).permutation(4)
-        mixed = rows.reshape(4, 2, 3)[order].reshape(8, 3)
+        mixed = rows.reshape(4, 2, 7)[order].reshape(8, 7)
     else:
         mixed = np.random.default_rng(seed).permutation(rows)
-    got, want = jax.jit(ALL[name])(mixed), jax.jit(ALL[name])(rows)
+    got, want = JITTED[name](mixed), JITTED[name](rows)
     np.testing.assert_allclose(got, want, atol=2e-4)  # of entries of 100
 
 
@@ -193,21 +192,21 @@ def test_order_does_not_matter(name, rows, seed):
 @hypothesis.given(rows=ROWS, shift=st.integers(-50, 50), power=st.integers(-60, 60))
 def test_shift_and_scale(name, rows, shift, power):
     if name != "mean_of_clipped":
-        moved = jax.jit(ALL[name])(rows + np.float32(shift))
+        moved = JITTED[name](rows + np.float32(shift))
         # Steps of Weiszfeld's that hit a row or just miss it part by more.
         atol = 5e-3 if name in ("geometric_median", "median_of_means") else 2e-4
-        np.testing.assert_allclose(moved - shift, jax.jit(ALL[name])(rows), atol=atol)
+        np.testing.assert_allclose(moved - shift, JITTED[name](rows), atol=atol)
     scale = np.float32(2.0**power)
     kwargs = {"max_norm": 2.0 * scale} if name == "mean_of_clipped" else {}
-    got = jax.jit(ALL[name])(rows * scale, **kwargs)
-    want = jax.jit(ALL[name])(rows) * scale
+    got = JITTED[name](rows * scale, **kwargs)
+    want = JITTED[name](rows) * scale
     np.testing.assert_allclose(got, want, atol=2e-4 * scale)
 
 
 @each_robust
 @hypothesis.given(
     rows=ROWS,
-    value=st.sampled_from([1e6, -1e6, 3e38, np.inf, -np.inf, np.nan, 0.0]),
+    value=st.sampled_from([1e6, -1e6, 1.5e38, np.inf, -np.inf, np.nan, 0.0]),
     seed=st.integers(0, 99),
 )
 def test_corrupted_microbatches(name, rows, value, seed):
@@ -215,8 +214,8 @@ def test_corrupted_microbatches(name, rows, value, seed):
     number = {"coordinate_median": 3, "geometric_median": 3}.get(name, 1)
     bad = np.random.default_rng(seed).choice(8, number, replace=False)
     spoilt = rows.copy()
-    spoilt[bad] = value * np.random.default_rng(seed).choice([1, 2], (number, 3))
-    got = np.asarray(jax.jit(ALL[name])(spoilt))
+    spoilt[bad] = value * np.random.default_rng(seed).choice([1, 2], (number, 7))
+    got = np.asarray(JITTED[name](spoilt))
     clean = np.delete(rows, bad, axis=0)
     if name in ("coordinate_median", "trimmed_mean"):
         slack = 1e-5 * np.max(np.abs(clean))
@@ -231,36 +230,31 @@ def test_corrupted_microbatches(name, rows, value, seed):
 
 @each
 def test_one_microbatch_is_itself(name):
-    kwargs = {"trimmed_mean": {"trim": 0}, "median_of_means": {"num_groups": 1}}
+    kwargs = {
+        "mean_of_clipped": {"max_norm": 1e9},
+        "trimmed_mean": {"trim": 0},
+        "median_of_means": {"num_groups": 1},
+    }
     tree = make_tree(1)
-    got = ALL[name](tree, **kwargs.get(name, {}))
-    want = jax.tree.map(lambda x: x[0], tree)
-    if name == "mean_of_clipped":
-        want = ALL[name](tree | {"none": None}, max_norm=1e9)
-        assert_trees_equal(want, jax.tree.map(lambda x: x[0], tree))
-    else:
-        assert_trees_equal(got, want)
+    got = jax.jit(functools.partial(ALL[name], **kwargs.get(name, {})))(tree)
+    assert_trees_equal(got, jax.tree.map(lambda x: x[0], tree))
 
 
 # Numbers of every size.
 
 
 @each
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_dtypes_and_shapes(name, dtype):
-    tree = make_tree(dtype=dtype)
-    got = ALL[name](tree)
+def test_dtypes_and_shapes(name):
+    rows = jnp.asarray(make_rows())
+    tree = {"a": rows[:, :2].astype(jnp.float16), "b": [rows[:, 2], None]}
+    tree["c"] = rows[:, 3:].reshape(8, 2, 2).astype(jnp.bfloat16)
+    got = JITTED[name](tree)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(lambda x: x.shape[1:], tree)
     assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, tree)
-    want = ALL[name](jax.tree.map(lambda x: x.astype(jnp.float32), tree))
-    eps = jnp.finfo(dtype).eps
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            np.asarray(a, np.float32), b, rtol=eps, atol=eps
-        ),
-        got,
-        want,
-    )
+    want = JITTED[name](jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        eps = float(jnp.finfo(x.dtype).eps)  # one rounding, at the end
+        np.testing.assert_allclose(x.astype(jnp.float32), y, rtol=eps, atol=1e-6)
 
 
 @each
@@ -268,10 +262,11 @@ def test_float64(name):
     with jax.enable_x64(True):
         rows = jnp.asarray(make_rows().astype(np.float64) * 1e200)
         kwargs = {"max_norm": 2e200} if name == "mean_of_clipped" else {}
-        got = ALL[name](rows, **kwargs)
+        got = JITTED[name](rows, **kwargs)
         assert got.dtype == jnp.float64
-    want = ALL[name](make_rows())
-    np.testing.assert_allclose(got / 1e200, want, atol=1e-5)
+        got = np.asarray(got) / 1e200
+    want = JITTED[name](make_rows())
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @each
@@ -279,7 +274,7 @@ def test_float64(name):
     ("dtype", "size"),
     [
         (jnp.float16, 6e4),
-        (jnp.float32, 3e38),
+        (jnp.float32, 1e38),
         (jnp.float32, 1e30),
         (jnp.float32, 1e-30),
     ],
@@ -287,10 +282,12 @@ def test_float64(name):
 def test_huge_and_tiny_numbers(name, dtype, size):
     rows = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype(np.float32)
     kwargs = {"max_norm": 1.0} if name == "mean_of_clipped" else {}
-    want = ALL[name](rows, **kwargs)
+    want = JITTED[name](rows, **kwargs)
     if kwargs:
         kwargs = {"max_norm": np.float32(size)}
-    got = np.asarray(ALL[name](jnp.asarray(rows * size, dtype), **kwargs), np.float64)
+    got = np.asarray(
+        JITTED[name](jnp.asarray(rows * size, dtype), **kwargs), np.float64
+    )
     tolerance = 1e-2 if dtype == jnp.float16 else 1e-4
     np.testing.assert_allclose(got / size, want, atol=tolerance)
 
@@ -301,7 +298,7 @@ def test_equal_microbatches(name):
     kwargs = {"max_norm": 1e9} if name == "mean_of_clipped" else {}
     for row in ([0.0, 0.0], [1.0, -3.0]):
         rows = jnp.tile(jnp.array(row), (8, 1))
-        np.testing.assert_allclose(ALL[name](rows, **kwargs), row, rtol=1e-6)
+        np.testing.assert_allclose(JITTED[name](rows, **kwargs), row, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -309,21 +306,21 @@ def test_what_is_not_finite(value):
     rows = make_rows()
     rows[2, 1] = value
     others = np.arange(7) != 1
-    got = np.asarray(aggregation.mean(rows))
+    got = np.asarray(JITTED["mean"](rows))
     np.testing.assert_equal(got[1], value)
     assert np.all(np.isfinite(got[others]))
-    assert np.all(np.isnan(CLIPPED(rows)))
+    assert np.all(np.isnan(JITTED["mean_of_clipped"](rows)))
     extreme = np.where(np.isnan(rows), np.inf, rows)
     np.testing.assert_allclose(
-        aggregation.coordinate_median(rows), np.median(extreme, axis=0), rtol=1e-6
+        JITTED["coordinate_median"](rows), np.median(extreme, axis=0), rtol=1e-6
     )
     want = np.sort(extreme, axis=0)[1:-1].mean(axis=0)
-    np.testing.assert_allclose(TRIMMED(rows), want, rtol=1e-5, atol=1e-6)
-    want = aggregation.geometric_median(np.delete(rows, 2, axis=0))
-    np.testing.assert_allclose(aggregation.geometric_median(rows), want, atol=1e-5)
+    np.testing.assert_allclose(JITTED["trimmed_mean"](rows), want, rtol=1e-5, atol=1e-6)
+    want = JITTED["geometric_median"](np.delete(rows, 2, axis=0))
+    np.testing.assert_allclose(JITTED["geometric_median"](rows), want, atol=1e-5)
     means = np.delete(rows.reshape(4, 2, 7).mean(axis=1), 1, axis=0)
-    want = aggregation.geometric_median(means)
-    np.testing.assert_allclose(MEDIAN_OF_MEANS(rows), want, atol=1e-5)
+    want = JITTED["geometric_median"](means)
+    np.testing.assert_allclose(JITTED["median_of_means"](rows), want, atol=1e-5)
 
 
 @each_robust
@@ -331,7 +328,7 @@ def test_what_is_not_finite(value):
 def test_too_much_that_is_not_finite_is_seen(name, n_bad):
     rows = make_rows()
     rows[:n_bad] = np.nan
-    assert not np.any(np.isfinite(ALL[name](rows)))
+    assert not np.any(np.isfinite(JITTED[name](rows)))
 
 
 # Weights.
@@ -340,12 +337,11 @@ def test_too_much_that_is_not_finite_is_seen(name, n_bad):
 @each_weighted
 def test_weights_are_repetitions(name):
     rows, weights = make_rows(), [3, 1, 2, 0, 1, 1, 1, 2]
-    got = ALL[name](rows, weights=jnp.array(weights))
-    want = ALL[name](np.repeat(rows, weights, axis=0))
     # The geometric median of few steps depends on where it starts.
-    if name == "geometric_median":
-        got = ALL[name](rows, weights=jnp.array(weights), num_iterations=300)
-        want = ALL[name](np.repeat(rows, weights, axis=0), num_iterations=300)
+    more = {"num_iterations": 300} if name == "geometric_median" else {}
+    fn = jax.jit(functools.partial(ALL[name], **more))
+    got = fn(rows, weights=jnp.array(weights))
+    want = fn(np.repeat(rows, weights, axis=0))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -353,15 +349,15 @@ def test_weights_are_repetitions(name):
 def test_weight_zero_leaves_out_whatever_it_holds(name):
     rows, weights = make_rows(), np.array([0, 1, 0, 1, 0, 1, 0, 0])
     rows[weights == 0] = np.nan
-    got = ALL[name](rows, weights=weights)
-    np.testing.assert_allclose(got, ALL[name](rows[weights == 1]), atol=1e-6)
-    np.testing.assert_array_equal(ALL[name](rows, weights=np.zeros(8)), np.zeros(7))
+    got = JITTED[name](rows, weights=weights)
+    np.testing.assert_allclose(got, JITTED[name](rows[weights == 1]), atol=1e-6)
+    np.testing.assert_array_equal(JITTED[name](rows, weights=np.zeros(8)), np.zeros(7))
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(WEIGHTED)))
 def test_no_weights_where_none_are_defined(name):
     with pytest.raises(TypeError, match="weights"):
-        ALL[name](make_rows(), weights=np.ones(8))
+        JITTED[name](make_rows(), weights=np.ones(8))
 
 
 # One microbatch after another.
@@ -409,12 +405,12 @@ def test_running_mean_does_not_stall_in_bfloat16():
 
 @each
 def test_jit_and_vmap(name):
-    tree = make_tree()
-    want = ALL[name](tree)
-    assert_trees_close(jax.jit(ALL[name])(tree), want, 2e-6)
-    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), tree, make_tree(seed=1))
-    got = jax.tree.map(lambda x: x[0], jax.vmap(ALL[name])(both))
-    assert_trees_close(got, want, 2e-6)
+    rows = make_rows()
+    want = JITTED[name](rows)
+    np.testing.assert_allclose(ALL[name](rows), want, rtol=2e-6, atol=1e-6)
+    both = jnp.stack([rows, make_rows(seed=1)])
+    got = jax.jit(jax.vmap(ALL[name]))(both)
+    np.testing.assert_allclose(got[0], want, rtol=2e-6, atol=1e-6)
 
 
 def test_max_norm_may_be_traced():
@@ -440,16 +436,15 @@ def test_leading_axis_over_devices(name, kind):
         lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs
     )
     with jax.set_mesh(mesh):
-        got = jax.jit(ALL[name])(placed)
-    assert_trees_close(got, ALL[name](tree), 2e-6)
+        got = JITTED[name](placed)
+    assert_trees_close(got, JITTED[name](tree), 2e-6)
     if kind == AxisType.Explicit:
         assert jax.typeof(got["kernel"]).sharding.spec == P("y", None)
 
 
 @each
-@KINDS
-def test_one_microbatch_per_device_in_shard_map(name, kind):
-    mesh, tree = make_mesh(kind), make_tree()
+def test_one_microbatch_per_device_in_shard_map(name):
+    mesh, tree = make_mesh(AxisType.Explicit), make_tree()
     weights = jnp.array([1.0, 2, 3, 4, 1, 1, 3, 0.5])
     spec = P(("x", "y"))
     names = {"weights": weights} if name in WEIGHTED else {}
@@ -461,7 +456,7 @@ def test_one_microbatch_per_device_in_shard_map(name, kind):
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
     mapped = jax.shard_map(aggregate, mesh=mesh, in_specs=(spec, spec), out_specs=P())
     got = jax.jit(mapped)(*jax.tree.map(place, (tree, names)))
-    assert_trees_close(got, ALL[name](tree, **names), 2e-6)
+    assert_trees_close(got, JITTED[name](tree, **names), 2e-6)
 
 
 @each
@@ -471,7 +466,7 @@ def test_one_microbatch_per_device_in_pmap(name):
     got = jax.pmap(aggregate, axis_name="devices")(tree)
     for i in (0, 7):
         one = jax.tree.map(lambda x, i=i: x[i], got)
-        assert_trees_close(one, ALL[name](tree), 2e-6)
+        assert_trees_close(one, JITTED[name](tree), 2e-6)
 
 
 @each
@@ -480,9 +475,9 @@ def test_microbatches_of_one_device_in_shard_map(name):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
     rows, spec = make_rows(8), P("x")
     mapped = jax.shard_map(
-        lambda rows: ALL[name](rows)[None], mesh=mesh, in_specs=spec, out_specs=spec
+        lambda rows: JITTED[name](rows)[None], mesh=mesh, in_specs=spec, out_specs=spec
     )
-    want = [ALL[name](half) for half in (rows[:4], rows[4:])]
+    want = [JITTED[name](half) for half in (rows[:4], rows[4:])]
     np.testing.assert_allclose(jax.jit(mapped)(rows), want, rtol=1e-5, atol=1e-6)
 
 
@@ -543,8 +538,8 @@ def test_bad_arguments_in_one_line(call, message):
         ("mean_of_clipped", 1),
         ("coordinate_median", 1),
         ("trimmed_mean", 1),
-        ("geometric_median", 4),
-        ("median_of_means", 8),
+        ("geometric_median", 3),
+        ("median_of_means", 3 + 4),
     ],
 )
 def test_memory_beside_the_gradients(name, most):

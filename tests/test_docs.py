@@ -291,6 +291,7 @@ def test_api_pages_have_every_name_exactly_once():
         for name in directive.findall(page.read_text(encoding="utf-8"))
     )
     kit = [f"testing.{name}" for name in testing.__all__]
+    kit += [f"aggregation.{name}" for name in oht.aggregation.__all__]
     assert counts == Counter([*oht.__all__, *kit])
 
 

@@ -25,8 +25,8 @@ function              corrupted that it survives    memory beside the n gradient
                       has a bounded part; no NaN
 `trimmed_mean`        ``trim`` of n                 M
 `coordinate_median`   fewer than half               M
-`geometric_median`    less than half the weight     4 M
-`median_of_means`     in fewer than half the groups (4 + groups) M
+`geometric_median`    less than half the weight     3 M
+`median_of_means`     in fewer than half the groups (3 + groups) M
 ====================  ============================  ============================
 
 Above 16 microbatches the medians and the trimmed mean also hold a sorted copy of each

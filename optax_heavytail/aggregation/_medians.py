@@ -82,7 +82,8 @@ def trimmed_mean(grads: Any, trim: int | float) -> Any:
     """
     n = _rows.count(grads)
     cut = _cut(trim, n)
-    middle = jax.tree.map(lambda x: _rows.mean_of_middle(x, cut, n), grads)
+    rows = _rows.gather(grads)
+    middle = jax.tree.map(lambda x: _rows.mean_of_middle(x, cut, n), rows)
     return _tree.cast_like(middle, grads)
 
 
@@ -239,7 +240,7 @@ def _start(grads: Any, kept: jax.Array) -> Any:
 
 
 def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
-    """Weiszfeld's step as Vardi and Zhang have it. All distances are halves."""
+    """Weiszfeld's step as Vardi and Zhang have it."""
     distance = _tree.row_norms(grads, y).value
     apart = (distance > 0) & (weights > 0)
     nearest = jnp.min(jnp.where(apart, distance, jnp.inf))
@@ -247,8 +248,8 @@ def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
     pulls = jnp.where(apart, weights * (nearest / jnp.where(apart, distance, 1)), 0)
     total = jnp.sum(pulls)
     target = _rows.looped_sum(grads, _tree.safe_divide(pulls, total))
-    gap = jax.tree.map(lambda a, b: a / 2 - b / 2, target, y)
-    force = total * (_tree.global_norm(gap).value / nearest)
+    gap = _tree.global_norm(jax.tree.map(jnp.subtract, target, y)).value
+    force = total * (gap / nearest)
     held = jnp.sum(jnp.where(distance == 0, weights, 0))
     moved = force > held
     share = jnp.where(moved, 1 - held / jnp.where(moved, force, 1), 0)

@@ -1,12 +1,13 @@
 """Trees whose leaves have a leading axis of n microbatches: checks, sums, order."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from optax_heavytail import _base, _tree
 
@@ -23,8 +24,8 @@ def count(grads: Any) -> int:
     """
     _base.check_floating(grads, "gradients")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(grads)]
-    sizes = {shape[0] if shape else None for shape in shapes}
-    if len(sizes) != 1 or not next(iter(sizes)):
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             "every leaf must have the same leading axis of at least one microbatch, "
             f"got leaves of shapes {sorted(set(shapes))[:4]}."
@@ -40,8 +41,9 @@ def weights(values: Any, n: int) -> jax.Array:
     """
     if values is None:
         return jnp.ones(n, jnp.float32)
-    if jnp.shape(values) != (n,):
-        raise ValueError(f"weights must have shape ({n},), got {jnp.shape(values)}.")
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"weights must have shape ({n},), got {values.shape}.")
     if not isinstance(values, jax.core.Tracer):
         for weight in np.asarray(values):
             _base.check_range("weights", weight, 0.0, float("inf"))
@@ -85,16 +87,7 @@ def looped_sum(grads: Any, weights: jax.Array) -> Any:
 
 def gather(grads: Any) -> Any:
     """All rows on each device, where explicit axes refuse and automatic ones obey."""
-
-    def whole(x):
-        sharding = jax.typeof(x).sharding
-        if not sharding.spec or sharding.spec[0] is None:
-            return x
-        return jax.sharding.reshard(
-            x, sharding.update(spec=PartitionSpec(None, *sharding.spec[1:]))
-        )
-
-    return jax.tree.map(lambda x: whole(jnp.asarray(x)), grads)
+    return jax.tree.map(lambda x: _tree.whole_rows(jnp.asarray(x)), grads)
 
 
 def mean_of_middle(x: jax.Array, cut: Any, length: Any) -> jax.Array:
@@ -105,7 +98,8 @@ def mean_of_middle(x: jax.Array, cut: Any, length: Any) -> jax.Array:
     rows = _sorted(jnp.where(jnp.isnan(x), jnp.inf, x))
     share = 1 / jnp.asarray(length - 2 * cut, jnp.promote_types(x.dtype, jnp.float32))
     inside = [(cut <= i) & (i < length - cut) for i in range(len(rows))]
-    return sum(part(jnp.where(inside[i], share, 0), row) for i, row in enumerate(rows))
+    shares = [jnp.where(within, share, 0) for within in inside]
+    return functools.reduce(jnp.add, map(part, shares, rows))
 
 
 def _sorted(x: jax.Array) -> list[jax.Array]:

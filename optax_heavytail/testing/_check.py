@@ -3,7 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from optax_heavytail.testing import _laws, _optional_laws, _run, _tree_laws
+from optax_heavytail.testing import (
+    _jax_laws,
+    _optax_laws,
+    _optional_laws,
+    _run,
+    _state_laws,
+    _tree_laws,
+)
 
 #: The laws that `check_transformation` checks unless ``laws`` says otherwise.
 DEFAULT_LAWS = (
@@ -183,4 +190,5 @@ def examine(
     return _run.Report(tuple(_run.judge(law, _run.BODIES[law], trial) for law in laws))
 
 
-_MODULES = (_laws, _tree_laws, _optional_laws)  # imported for the laws that they define
+# Imported for the laws that they define.
+_MODULES = (_state_laws, _jax_laws, _optax_laws, _tree_laws, _optional_laws)

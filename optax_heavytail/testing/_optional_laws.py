@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_heavytail.testing import _compare, _inputs
 from optax_heavytail.testing._compare import Broken
-from optax_heavytail.testing._laws import derivative_by_all
+from optax_heavytail.testing._jax_laws import derivative_by_all
 from optax_heavytail.testing._run import Trial, close_updates, law
 
 _NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)

@@ -230,7 +230,7 @@ FAULTS = [
     Fault(
         "one_trace",
         lambda: counting(lambda: jnp.asarray(0.0), lambda s: s + jnp.float32(1)),
-        "traced 2 times",
+        "were traced 2 times; state was weak float32[], then float32[]",
     ),
     Fault("jit", branches, "raised TracerBoolConversionError"),
     Fault("jit", differs_under_jit, "under jit, update['"),
@@ -248,7 +248,7 @@ FAULTS = [
     Fault("masked", by_name, "raised TypeError"),
     Fault("partition", by_name, "raised TypeError"),
     Fault("none", by_name, "raised TypeError: unsupported operand type(s) for /"),
-    Fault("empty", by_largest, "on the tree {}: ValueError"),
+    Fault("empty", by_largest, "on the tree {}: raised ValueError"),
     Fault("scalar", by_rows, "raised IndexError: tuple index out of range"),
     Fault("extra_args", strict_arguments, "unexpected keyword argument"),
     Fault(

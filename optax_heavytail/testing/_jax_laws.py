@@ -83,7 +83,8 @@ def check_grad(trial: Trial) -> None:
 
     With :math:`w_k = w_{k-1} + u_k`, the derivative of a smooth function of
     :math:`w_2` by the gradients and by :math:`w_0`. All gradients are away from 0; see
-    `check_grad_at_zero`.
+    `check_grad_at_zero`. Their entries are changed by up to a tenth, so that none
+    cancels another.
     """
     derivative = derivative_by_all(trial)
 
@@ -92,7 +93,9 @@ def check_grad(trial: Trial) -> None:
             derivative(grads, trial.wide), "the derivative by (grads, params)"
         )
 
-    trial.search(holds, trial.wide, 2, at_least=2, values=_inputs.NONZERO)
+    trial.search(
+        holds, trial.wide, 2, at_least=2, values=_inputs.NONZERO, change=_inputs.tilted
+    )
 
 
 def derivative_by_all(trial: Trial) -> Callable[..., Any]:

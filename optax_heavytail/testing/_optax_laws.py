@@ -21,12 +21,13 @@ def check_injected(trial: Trial) -> None:
     """Hyperparameters may be arrays of the state.
 
     ``optax.inject_hyperparams(factory, static_args)(**kwargs)`` gives the updates of
-    ``tx``, under ``jit``, with hyperparameters in float32. Needs ``factory``.
+    ``tx``, under ``jit``, with hyperparameters in float32. What is no such
+    hyperparameter, a size for example, is named in ``static_args``. Needs ``factory``.
     """
     if trial.factory is None:
         raise Skipped("needs factory= (and kwargs=) to build the transform again")
     make = optax.inject_hyperparams(
-        trial.factory, tuple(trial.static_args), hyperparam_dtype=jnp.float32
+        trial.factory, trial.static_args, hyperparam_dtype=jnp.float32
     )
     injected = make(**(trial.kwargs or {}))
     update = jax.jit(trial.bind(injected))

@@ -68,9 +68,10 @@ def check_nan(trial: Trial) -> None:
 
 def _assert_finite(trial, params, values):
     def holds(grads):
+        start = trial.tx.init(params)
         for updates, state in trial.history(grads, params):
             _compare.finite(updates, "update")
-            _compare.finite(state, "state")
+            _compare.finite(state, "state", start)
 
     trial.search(holds, params, 2, values=values)
 

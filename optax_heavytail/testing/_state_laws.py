@@ -1,12 +1,13 @@
 """The default laws about what one step leaves behind: values, types and traces."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from optax_heavytail.testing import _compare, _inputs
 from optax_heavytail.testing._compare import Broken
-from optax_heavytail.testing._run import Trial, law, steps
+from optax_heavytail.testing._run import Skipped, Trial, law, steps
 
 
 @law
@@ -46,15 +47,17 @@ def check_arrays(trial: Trial) -> None:
 
     def holds(grads):
         state = trial.tx.init(trial.params)
-        _, new_state = trial.update(grads[0], state, trial.params)
-        for when, tree in (("init's state", state), ("update's state", new_state)):
+        later = [s for _, s in steps(trial.update, grads, state, trial.params)]
+        for name, tree in [("init's state", state)] + [
+            ("update's state", s) for s in later
+        ]:
             for path, leaf in _compare.with_paths(tree):
                 if not isinstance(leaf, jax.Array):
                     raise Broken(
-                        f"{when}{path} is a {type(leaf).__name__} and not a jax array"
+                        f"{name}{path} is a {type(leaf).__name__} and not a jax array"
                     )
 
-    trial.search(holds, trial.params, 1)
+    trial.search(holds, trial.params)
 
 
 @law
@@ -86,14 +89,28 @@ def check_one_trace(trial: Trial) -> None:
     traces = []
 
     @jax.jit
-    def update(*args):
-        traces.append(args)
-        return trial.update(*args)
+    def update(grads, state, params):
+        if not isinstance(jax.tree.leaves(grads)[0], jax.core.Tracer):
+            raise Skipped("needs jit, which is turned off here")
+        traces.append(_strict_types(state))
+        return trial.update(grads, state, params)
 
     state = trial.tx.init(trial.params)
     steps(update, _inputs.fixed_gradients(trial.params, 3), state, trial.params)
     if len(traces) != 1:
-        raise Broken(f"three steps of equal types were traced {len(traces)} times")
+        changed = sorted(set(traces[1].items()) - set(traces[0].items()))
+        why = "".join(
+            f"; state{path} was {traces[0].get(path, 'absent')}, then {then}"
+            for path, then in changed[:1]
+        )
+        raise Broken(f"three steps were traced {len(traces)} times{why}")
+
+
+def _strict_types(state):
+    types = ((path, jax.typeof(x)) for path, x in _compare.with_paths(state))
+    return {
+        path: f"{'weak ' * x.weak_type}{x.dtype}{list(x.shape)}" for path, x in types
+    }
 
 
 @law
@@ -148,6 +165,7 @@ def check_zero(trial: Trial) -> None:
     """
     zeros = jax.tree.map(jnp.zeros_like, trial.params)
     for name, params in (("the parameters", trial.params), ("zero parameters", zeros)):
+        start = trial.tx.init(params)
         for updates, state in trial.history([zeros, zeros], params):
             _compare.finite(updates, f"at zero gradients and {name}, update")
-            _compare.finite(state, f"at zero gradients and {name}, state")
+            _compare.finite(state, f"at zero gradients and {name}, state", start)

@@ -43,6 +43,11 @@ class Subject(NamedTuple):
     params: Any = None  # in place of the kit's own
 
 
+def _squared_norm(params):
+    """Smooth, with a derivative at 0."""
+    return optax.tree.norm(params, squared=True)
+
+
 _KERNEL = jnp.linspace(-1.0, 2.0, 8, dtype=jnp.float32).reshape(4, 2)
 _NO_SCALAR = {"bias": jnp.asarray([0.5, -2.0], jnp.bfloat16), "kernel": _KERNEL}
 _FLOAT32 = {
@@ -110,7 +115,7 @@ SUBJECTS = {
         optax.contrib.schedule_free_adamw, static_args=("warmup_steps",)
     ),
     "contrib.sophia, float32": Subject(
-        optax.contrib.sophia, extra_args={"obj_fn": optax.tree.norm}, params=_FLOAT32
+        optax.contrib.sophia, extra_args={"obj_fn": _squared_norm}, params=_FLOAT32
     ),
 }
 

@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from typing import NamedTuple
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -74,6 +77,14 @@ def widens():
 
 def branches():
     return each_leaf(lambda g: g / 2 if jnp.max(jnp.abs(g)) > 1 else g)
+
+
+def numpy_later():
+    def following(count):
+        traced = isinstance(count, jax.core.Tracer)
+        return count + 1 if traced or count == 0 else np.int32(count) + 1
+
+    return counting(lambda: jnp.zeros([], jnp.int32), following)
 
 
 def differs_under_jit():
@@ -225,6 +236,7 @@ FAULTS = [
     Fault("pure", impure, "second update"),
     Fault("pure", changes_its_arguments, "changed its arguments in place"),
     Fault("arrays", lambda: counting(lambda: 0, lambda s: s + 1), "is a int and not"),
+    Fault("arrays", numpy_later, "update's state is a int32 and not a jax array"),
     Fault("stable", widens, "update['bias'] is float32[2] and not bfloat16[2]"),
     Fault("stable", grows, "state is float32[2] and not float32[1]"),
     Fault(
@@ -409,8 +421,9 @@ def _python(code, **environment):
             ValueError,
             r"params\['n'\] has dtype int32",
         ),
+        ((optax.sgd(0.1), {"a": "b"}), ValueError, r"params\['a'\] is a str; the laws"),
     ],
-    ids=["factory", "empty", "integers"],
+    ids=["factory", "empty", "integers", "string"],
 )
 def test_bad_input_is_named(arguments, error, says):
     with pytest.raises(error, match=says):
@@ -426,6 +439,10 @@ def test_unknown_laws_and_lonely_kwargs_are_named():
         testing.check_transformation(optax.sgd(0.1), laws=[])
     with pytest.raises(ValueError, match="kwargs is given without factory"):
         testing.check_transformation(optax.sgd(0.1), kwargs=SGD)
+    with pytest.raises(ValueError, match="max_examples is 0; it must be >= 1"):
+        testing.check_pure(optax.sgd(0.1), max_examples=0)
+    with pytest.raises(ValueError, match=r"rtol is -1; it must be in \[0, inf\)"):
+        testing.check_jit(optax.sgd(0.1), rtol=-1)
 
 
 def test_arguments_that_a_transform_needs_are_passed_to_every_update():
@@ -441,6 +458,97 @@ def test_arguments_that_a_transform_needs_are_passed_to_every_update():
         extra_args={"value": jnp.float32(2.0)},
         laws=laws,
     )
+
+
+def smallest_so_far():
+    best = lambda params: jnp.asarray(jnp.inf, jnp.float32)  # noqa: E731
+    return optax.GradientTransformation(best, lambda g, s, p=None: (g, s))
+
+
+@pytest.mark.parametrize(
+    ("tx", "laws"),
+    [
+        (optax.chain(optax.centralize(), optax.adam(0.1)), "grad"),
+        (optax.adam(0.1, mu_dtype=jnp.bfloat16), "jit"),
+        (optax.adafactor(0.1, min_dim_size_to_factor=1), "sharding"),
+        (smallest_so_far(), ("zero", "huge")),
+    ],
+    ids=["cancels", "narrow-state", "equal-shapes", "begins-as-inf"],
+)
+def test_what_is_right_is_not_accused(tx, laws):
+    testing.check_transformation(tx, laws=laws)
+
+
+def test_an_inf_may_stay_where_it_was_and_come_nowhere_else():
+    best = lambda params: jnp.asarray([jnp.inf, 0.0])  # noqa: E731
+    swaps = optax.GradientTransformation(best, lambda g, s, p=None: (g, s[::-1]))
+    with pytest.raises(AssertionError, match=r"state is \[ 0., inf\], which is not"):
+        testing.check_zero(swaps)
+
+
+def test_hundreds_of_leaves_are_drawn():
+    params = {f"layer {k}": jnp.ones(8) for k in range(300)}
+    testing.check_pure(stateless(lambda grads, _: grads), params, max_examples=2)
+    with pytest.raises(AssertionError, match="is bfloat16"):
+        testing.check_stable(each_leaf(lambda g: g.astype(jnp.bfloat16)), params)
+
+
+def refuses(updates, state, params=None):
+    raise RuntimeError("no more")
+
+
+def test_pytest_shows_where_a_transform_raised():
+    tx = optax.GradientTransformation(lambda params: (), refuses)
+    for check in (testing.check_transformation, testing.check_empty, testing.check_jit):
+        with pytest.raises(AssertionError) as caught:
+            check(tx)
+        cause = caught.value.__cause__
+        assert isinstance(cause, RuntimeError)
+        frames = traceback.extract_tb(cause.__traceback__)
+        assert frames[-1].name == "refuses"
+        assert not [f for f in frames if "/hypothesis/" in f.filename]
+    with pytest.raises(AssertionError) as caught:
+        testing.check_odd(squares())
+    assert caught.value.__cause__ is None
+
+
+def test_the_search_is_its_own_whatever_the_profile():
+    hypothesis.settings.register_profile("none", phases=[hypothesis.Phase.explicit])
+    hypothesis.settings.load_profile("none")
+    try:
+        with pytest.raises(AssertionError, match="law 'odd' is broken: reflected"):
+            testing.check_odd(squares())
+    finally:
+        hypothesis.settings.load_profile("tests")
+
+
+def test_one_trace_is_skipped_where_jit_is_off():
+    with jax.disable_jit():
+        outcome = testing.check_one_trace(optax.sgd(0.1))
+    assert (outcome.status, outcome.detail) == (
+        "skipped",
+        "needs jit, which is turned off here",
+    )
+
+
+def test_a_state_of_no_numbers_is_named_and_without_addresses():
+    tx = optax.GradientTransformation(lambda p: jnp.sin, lambda g, s, p=None: (g, s))
+    report = testing.examine(tx, laws=["pure", "arrays", "stable", "jit"])
+    assert [o.law for o in report.with_status("broken")] == ["arrays", "jit"]
+    assert "init's state is a PjitFunction and not a jax array" in str(report)
+    assert " at 0x" not in str(report)
+
+
+def test_one_name_is_as_good_as_a_list():
+    kwargs = {"learning_rate": 0.1, "mu_dtype": None}
+    report = testing.check_transformation(
+        optax.adam(**kwargs),
+        factory=optax.adam,
+        kwargs=kwargs,
+        static_args="mu_dtype",
+        laws="injected",
+    )
+    assert str(report) == "injected  passed"
 
 
 def test_large_leaves_repeat_what_was_drawn():

@@ -251,6 +251,21 @@ def test_pytest_shows_where_a_transform_raised():
     assert caught.value.__cause__ is None
 
 
+def refuses_the_large(updates, params):
+    if max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(updates)) > 1:
+        raise RuntimeError("too large")
+    return updates
+
+
+def test_the_shrinking_leaves_no_trace_in_a_traceback():
+    with pytest.raises(AssertionError, match=r"'scale'\] = 2$") as caught:
+        testing.check_pure(stateless(refuses_the_large))
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert frames[-1].name == "refuses_the_large"
+    assert len(frames) < 10
+    assert not [f for f in frames if "/hypothesis/" in f.filename]
+
+
 def test_the_search_is_its_own_whatever_the_profile():
     hypothesis.settings.register_profile("none", phases=[hypothesis.Phase.explicit])
     hypothesis.settings.load_profile("none")

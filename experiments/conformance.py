@@ -40,12 +40,26 @@ class Subject(NamedTuple):
     kwargs: dict[str, Any] = _STEP
     extra_args: dict[str, Any] = {}  # noqa: RUF012 - read only
     static_args: tuple[str, ...] = ()
+    params: Any = None  # in place of the kit's own
 
+
+def _squared_norm(params):
+    """Smooth, with a derivative at 0."""
+    return optax.tree.norm(params, squared=True)
+
+
+_KERNEL = jnp.linspace(-1.0, 2.0, 8, dtype=jnp.float32).reshape(4, 2)
+_NO_SCALAR = {"bias": jnp.asarray([0.5, -2.0], jnp.bfloat16), "kernel": _KERNEL}
+_FLOAT32 = {
+    "bias": jnp.asarray([0.5, -2.0], jnp.float32),
+    "kernel": _KERNEL,
+    "scale": jnp.asarray(1.5, jnp.float32),
+}
 
 _PLAIN = (
     "adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb "
     "lars lion nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent "
-    "radam rmsprop rprop sgd sign_sgd signum sm3 yogi"
+    "radam rmsprop rprop sgd sign_sgd signum yogi"
 )
 _CONTRIB = (
     "acprop ademamix cocob dadapt_adamw dog dowg madgrad prodigy "
@@ -54,14 +68,16 @@ _CONTRIB = (
 
 # All optimizers of optax and optax.contrib but dpsgd, whose gradients have one more
 # dimension than its parameters. Names that stand for a size or a dtype are static.
+# What differs from the defaults, other than a learning rate, stands after a comma.
 SUBJECTS = {
     **{name: Subject(getattr(optax, name)) for name in _PLAIN.split()},
     "sgd, momentum": Subject(optax.sgd, _STEP | {"momentum": 0.9}),
+    "sm3, no scalar": Subject(optax.sm3, params=_NO_SCALAR),
     "adafactor": Subject(
         optax.adafactor,
         static_args=("min_dim_size_to_factor", "dtype_momentum"),
     ),
-    "lbfgs": Subject(
+    "lbfgs, no linesearch": Subject(
         optax.lbfgs, _STEP | {"linesearch": None}, static_args=("memory_size",)
     ),
     "noisy_sgd": Subject(optax.noisy_sgd, _STEP | {"key": 0}, static_args=("key",)),
@@ -75,10 +91,11 @@ SUBJECTS = {
         optax.contrib.galore,
         static_args=("rank", "update_proj_gap"),
     ),
-    "contrib.mechanize": Subject(
+    "contrib.mechanize, float32": Subject(
         optax.contrib.mechanize,
         {"base_optimizer": optax.sgd(0.1)},
         static_args=("num_betas",),
+        params=_FLOAT32,
     ),
     "contrib.momo": Subject(optax.contrib.momo, {}, _VALUE),
     "contrib.momo_adam": Subject(optax.contrib.momo_adam, {}, _VALUE),
@@ -97,8 +114,8 @@ SUBJECTS = {
     "contrib.schedule_free_adamw": Subject(
         optax.contrib.schedule_free_adamw, static_args=("warmup_steps",)
     ),
-    "contrib.sophia": Subject(
-        optax.contrib.sophia, extra_args={"obj_fn": optax.tree.norm}
+    "contrib.sophia, float32": Subject(
+        optax.contrib.sophia, extra_args={"obj_fn": _squared_norm}, params=_FLOAT32
     ),
 }
 
@@ -107,6 +124,7 @@ def examine(subject: Subject) -> testing.Report:
     """All laws on one optimizer."""
     return testing.examine(
         subject.factory(**subject.kwargs),
+        subject.params,
         factory=subject.factory,
         kwargs=subject.kwargs,
         static_args=subject.static_args,

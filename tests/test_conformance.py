@@ -2,6 +2,8 @@
 
 import inspect
 
+import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -29,6 +31,20 @@ def test_all_optimizers_of_optax_are_in_the_table():
     missing = {name for name, function in found.items() if function not in factories}
     assert missing == LEFT_OUT
     assert len(found) > 40
+
+
+def test_an_optimizer_is_examined_on_its_own_parameters(monkeypatch):
+    monkeypatch.setattr(testing, "examine", lambda tx, params, **options: params)
+    assert set(conformance.examine(conformance.SUBJECTS["sm3, no scalar"])) == {
+        "bias",
+        "kernel",
+    }
+    assert conformance.examine(conformance.SUBJECTS["sgd"]) is None
+
+
+def test_the_objective_that_sophia_is_given_has_a_derivative_at_0():
+    objective = conformance.SUBJECTS["contrib.sophia, float32"].extra_args["obj_fn"]
+    assert not jnp.any(jax.grad(objective)(jnp.zeros(2)))
 
 
 def _reports():

@@ -4,9 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from typing import NamedTuple
+import traceback
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +15,7 @@ import pytest
 
 from optax_heavytail import testing
 from optax_heavytail.testing import _run
+from tests.lawbreakers import FAULTS, branches, each_leaf, squares, stateless
 from tests.registry import CASES, make_params
 
 ALL_LAWS = testing.DEFAULT_LAWS + testing.OPTIONAL_LAWS
@@ -27,257 +29,6 @@ def broken(error):
     return [block.split("'")[1] for block in blocks]
 
 
-# Transforms that break one law each, as users do.
-
-
-def stateless(update):
-    return optax.GradientTransformation(
-        lambda params: optax.EmptyState(), lambda g, s, p=None: (update(g, p), s)
-    )
-
-
-def each_leaf(update):
-    return stateless(lambda grads, params: jax.tree.map(update, grads))
-
-
-def counting(start, following, factor=lambda count: 1.0):
-    """Its state is ``start``, then what ``following`` makes of it."""
-
-    def update(grads, state, params=None):
-        scaled = jax.tree.map(lambda g: (g * factor(state)).astype(g.dtype), grads)
-        return scaled, following(state)
-
-    return optax.GradientTransformation(lambda params: start(), update)
-
-
-def impure():
-    calls = []
-
-    def update(grads, params):
-        calls.append(1)
-        return jax.tree.map(lambda g: g * len(calls), grads)
-
-    return stateless(update)
-
-
-def changes_its_arguments():
-    def update(grads, params):
-        grads["bias"] = -grads["bias"]
-        return dict(grads)
-
-    return stateless(update)
-
-
-def widens():
-    return each_leaf(lambda g: g.astype(jnp.float32))
-
-
-def branches():
-    return each_leaf(lambda g: g / 2 if jnp.max(jnp.abs(g)) > 1 else g)
-
-
-def differs_under_jit():
-    return each_leaf(lambda g: 2 * g if isinstance(g, jax.core.Tracer) else g)
-
-
-def grows():
-    return counting(lambda: jnp.zeros(1), lambda s: jnp.append(s, 1.0))
-
-
-def on_the_host():
-    def halve(g):
-        out = jax.ShapeDtypeStruct(g.shape, g.dtype)
-        return jax.pure_callback(lambda x: x / 2, out, g)
-
-    return each_leaf(halve)
-
-
-def loops():
-    def until_small(g):
-        big = lambda x: jnp.max(jnp.abs(x)) > 1  # noqa: E731
-        return jax.lax.while_loop(big, lambda x: x / 2, g)
-
-    return each_leaf(until_small)
-
-
-def reads_in_init():
-    def init(params):
-        return jnp.asarray(float(sum(jnp.sum(p) for p in jax.tree.leaves(params))))
-
-    return optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
-
-
-def needs_a_number(learning_rate=0.1):
-    return optax.scale(-learning_rate if learning_rate > 0 else 0.0)
-
-
-def changes_what_it_is_given(learning_rate=0.1):
-    arrays = isinstance(learning_rate, jax.Array)
-    return optax.scale(-2 * learning_rate if arrays else -learning_rate)
-
-
-def by_name():
-    names = ("bias", "kernel", "scale")
-    return stateless(lambda grads, _: {name: grads[name] / 2 for name in names})
-
-
-def by_largest():
-    def update(grads, params):
-        peaks = jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)])
-        return jax.tree.map(lambda g: g / (1 + jnp.max(peaks).astype(g.dtype)), grads)
-
-    return stateless(update)
-
-
-def by_rows():
-    return each_leaf(lambda g: g / g.shape[0])
-
-
-def strict_arguments():
-    return optax.GradientTransformationExtraArgs(
-        lambda params: optax.EmptyState(),
-        lambda updates, state, params=None, *, value=0.0: (updates, state),
-    )
-
-
-def decays_blindly():
-    def update(grads, params):
-        return jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
-
-    return stateless(update)
-
-
-def forgets_to_decay():
-    def update(grads, params):
-        params = grads if params is None else params
-        return jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
-
-    return stateless(update)
-
-
-@jax.tree_util.register_pytree_node_class
-class StaticCount:
-    """A count that is no leaf, so no checkpoint holds it."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def tree_flatten(self):
-        return (), self.count
-
-    @classmethod
-    def tree_unflatten(cls, count, leaves):
-        return cls(count)
-
-
-def counts_in_the_structure():
-    return counting(
-        lambda: StaticCount(0),
-        lambda s: StaticCount(s.count + 1),
-        lambda s: 0.5**s.count,
-    )
-
-
-def on_the_first_device():
-    def init(params):
-        return jax.device_put(optax.tree.zeros_like(params), jax.devices()[0])
-
-    return optax.GradientTransformation(
-        init, lambda g, m, p=None: (g, jax.tree.map(jnp.add, g, m))
-    )
-
-
-def gathers():
-    """The right numbers, but every device holds all of them."""
-
-    def init(params):
-        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
-
-    return optax.GradientTransformation(
-        init, lambda g, m, p=None: (g, jax.tree.map(jnp.add, g, m))
-    )
-
-
-def normalizes():
-    return each_leaf(lambda g: g / jnp.linalg.norm(g.astype(jnp.float32)))
-
-
-def root_of_square():
-    return each_leaf(lambda g: g + jnp.sqrt(g * g))
-
-
-def squares():
-    return each_leaf(lambda g: g * g)
-
-
-def by_position():
-    return each_leaf(lambda g: g * jnp.arange(1, g.size + 1.0).reshape(g.shape))
-
-
-class Fault(NamedTuple):
-    law: str
-    make: object
-    says: str  # a part of the message
-    kwargs: dict | None = None
-
-
-FAULTS = [
-    Fault("pure", impure, "second update"),
-    Fault("pure", changes_its_arguments, "changed its arguments in place"),
-    Fault("arrays", lambda: counting(lambda: 0, lambda s: s + 1), "is a int and not"),
-    Fault("stable", widens, "update['bias'] is float32[2] and not bfloat16[2]"),
-    Fault("stable", grows, "state is float32[2] and not float32[1]"),
-    Fault(
-        "one_trace",
-        lambda: counting(lambda: jnp.asarray(0.0), lambda s: s + jnp.float32(1)),
-        "traced 2 times",
-    ),
-    Fault("jit", branches, "raised TracerBoolConversionError"),
-    Fault("jit", differs_under_jit, "under jit, update['"),
-    Fault("scan", grows, "raised TypeError: scan body function carry"),
-    Fault("vmap", on_the_host, "raised NotImplementedError: vmap is only"),
-    Fault("grad", loops, "raised ValueError: Reverse-mode differentiation"),
-    Fault("abstract", reads_in_init, "raised ConcretizationTypeError"),
-    Fault("injected", needs_a_number, "raised TracerBoolConversionError", {}),
-    Fault(
-        "injected",
-        changes_what_it_is_given,
-        "injected, update['",
-        {},
-    ),
-    Fault("masked", by_name, "raised TypeError"),
-    Fault("partition", by_name, "raised TypeError"),
-    Fault("none", by_name, "raised TypeError: unsupported operand type(s) for /"),
-    Fault("empty", by_largest, "on the tree {}: ValueError"),
-    Fault("scalar", by_rows, "raised IndexError: tuple index out of range"),
-    Fault("extra_args", strict_arguments, "unexpected keyword argument"),
-    Fault(
-        "missing_params", decays_blindly, "raised ValueError: pytree structure error"
-    ),
-    Fault("missing_params", forgets_to_decay, "without params, update['"),
-    Fault("multi_steps", grows, "raised TypeError: cond branches must have equal"),
-    Fault(
-        "numpy", counts_in_the_structure, "after numpy, state has the tree structure"
-    ),
-    Fault("sharding", on_the_first_device, "incompatible devices"),
-    Fault("sharding", gathers, "has SingleDeviceSharding"),
-    Fault("zero", normalizes, "is [nan, nan], which is not finite"),
-    Fault("grad_at_zero", root_of_square, "[nan, nan], which is not finite"),
-    Fault("mixed_dtypes", decays_blindly, "update['bias'] is float32[2] and not"),
-    Fault("float16", squares, "which is not finite"),
-    Fault("huge", squares, "which is not finite"),
-    Fault("inf", optax.identity, "which is not finite"),
-    Fault("nan", optax.identity, "which is not finite"),
-    Fault(
-        "never_increases_norm",
-        lambda: optax.scale(2.0),
-        "a gradient of norm 1 became 2",
-    ),
-    Fault("odd", squares, "reflected, update['"),
-    Fault("scale_equivariant", lambda: optax.clip(1.0), "scaled by 4, update"),
-    Fault("permutation_equivariant", by_position, "permuted, update"),
-    Fault("leaf_separable", lambda: optax.clip_by_global_norm(1.0), "alone, update"),
-]
 NAMES = [f"{fault.law}-{k}" for k, fault in enumerate(FAULTS)]
 
 
@@ -409,8 +160,9 @@ def _python(code, **environment):
             ValueError,
             r"params\['n'\] has dtype int32",
         ),
+        ((optax.sgd(0.1), {"a": "b"}), ValueError, r"params\['a'\] is a str; the laws"),
     ],
-    ids=["factory", "empty", "integers"],
+    ids=["factory", "empty", "integers", "string"],
 )
 def test_bad_input_is_named(arguments, error, says):
     with pytest.raises(error, match=says):
@@ -426,6 +178,10 @@ def test_unknown_laws_and_lonely_kwargs_are_named():
         testing.check_transformation(optax.sgd(0.1), laws=[])
     with pytest.raises(ValueError, match="kwargs is given without factory"):
         testing.check_transformation(optax.sgd(0.1), kwargs=SGD)
+    with pytest.raises(ValueError, match="max_examples is 0; it must be >= 1"):
+        testing.check_pure(optax.sgd(0.1), max_examples=0)
+    with pytest.raises(ValueError, match=r"rtol is -1; it must be in \[0, inf\)"):
+        testing.check_jit(optax.sgd(0.1), rtol=-1)
 
 
 def test_arguments_that_a_transform_needs_are_passed_to_every_update():
@@ -433,7 +189,7 @@ def test_arguments_that_a_transform_needs_are_passed_to_every_update():
     tx = optax.polyak_sgd(**kwargs)
     laws = ["jit", "scan", "vmap", "injected", "masked", "multi_steps", "extra_args"]
     with pytest.raises(AssertionError, match="law 'jit' is broken: raised TypeError"):
-        testing.check_transformation(tx, laws=laws)
+        testing.check_transformation(tx, laws=laws, max_examples=3)
     testing.check_transformation(
         tx,
         factory=optax.polyak_sgd,
@@ -441,6 +197,112 @@ def test_arguments_that_a_transform_needs_are_passed_to_every_update():
         extra_args={"value": jnp.float32(2.0)},
         laws=laws,
     )
+
+
+def smallest_so_far():
+    best = lambda params: jnp.asarray(jnp.inf, jnp.float32)  # noqa: E731
+    return optax.GradientTransformation(best, lambda g, s, p=None: (g, s))
+
+
+@pytest.mark.parametrize(
+    ("tx", "laws"),
+    [
+        (optax.chain(optax.centralize(), optax.adam(0.1)), "grad"),
+        (optax.adam(0.1, mu_dtype=jnp.bfloat16), "jit"),
+        (optax.adafactor(0.1, min_dim_size_to_factor=1), "sharding"),
+        (smallest_so_far(), ("zero", "huge")),
+    ],
+    ids=["cancels", "narrow-state", "equal-shapes", "begins-as-inf"],
+)
+def test_what_is_right_is_not_accused(tx, laws):
+    testing.check_transformation(tx, laws=laws, max_examples=3)
+
+
+def test_an_inf_may_stay_where_it_was_and_come_nowhere_else():
+    best = lambda params: jnp.asarray([jnp.inf, 0.0])  # noqa: E731
+    swaps = optax.GradientTransformation(best, lambda g, s, p=None: (g, s[::-1]))
+    with pytest.raises(AssertionError, match=r"state is \[ 0., inf\], which is not"):
+        testing.check_zero(swaps)
+
+
+def test_hundreds_of_leaves_are_drawn():
+    params = {f"layer {k}": jnp.ones(8) for k in range(300)}
+    testing.check_pure(stateless(lambda grads, _: grads), params, max_examples=2)
+    with pytest.raises(AssertionError, match="is bfloat16"):
+        testing.check_stable(each_leaf(lambda g: g.astype(jnp.bfloat16)), params)
+
+
+def refuses(updates, state, params=None):
+    raise RuntimeError("no more")
+
+
+def test_pytest_shows_where_a_transform_raised():
+    tx = optax.GradientTransformation(lambda params: (), refuses)
+    for check in (testing.check_transformation, testing.check_empty, testing.check_jit):
+        with pytest.raises(AssertionError) as caught:
+            check(tx)
+        cause = caught.value.__cause__
+        assert isinstance(cause, RuntimeError)
+        frames = traceback.extract_tb(cause.__traceback__)
+        assert frames[-1].name == "refuses"
+        assert not [f for f in frames if "/hypothesis/" in f.filename]
+    with pytest.raises(AssertionError) as caught:
+        testing.check_odd(squares())
+    assert caught.value.__cause__ is None
+
+
+def refuses_the_large(updates, params):
+    if max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(updates)) > 1:
+        raise RuntimeError("too large")
+    return updates
+
+
+def test_the_shrinking_leaves_no_trace_in_a_traceback():
+    with pytest.raises(AssertionError, match=r"'scale'\] = 2$") as caught:
+        testing.check_pure(stateless(refuses_the_large))
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert frames[-1].name == "refuses_the_large"
+    assert len(frames) < 10
+    assert not [f for f in frames if "/hypothesis/" in f.filename]
+
+
+def test_the_search_is_its_own_whatever_the_profile():
+    hypothesis.settings.register_profile("none", phases=[hypothesis.Phase.explicit])
+    hypothesis.settings.load_profile("none")
+    try:
+        with pytest.raises(AssertionError, match="law 'odd' is broken: reflected"):
+            testing.check_odd(squares())
+    finally:
+        hypothesis.settings.load_profile("tests")
+
+
+def test_one_trace_is_skipped_where_jit_is_off():
+    with jax.disable_jit():
+        outcome = testing.check_one_trace(optax.sgd(0.1))
+    assert (outcome.status, outcome.detail) == (
+        "skipped",
+        "needs jit, which is turned off here",
+    )
+
+
+def test_a_state_of_no_numbers_is_named_and_without_addresses():
+    tx = optax.GradientTransformation(lambda p: jnp.sin, lambda g, s, p=None: (g, s))
+    report = testing.examine(tx, laws=["pure", "arrays", "stable", "jit"])
+    assert [o.law for o in report.with_status("broken")] == ["arrays", "jit"]
+    assert "init's state is a PjitFunction and not a jax array" in str(report)
+    assert " at 0x" not in str(report)
+
+
+def test_one_name_is_as_good_as_a_list():
+    kwargs = {"learning_rate": 0.1, "mu_dtype": None}
+    report = testing.check_transformation(
+        optax.adam(**kwargs),
+        factory=optax.adam,
+        kwargs=kwargs,
+        static_args="mu_dtype",
+        laws="injected",
+    )
+    assert str(report) == "injected  passed"
 
 
 def test_large_leaves_repeat_what_was_drawn():

@@ -23,22 +23,17 @@ from optax_heavytail.testing._check import (
     check_transformation,
     examine,
 )
-from optax_heavytail.testing._laws import (
-    check_abstract,
-    check_arrays,
-    check_extra_args,
+from optax_heavytail.testing._jax_laws import (
     check_grad,
-    check_injected,
     check_jit,
+    check_scan,
+    check_vmap,
+)
+from optax_heavytail.testing._optax_laws import (
+    check_extra_args,
+    check_injected,
     check_missing_params,
     check_multi_steps,
-    check_numpy,
-    check_one_trace,
-    check_pure,
-    check_scan,
-    check_stable,
-    check_vmap,
-    check_zero,
 )
 from optax_heavytail.testing._optional_laws import (
     check_float16,
@@ -54,6 +49,15 @@ from optax_heavytail.testing._optional_laws import (
     check_scale_equivariant,
 )
 from optax_heavytail.testing._run import Outcome, Report
+from optax_heavytail.testing._state_laws import (
+    check_abstract,
+    check_arrays,
+    check_numpy,
+    check_one_trace,
+    check_pure,
+    check_stable,
+    check_zero,
+)
 from optax_heavytail.testing._tree_laws import (
     check_empty,
     check_masked,

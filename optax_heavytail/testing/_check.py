@@ -3,7 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from optax_heavytail.testing import _laws, _optional_laws, _run, _tree_laws
+from optax_heavytail.testing import (
+    _jax_laws,
+    _optax_laws,
+    _optional_laws,
+    _run,
+    _state_laws,
+    _tree_laws,
+)
 
 #: The laws that `check_transformation` checks unless ``laws`` says otherwise.
 DEFAULT_LAWS = (
@@ -52,9 +59,9 @@ def check_transformation(
     *,
     factory: Callable[..., Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    static_args: Iterable[str] = (),
+    static_args: str | Iterable[str] = (),
     extra_args: Mapping[str, Any] | None = None,
-    laws: Iterable[str] = DEFAULT_LAWS,
+    laws: str | Iterable[str] = DEFAULT_LAWS,
     rtol: float = 1e-4,
     max_examples: int = 10,
 ) -> _run.Report:
@@ -79,7 +86,8 @@ def check_transformation(
       rtol: how far two ways of computing may differ, relative to the largest entry of
         a leaf over all steps, and beyond two roundings of the largest parameter.
         Hyperparameters in float32 alone cost 6e-5: a decay of 0.999 leaves 1 - 0.999
-        with so much error.
+        with so much error. A state that is narrower than float32 has two roundings
+        of its own more.
       max_examples: inputs tried per law, in [1, inf).
 
     Returns:
@@ -87,9 +95,11 @@ def check_transformation(
 
     Raises:
       AssertionError: laws are broken, or the transform itself fails. The message names
-        each of these laws, with the smallest input found.
+        each of these laws, with the smallest input found; its ``__cause__`` is what the
+        transform raised.
       ValueError: a law is unknown, or ``params`` has a leaf that is not real
-        floating-point, or ``kwargs`` comes without ``factory``.
+        floating-point, or ``kwargs`` comes without ``factory``, or ``rtol`` or
+        ``max_examples`` is out of range.
       TypeError: ``tx`` has no ``init`` or no ``update``.
 
     Example:
@@ -135,9 +145,9 @@ def examine(
     *,
     factory: Callable[..., Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    static_args: Iterable[str] = (),
+    static_args: str | Iterable[str] = (),
     extra_args: Mapping[str, Any] | None = None,
-    laws: Iterable[str] = DEFAULT_LAWS,
+    laws: str | Iterable[str] = DEFAULT_LAWS,
     rtol: float = 1e-4,
     max_examples: int = 10,
 ) -> _run.Report:
@@ -171,7 +181,7 @@ def examine(
       jit     passed
       arrays  broken   init's state is a int and ...; smallest input found: 1 step, ...
     """
-    laws = tuple(laws)
+    laws = (laws,) if isinstance(laws, str) else tuple(laws)
     unknown = [law for law in laws if law not in _run.BODIES]
     if unknown or not laws:
         known = ", ".join(DEFAULT_LAWS + OPTIONAL_LAWS)
@@ -183,4 +193,5 @@ def examine(
     return _run.Report(tuple(_run.judge(law, _run.BODIES[law], trial) for law in laws))
 
 
-_MODULES = (_laws, _tree_laws, _optional_laws)  # imported for the laws that they define
+# Imported for the laws that they define.
+_MODULES = (_state_laws, _jax_laws, _optax_laws, _tree_laws, _optional_laws)

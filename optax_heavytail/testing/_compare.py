@@ -1,5 +1,6 @@
 """What two answers of a transform may not differ in."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -33,9 +34,16 @@ def same_structure(got: Any, want: Any, what: str) -> None:
         )
 
 
+def _dtype(leaf: Any) -> Any:
+    """``None`` for what is no number, such as a string or a function."""
+    if isinstance(leaf, (bool, int, float, complex)):
+        return jnp.result_type(leaf)
+    return getattr(leaf, "dtype", None)
+
+
 def _type(leaf: Any) -> str:
-    dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
-    return f"{dtype}{list(jnp.shape(leaf))}"
+    dtype = _dtype(leaf)
+    return type(leaf).__name__ if dtype is None else f"{dtype}{list(jnp.shape(leaf))}"
 
 
 def same_types(got: Any, want: Any, what: str) -> None:
@@ -48,7 +56,10 @@ def same_types(got: Any, want: Any, what: str) -> None:
 
 def numbers(leaf: Any) -> np.ndarray:
     """The leaf for comparing: floats as float64, random keys as their bits."""
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+    dtype = _dtype(leaf)
+    if dtype is None:
+        return np.asarray(leaf, object)
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return array.astype(np.float64) if is_float(leaf) else array
@@ -56,7 +67,8 @@ def numbers(leaf: Any) -> np.ndarray:
 
 def is_float(leaf: Any) -> bool:
     """Whether rounding may move the leaf."""
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+    dtype = _dtype(leaf)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def same_bits(got: Any, want: Any, what: str) -> None:
@@ -102,10 +114,21 @@ def _largest(array):
     return float(np.max(np.abs(finite))) if finite.size else 0.0
 
 
-def finite(tree: Any, what: str) -> None:
-    """Breaks at the first entry that is inf or NaN."""
-    for path, leaf in with_paths(tree):
-        if is_float(leaf) and not np.all(np.isfinite(numbers(leaf))):
+def finite(tree: Any, what: str, start: Any = None) -> None:
+    """Breaks at the first leaf with an inf or NaN.
+
+    An inf of ``start`` may stay: a smallest loss so far begins as inf.
+    """
+    known = jax.tree.leaves(start)
+    known = known if jax.tree.structure(start) == jax.tree.structure(tree) else []
+    for (path, leaf), before in itertools.zip_longest(with_paths(tree), known):
+        if not is_float(leaf):
+            continue
+        array = numbers(leaf)
+        good = np.isfinite(array)
+        if before is not None and jnp.shape(before) == array.shape:
+            good |= array == numbers(before)
+        if not np.all(good):
             raise Broken(f"{what}{path} is {_short(leaf)}, which is not finite")
 
 

@@ -1,5 +1,7 @@
 """The parameters and gradients on which the laws are checked."""
 
+import functools
+import itertools
 import random
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 ORDINARY = (0.0, 1.0, -1.0, 2.0, -0.5, 0.01, -30.0, 1.7, -0.3, 0.007)
 NONZERO = ORDINARY[1:]
 DRAWN_ENTRIES = 8  # of one leaf; a larger leaf repeats them
+DRAWN_PER_STEP = 200  # hypothesis gives up on thousands; later leaves repeat them
 
 
 def default_params() -> dict[str, jax.Array]:
@@ -29,11 +32,13 @@ def check_floating(params: Any) -> None:
     if not leaves:
         raise ValueError("params has no leaves; the laws need at least one")
     for path, leaf in leaves:
+        name = f"params{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
+            raise ValueError(f"{name} is a {type(leaf).__name__}; the laws need arrays")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has dtype {dtype}; "
-                "the laws need real floating-point leaves"
+                f"{name} has dtype {dtype}; the laws need real floating-point leaves"
             )
 
 
@@ -65,7 +70,8 @@ def drawing(
 ) -> st.SearchStrategy[Drawn]:
     """Gradients like ``params`` of so many steps."""
     # The number of entries does not depend on the steps, so that each shrinks alone.
-    size = at_most * sum(_drawn_entries(x) for x in jax.tree.leaves(params))
+    entries = sum(_drawn_entries(x) for x in jax.tree.leaves(params))
+    size = at_most * min(entries, DRAWN_PER_STEP)
     places = st.tuples(*[st.integers(0, num_values - 1)] * size)
     return st.builds(Drawn, st.integers(at_least, at_most), places)
 
@@ -78,13 +84,34 @@ def gradients(
     params: Any, drawn: Drawn, at_most: int, values: tuple[float, ...]
 ) -> list[Any]:
     """The gradients of each step."""
-    numbers = iter(values[place] for place in drawn.used(at_most))
+    used = drawn.used(at_most)
+    size = len(used) // drawn.steps
 
-    def leaf(x):
-        entries = [next(numbers) for _ in range(_drawn_entries(x))]
-        return jnp.asarray(np.resize(np.asarray(entries), x.shape), x.dtype)
+    def tree(places):
+        numbers = itertools.cycle(values[place] for place in places)
 
-    return [jax.tree.map(leaf, params) for _ in range(drawn.steps)]
+        def leaf(x):
+            entries = [next(numbers) for _ in range(_drawn_entries(x))]
+            return jnp.asarray(np.resize(np.asarray(entries), x.shape), x.dtype)
+
+        return jax.tree.map(leaf, params)
+
+    return [tree(used[k * size : (k + 1) * size]) for k in range(drawn.steps)]
+
+
+def tilted(grads: list[Any]) -> list[Any]:
+    """Every entry times a factor of its own in [1, 1.1), so that none cancels."""
+
+    def tilt(step, leaf):
+        # Multiples of the golden ratio are far from each other, modulo 1.
+        places = np.arange(1, leaf.size + 1) * 0.618 + 0.27 * step
+        factors = 1 + np.modf(places)[0] / 10
+        return leaf * jnp.asarray(factors.reshape(leaf.shape), leaf.dtype)
+
+    return [
+        jax.tree.map(functools.partial(tilt, step), tree)
+        for step, tree in enumerate(grads)
+    ]
 
 
 def fixed_gradients(params: Any, steps: int) -> list[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_heavytail.testing import _compare, _inputs
 from optax_heavytail.testing._compare import Broken
-from optax_heavytail.testing._laws import derivative_by_all
+from optax_heavytail.testing._jax_laws import derivative_by_all
 from optax_heavytail.testing._run import Trial, close_updates, law
 
 _NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
@@ -68,9 +68,10 @@ def check_nan(trial: Trial) -> None:
 
 def _assert_finite(trial, params, values):
     def holds(grads):
+        start = trial.tx.init(params)
         for updates, state in trial.history(grads, params):
             _compare.finite(updates, "update")
-            _compare.finite(state, "state")
+            _compare.finite(state, "state", start)
 
     trial.search(holds, params, 2, values=values)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ class Outcome(NamedTuple):
     law: str  #: the law's name, that of its function without ``check_``
     status: str  #: "passed", "broken" or "skipped"
     detail: str  #: what was broken and the smallest input found, or what was missing
+    error: BaseException | None = None  #: what the transform itself raised, if it did
 
 
 class Report(NamedTuple):
@@ -57,7 +60,7 @@ class Trial:
     params: Any = None
     factory: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] | None = None
-    static_args: Iterable[str] = ()
+    static_args: str | Iterable[str] = ()
     extra_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rtol: float = 1e-4
     max_examples: int = 10
@@ -67,6 +70,10 @@ class Trial:
             raise TypeError(f"tx needs init and update; {self.tx!r} has not both")
         if self.kwargs is not None and self.factory is None:
             raise ValueError("kwargs is given without factory, which would take them")
+        if self.max_examples < 1:
+            raise ValueError(f"max_examples is {self.max_examples}; it must be >= 1")
+        if not 0 <= self.rtol < math.inf:
+            raise ValueError(f"rtol is {self.rtol}; it must be in [0, inf)")
         params = _inputs.default_params() if self.params is None else self.params
         _inputs.check_floating(params)
         # With an explicit dtype, for a Python number's type is weak.
@@ -80,9 +87,17 @@ class Trial:
 
     @functools.cached_property
     def tolerance(self) -> _compare.Tolerance:
-        """An update that is a difference of parameters has their rounding errors."""
+        """An update that is a difference of parameters has their rounding errors.
+
+        A state in a narrow dtype has its own, whatever the parameters' dtype.
+        """
+        stored = filter(_compare.is_float, jax.tree.leaves(self.tx.init(self.wide)))
+        narrowest = max(
+            (float(jnp.finfo(jnp.result_type(x)).eps) for x in stored), default=0.0
+        )
+        narrow = narrowest > jnp.finfo(jnp.float32).eps
         return _compare.Tolerance(
-            self.rtol,
+            max(self.rtol, 2 * narrowest) if narrow else self.rtol,
             max(
                 2
                 * float(jnp.finfo(x.dtype).eps)
@@ -119,13 +134,15 @@ class Trial:
         *,
         at_least: int = 1,
         values: tuple[float, ...] = _inputs.ORDINARY,
+        change: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
         """Calls ``holds`` with gradients; breaks with the smallest that it refuses."""
-        found: list[tuple[Any, list[Any], Exception]] = []
+        found: list[tuple[Any, list[Any], Exception, Any]] = []
         tries_left = _SHRINKING
 
         @hypothesis.settings(
             max_examples=self.max_examples,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
             derandomize=True,
             database=None,
             deadline=None,
@@ -138,13 +155,14 @@ class Trial:
         def attempt(drawn):
             nonlocal tries_left
             tries_left -= bool(found)
-            grads = _inputs.gradients(params, drawn, at_most, values)
+            grads = change(_inputs.gradients(params, drawn, at_most, values))
             try:
                 holds(grads)
             except Exception as error:
                 used = drawn.used(at_most)
                 size = (sum(map(bool, used)), drawn.steps, sum(used))
-                found.append((size, grads, error))
+                # Before hypothesis adds its own frames to the traceback.
+                found.append((size, grads, error, error.__traceback__))
                 if size == (0, at_least, 0):
                     raise _EnoughError from error
                 raise
@@ -157,9 +175,10 @@ class Trial:
         except (Exception, _EnoughError):
             if not found:  # hypothesis itself failed
                 raise
-            _, grads, error = min(found, key=lambda entry: entry[0])
+            _, grads, error, traceback = min(found, key=lambda entry: entry[0])
             inputs = f"smallest input found: {_inputs.describe(grads)}"
-            raise Broken(f"{_what(error)}\n  {inputs}") from error
+            cause = error.with_traceback(traceback)
+            raise Broken(f"{explain(error)}\n  {inputs}") from cause
 
 
 class _EnoughError(BaseException):
@@ -190,13 +209,21 @@ def close_updates(
     _compare.close([u for u, _ in got], [u for u, _ in want], tolerance, what)
 
 
-def _what(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The first paragraph of an error; JAX explains itself at length after it."""
     if isinstance(error, Broken):
         return str(error)
     text = " ".join(str(error).strip().split("\n\n")[0].split())
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # another one in every run
     text = text if len(text) <= 300 else text[:300] + " ..."
-    return f"raised {type(error).__name__}: {text}"
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "")
+
+
+def _raised(error: BaseException | None) -> BaseException | None:
+    """What the transform raised, if that is what broke the law."""
+    while isinstance(error, Broken):
+        error = error.__cause__
+    return error
 
 
 def judge(name: str, body: Callable[[Trial], None], trial: Trial) -> Outcome:
@@ -206,16 +233,17 @@ def judge(name: str, body: Callable[[Trial], None], trial: Trial) -> Outcome:
     except Skipped as why:
         return Outcome(name, SKIPPED, str(why))
     except Exception as error:
-        return Outcome(name, BROKEN, _what(error))
+        return Outcome(name, BROKEN, explain(error), _raised(error))
     return Outcome(name, PASSED, "")
 
 
 def raise_if_broken(report: Report) -> None:
-    """One AssertionError that names every broken law."""
+    """One AssertionError that names every broken law, from the first error raised."""
     broken = report.with_status(BROKEN)
     if broken:
         blocks = [f"law {o.law!r} is broken: {o.detail}" for o in broken]
-        raise AssertionError("\n".join(blocks))
+        cause = next((o.error for o in broken if o.error is not None), None)
+        raise AssertionError("\n".join(blocks)) from cause
 
 
 BODIES: dict[str, Callable[[Trial], None]] = {}  # filled by `law`
@@ -232,7 +260,7 @@ def law(body: Callable[[Trial], None]) -> Callable[..., Outcome]:
         *,
         factory: Callable[..., Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        static_args: Iterable[str] = (),
+        static_args: str | Iterable[str] = (),
         extra_args: Mapping[str, Any] | None = None,
         rtol: float = 1e-4,
         max_examples: int = 10,

@@ -3,8 +3,8 @@
 Command: python -m experiments.compare \
     --config=experiments/configs/resnet50_imagenet_32k.py \
     --workdir=runs/resnet50_32k --config.data.path=<folder or tar of ImageNet>
-Hardware: 32 GPUs or TPU cores with 16 GB or more each (an estimate); fewer with a larger
-    config.accumulate.
+Hardware: 32 GPUs or TPU cores with 16 GB or more each (an estimate); fewer with a
+    larger config.accumulate.
 Expected: not measured yet; published: about 76% with LAMB or LARS. Every learning rate
     is a start for a sweep.
 """

@@ -43,8 +43,8 @@ def _check(config: Config) -> None:
         for mean, std in zip(data.mean, data.std, strict=False)
     ):
         raise UserError(
-            f"config.data.mean={data.mean}, config.data.std={data.std}: must be equally "
-            "many finite numbers, the latter above 0"
+            f"config.data.mean={data.mean}, config.data.std={data.std}: must be "
+            "equally many finite numbers, the latter above 0"
         )
     if not 0 <= config.label_smoothing < 1:
         raise UserError(

@@ -143,5 +143,5 @@ def apply_variant(config: Config, variant: str) -> Config:
         if config.data.augment != "none":
             config.data.augment = "shift"
         if config.model.name == "resnet":
-            config.model.update(width=8, stages=(1,) * len(config.model.stages))
+            config.model.update(width=4, stages=(1, 1))
     return config

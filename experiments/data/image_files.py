@@ -176,7 +176,8 @@ def _open(path: Path) -> tuple[tarfile.TarFile, bool]:
 def _images(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The images among the members, with their paths."""
     while (member := archive.next()) is not None:
-        archive.members.clear()  # a kilobyte for every file so far
+        # It keeps a kilobyte for every file so far.
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         name = str(PurePosixPath(member.name))
         if not _is_image(name) or member.isdir():
             continue

@@ -7,7 +7,7 @@ bytes go to the device.
 import io
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -27,6 +27,7 @@ CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIALS = 10
 
+Row = dict[str, Any]
 View = Callable[[int], np.ndarray]
 RandomView = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -224,7 +225,7 @@ def train_batches(
     image once, in an order of its own.
     """
 
-    def row(index: np.integer, rng: np.random.Generator) -> Batch:
+    def row(index: np.integer, rng: np.random.Generator) -> Row:
         return _row(split.random_view(int(index), rng), split.labels[index])
 
     rows = np.arange(len(split.labels))
@@ -242,7 +243,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     """Every image once; the last batch is filled up with rows of weight 0."""
     count = len(split.labels)
 
-    def row(index: int) -> Batch:
+    def row(index: int) -> Row:
         pixels = split.view(min(index, count - 1))
         return _row(pixels, split.labels[min(index, count - 1)], index < count)
 
@@ -250,7 +251,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     return stream.batches(grain.MapDataset.range(padded).map(row), batch_size, 0)
 
 
-def _row(pixels: np.ndarray, label: np.integer, weight: float = 1) -> Batch:
+def _row(pixels: np.ndarray, label: np.integer, weight: float = 1) -> Row:
     return {"images": pixels, "labels": label, "weights": np.float32(weight)}
 
 

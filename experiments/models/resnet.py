@@ -8,6 +8,7 @@ starts at 0, so that the block starts as the identity.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,8 @@ class ResNet(nnx.Module):
         """
         x = nnx.relu(self.stem(images.astype(self.dtype), train=train))
         if self.pools:
-            x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            edges: Any = ((1, 1), (1, 1))  # declared as a name alone
+            x = nnx.max_pool(x, (3, 3), (2, 2), padding=edges)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))

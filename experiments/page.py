@@ -18,9 +18,9 @@ def title(found: Sequence[Run]) -> str:
     config = found[0].config
     name, model = config["report"]["model"], config["model"]
     plural = "" if len(found) == 1 else "s"
+    layers = f" with {model['num_layers']} layers" if "num_layers" in model else ""
     return (
-        f"{name} with {model['num_layers']} layers of width {model['width']} "
-        f"under {len(found)} optimizer{plural}"
+        f"{name}{layers} of width {model['width']} under {len(found)} optimizer{plural}"
     )
 
 

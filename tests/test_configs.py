@@ -14,10 +14,10 @@ from experiments import optimizers, plan, steps, tasks, train
 from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
-from experiments.tasks import digits, mlm, squad
+from experiments.tasks import images, mlm, squad
 
 FOLDER = Path(experiments.configs.__file__).parent
-SHARED = {"__init__", "defaults", "mlm_defaults", "variants"}
+SHARED = {"__init__", "defaults", "image_defaults", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 
@@ -27,7 +27,9 @@ def module(name):
 
 def test_every_config_is_here():
     berts = {"bert_tiny", "bert_base6", "bert_base", "bert_large"}
-    assert {"digits_zoo", "squad"} | berts == set(NAMES)
+    imagenet = {"resnet50_imagenet", "resnet50_imagenet_32k", "resnet101_imagenet"}
+    resnets = {"resnet_digits", "resnet18_cifar"} | imagenet
+    assert {"digits_zoo", "squad"} | berts | resnets == set(NAMES)
 
 
 def test_the_zoo_has_every_optimizer():
@@ -78,16 +80,15 @@ def mlm_shapes(config):
     return mlm.model_functions(model_config), batch
 
 
-def digits_shapes(config):
-    rows = stream.microbatch_size(config)
+def images_shapes(config):
+    rows, size = stream.microbatch_size(config), config.data.image_size
+    channels, num_classes = len(config.data.mean), 1000 if size == 224 else 10
     batch = {
-        "images": jax.ShapeDtypeStruct(
-            (stream.microbatch_size(config), 64), np.float32
-        ),
+        "images": jax.ShapeDtypeStruct((rows, size, size, channels), np.uint8),
         "labels": jax.ShapeDtypeStruct((rows,), np.int32),
         "weights": jax.ShapeDtypeStruct((rows,), np.float32),
     }
-    return digits.model_functions(config.model), batch
+    return images.model_functions(config, num_classes, channels, 255), batch
 
 
 def squad_shapes(config):
@@ -108,7 +109,7 @@ def squad_shapes(config):
 
 
 DATA = ("train_batches", "eval_batches", "baselines", "description", "save_assets")
-SHAPES = {"mlm": mlm_shapes, "digits": digits_shapes, "squad": squad_shapes}
+SHAPES = {"mlm": mlm_shapes, "images": images_shapes, "squad": squad_shapes}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,11 +125,12 @@ def test_full_size_step_keeps_its_shapes(name):
         chosen: optimizers.build(optimizers.settings(optimizers.select(config, chosen)))
         for chosen in config.compare.optimizers
     }
+    some = representatives(params)
     for optimizer in built.values():
-        opt_state = jax.eval_shape(optimizer.init, params)
+        opt_state = jax.eval_shape(optimizer.init, some)
         update = functools.partial(optimizer.update, grad_fn=lambda point: point)
-        after = jax.eval_shape(update, params, opt_state, params)
-        assert described(after) == described((params, opt_state))
+        after = jax.eval_shape(update, some, opt_state, some)
+        assert described(after) == described((some, opt_state))
     optimizer = built[config.optimizer.name]
     factor = plan.make(config).factor
     step = steps.make_train_step(task, optimizer, factor, jax.random.key(0))
@@ -141,6 +143,14 @@ def test_full_size_step_keeps_its_shapes(name):
     )
     after = jax.eval_shape(step, state, window, batch, jnp.float32(0))
     assert described(after) == described((state, window))
+
+
+def representatives(params):
+    """The first leaf of each shape and name; a ResNet-101 has 314."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.setdefault((path[-1].key, leaf.shape), (path, leaf))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found.values()}
 
 
 def described(tree):

@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import re
+import types
 
 import matplotlib.image
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.text import Annotation, Text
 
 from experiments import figures, report, runs
 from experiments.errors import UserError
+from experiments.page import title
 
 BASELINES = {"token frequencies": 5.671234567890123}
 DATA = {
@@ -453,3 +455,12 @@ def test_runs_that_differ_in_more_than_the_optimizer(tmp_path):
     write_run(tmp_path, "acclip", records_of(4.3), {**config_of("acclip"), "seed": 1})
     with pytest.raises(UserError, match=r"config\.seed was 0, now 1"):
         report.write_report(tmp_path, [*names, "acclip"])
+
+
+def test_title_has_the_layers_of_models_that_count_them():
+    config = config_of("acclip")
+    run = types.SimpleNamespace(config=config)
+    assert title([run, run]) == "BERT with 2 layers of width 64 under 2 optimizers"
+    config["model"] = {"name": "resnet", "stages": [2, 2], "width": 16}
+    config["report"] = {**config["report"], "model": "ResNet-18"}
+    assert title([run]) == "ResNet-18 of width 16 under 1 optimizer"

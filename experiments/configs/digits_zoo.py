@@ -6,7 +6,9 @@ Hardware: 2 CPU cores, all optimizers in less than 2 minutes.
 Expected: every optimizer beyond 90% accuracy; figures in experiments/README.md.
 """
 
-from experiments.configs import defaults, variants
+from ml_collections import ConfigDict
+
+from experiments.configs import image_defaults
 from experiments.types import Config
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
@@ -42,48 +44,31 @@ TRANSFORMS = {
     "acclip_literal": "acclip",
     "iterate_average": "weighted_iterate_average",
 }
-RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 4) for digit in (1, 3))
-
-
-def neighbours(rate: float) -> tuple[float, ...]:
-    """Five learning rates around ``rate``, a factor of about 3 apart."""
-    index = RATES.index(rate)
-    return RATES[index - 2 : index + 3]
 
 
 def get_config(variant: str = "full") -> Config:
     """Returns the config; ``smoke`` runs 2 steps."""
-    variants.check(variant)
-    config = defaults.run_config()
-    config.task = "digits"
+    config = image_defaults.image_config()
     config.steps = 300
     config.batch_size = 64
     config.log_every = 10
     config.eval_every = 20
-    config.report = {
-        "model": "Perceptron",
-        "loss_unit": "nats per image",
-        "loss_scale": "log",
-        "accuracy_name": "accuracy",
-    }
-    config.data = {"split_seed": 0, "sha256": ""}
-    config.model = {"num_layers": 2, "width": 64}
-    config.optimizer = {"name": "acclip"}
-    config.optimizers = {
-        name: {
-            "transform": TRANSFORMS.get(name, name),
-            "learning_rate": rate,
-            "kwargs": kwargs,
+    config.report.model = "Perceptron"
+    config.model = ConfigDict({"name": "perceptron", "num_layers": 2, "width": 64})
+    config.optimizer = ConfigDict({"name": "acclip"})
+    config.optimizers = ConfigDict(
+        {
+            name: {
+                "transform": TRANSFORMS.get(name, name),
+                "learning_rate": rate,
+                "kwargs": kwargs,
+            }
+            for name, (rate, kwargs) in OPTIMIZERS.items()
         }
-        for name, (rate, kwargs) in OPTIMIZERS.items()
+    )
+    config.compare = ConfigDict({"optimizers": tuple(OPTIMIZERS)})
+    grids = {
+        name: image_defaults.neighbours(rate) for name, (rate, _) in OPTIMIZERS.items()
     }
-    config.compare = {"optimizers": tuple(OPTIMIZERS)}
-    config.sweep = {
-        "learning_rates": {
-            name: neighbours(rate) for name, (rate, _) in OPTIMIZERS.items()
-        }
-    }
-    if variant == "smoke":
-        config.steps = 2
-        config.log_every = config.eval_every = 1
-    return config
+    config.sweep = ConfigDict({"learning_rates": grids})
+    return image_defaults.apply_variant(config, variant)

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 from experiments.errors import UserError
-from experiments.tasks import digits, mlm, squad
+from experiments.tasks import images, mlm, squad
 from experiments.tasks.base import Batch, PyTree, Source, Task
 from experiments.types import Config
 
 __all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load"]
 
 TASKS: dict[str, Callable[[Config], Source]] = {
-    "digits": digits.load,
+    "images": images.load,
     "mlm": mlm.load,
     "squad": squad.load,
 }

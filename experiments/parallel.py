@@ -155,6 +155,14 @@ class Layout:
             return jax.block_until_ready(results)
         return results
 
+    def _pmap_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled at its first call: of several processes none can before."""
+        mapped = self._pmap(step, donate_argnums=(0, 1))
+        count = len(self.local_devices)
+        return lambda state, window, batch, rate: mapped(
+            state, window, batch, np.full(count, rate, np.float32)
+        )
+
     def compile_step(
         self, step: Callable[..., Any], state: PyTree, window: PyTree, batch: PyTree
     ) -> Callable[..., Any]:
@@ -167,13 +175,7 @@ class Layout:
           batch: what `place` returns.
         """
         if self.mode == "pmap":
-            mapped = self._pmap(step, in_axes=(0, 0, 0, None), donate_argnums=(0, 1))
-            count = len(self.local_devices)
-            state, window = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype),
-                (state, window),
-            )
-            return mapped.lower(state, window, batch, jnp.float32(0)).compile()
+            return self._pmap_step(step)
         if self.mode == "shard_map":
             specs = (P(), P(), P(None, DATA), P())
             # The step sums over the devices itself.

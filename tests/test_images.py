@@ -338,6 +338,9 @@ def test_images_in_memory_and_on_disk_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGEST_DECODED", 0)
     lazy = load(path, augment="shift", flip=True)
     assert (held.in_memory, lazy.in_memory) == (True, False)
+    found = image_files.find(path)
+    assert held.sha256 == found.sha256(with_bytes=True)
+    assert lazy.sha256 == found.sha256(with_bytes=False)
     batches = [next(images.train_batches(d.train, 12, 0, 5)) for d in (held, lazy)]
     assert_equal_batches(*batches)
     batches = [next(images.eval_batches(d.validation, 6)) for d in (held, lazy)]

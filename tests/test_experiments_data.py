@@ -227,16 +227,16 @@ def assert_equal_batches(first, second):
 def test_batch_depends_on_seed_and_step_alone():
     rows = make_rows(20)
     pipelines = [text.train_pipeline(rows, 8, seed, 100) for seed in (0, 0, 1)]
-    from_start = stream.iterate(pipelines[0], 0)
+    from_start = stream.whole(pipelines[0], 0)
     batches = [next(from_start) for _ in range(7)]
-    assert_equal_batches(batches[6], next(stream.iterate(pipelines[1], 6)))
-    other = next(stream.iterate(pipelines[2], 6))
+    assert_equal_batches(batches[6], next(stream.whole(pipelines[1], 6)))
+    other = next(stream.whole(pipelines[2], 6))
     assert not np.array_equal(batches[6]["tokens"], other["tokens"])
 
 
 def test_each_epoch_has_every_row_once_in_a_new_order():
     rows = make_rows(20)
-    batches = stream.iterate(text.train_pipeline(rows, 10, 0, 100), 0)
+    batches = stream.whole(text.train_pipeline(rows, 10, 0, 100), 0)
     restored = []
     for _ in range(4):
         batch = next(batches)
@@ -249,7 +249,7 @@ def test_each_epoch_has_every_row_once_in_a_new_order():
 
 def test_masks_change_from_epoch_to_epoch():
     rows = text.windows([np.arange(5, 45, dtype=np.int32)], 42)
-    batches = stream.iterate(text.train_pipeline(rows, 1, 0, 100), 0)
+    batches = stream.whole(text.train_pipeline(rows, 1, 0, 100), 0)
     positions = {tuple(sorted(next(batches)["positions"][0])) for _ in range(5)}
     assert len(positions) == 5
 

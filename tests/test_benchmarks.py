@@ -11,11 +11,13 @@ import pytest
 
 import optax_heavytail as oht
 from experiments.benchmarks import (
+    accumulate,
     common,
     contestants,
     leaves,
     memory,
     step,
+    throughput,
     trees,
     two_loop,
 )
@@ -321,6 +323,47 @@ def test_memory_rows_are_bytes_per_parameter():
     expected = ["a", "float32", "8.00", "0.50", "16.50", "40.00"]
     assert memory.row(record) == [*expected, "-"]
     assert memory.row(record | {"device_peak": 2000}) == [*expected, "20.00"]
+
+
+# Whole training steps
+
+
+def test_a_batch_takes_the_memory_of_a_microbatch_and_a_gradient(tmp_path, monkeypatch):
+    monkeypatch.setattr(accumulate, "in_own_process", accumulate.measure)
+    flags = ("--batch=512", "--microbatches=1,8")
+    page, (once, cut) = run(accumulate.main, tmp_path, *flags)
+    assert [cell[:2] for cell in cells(page)] == [["1", "512"], ["8", "64"]]
+    # The loop over microbatches adds its counter and their keys.
+    assert cut["temporary"] < 1.05 * cut["alone_and_gradient"]
+    assert cut["temporary"] < once["temporary"] / 4
+    assert once["difference"] == 0
+    assert 0 < cut["difference"] < 1e-5
+    assert once["loss"] == pytest.approx(cut["loss"], rel=0.1)  # other statistics
+
+
+def test_throughput_has_every_optimizer_and_its_share(tmp_path):
+    flags = ("--configs=bert_tiny", "--rows=2", "--repeats=2", "--dtype=float32")
+    page, records = run(throughput.main, tmp_path, *flags)
+    names = [record["optimizer"] for record in records]
+    assert names[0] == throughput.GRADIENT
+    assert set(names[1:]) == {"acclip", "acclip_literal", "adamw", "momentum", "gclip"}
+    assert all(len(record["seconds"]) == 2 for record in records)
+    assert [cell[1] for cell in cells(page)] == names
+
+
+def test_the_share_of_an_optimizer_is_what_the_gradient_leaves():
+    record = {
+        "model": "m",
+        "dtype": "float32",
+        "rows": 10,
+        "optimizer": "adamw",
+        "seconds": [0.2, 0.4, 0.4],
+        "gradient_seconds": [0.1, 0.3, 0.3],
+    }
+    _, _, time, rate, share = throughput.row(record)
+    assert time.startswith("400")
+    assert rate == "25"
+    assert share == "0.25 [0.25, 0.375]"
 
 
 # Two loops

@@ -25,7 +25,7 @@ function              corrupted that it survives    memory beside the n gradient
                       has a bounded part; no NaN
 `trimmed_mean`        ``trim`` of n                 M
 `coordinate_median`   fewer than half               M
-`geometric_median`    less than half the weight     3 M
+`geometric_median`    fewer than half               3 M
 `median_of_means`     in fewer than half the groups (3 + groups) M
 ====================  ============================  ============================
 

@@ -10,6 +10,10 @@ import numpy as np
 from optax_heavytail import _base, _tree
 from optax_heavytail.aggregation import _rows
 
+# Of the typical distance. A step next to a microbatch is as short as the distance from
+# it: rounding alone, if not taken for 0, would keep the iteration there.
+_CLOSE = 1e-3
+
 
 def coordinate_median(grads: Any) -> Any:
     r"""The median of each coordinate over the microbatches.
@@ -103,7 +107,8 @@ def geometric_median(
     :math:`T(y)` is shortened by the factor :math:`\max(0, 1 - \eta / r)`, with the
     weight :math:`\eta` of that microbatch and the norm :math:`r` of the sum of the
     others' pulls :math:`w_i (g_i - y) / \lVert g_i - y \rVert`, as Vardi and Zhang do:
-    it neither divides by 0 nor stays on the wrong microbatch.
+    it neither divides by 0 nor stays on the wrong microbatch. Closer than a thousandth
+    of the median distance counts as equal, which is also how exact the result can be.
 
     Args:
       grads: a tree of floating-point arrays with a leading axis of n microbatches.
@@ -111,10 +116,11 @@ def geometric_median(
       weights: :math:`w`, as for `mean`.
 
     Returns:
-      The median, at a bounded distance of the good microbatches as long as these have
-      more than half the weight. A microbatch with an inf or NaN entry is left out; the
-      result is NaN if those have half the weight or more. Huge and tiny distances are
-      right. With n=1 or 2 and equal weights this is the mean.
+      The median, at a bounded distance of the good microbatches as long as these are
+      more than half of all and have more than half the weight. A microbatch with an inf
+      or NaN entry is left out; the result is NaN if those have half the weight or more.
+      Huge and tiny distances are right. With n=1 or 2 and equal weights this is the
+      mean.
 
     Raises:
       ValueError: as `mean`, or ``num_iterations`` is out of range.
@@ -242,7 +248,9 @@ def _start(grads: Any, kept: jax.Array) -> Any:
 def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
     """Weiszfeld's step as Vardi and Zhang have it."""
     distance = _tree.row_norms(grads, y).value
-    apart = (distance > 0) & (weights > 0)
+    typical = jnp.nanmedian(jnp.where(weights > 0, distance, jnp.nan))
+    close = distance <= _CLOSE * typical
+    apart = ~close & (weights > 0)
     nearest = jnp.min(jnp.where(apart, distance, jnp.inf))
     # Ratios to the nearest: the inverse of a distance may be no number.
     pulls = jnp.where(apart, weights * (nearest / jnp.where(apart, distance, 1)), 0)
@@ -250,7 +258,7 @@ def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
     target = _rows.looped_sum(grads, _tree.safe_divide(pulls, total))
     gap = _tree.global_norm(jax.tree.map(jnp.subtract, target, y)).value
     force = total * (gap / nearest)
-    held = jnp.sum(jnp.where(distance == 0, weights, 0))
+    held = jnp.sum(jnp.where(close, weights, 0))
     moved = force > held
     share = jnp.where(moved, 1 - held / jnp.where(moved, force, 1), 0)
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, y, target)

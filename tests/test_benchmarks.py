@@ -330,23 +330,28 @@ def test_memory_rows_are_bytes_per_parameter():
 
 def test_a_batch_takes_the_memory_of_a_microbatch_and_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(accumulate, "in_own_process", accumulate.measure)
-    flags = ("--batch=512", "--microbatches=1,8")
-    page, (once, cut) = run(accumulate.main, tmp_path, *flags)
-    assert [cell[:2] for cell in cells(page)] == [["1", "512"], ["8", "64"]]
+    flags = ("--batch=512", "--microbatches=8")
+    page, (record,) = run(accumulate.main, tmp_path, *flags)
+    assert [cell[:2] for cell in cells(page)] == [["8", "64"]]
     # The loop over microbatches adds its counter and their keys.
-    assert cut["temporary"] < 1.05 * cut["alone_and_gradient"]
-    assert cut["temporary"] < once["temporary"] / 4
-    assert once["difference"] == 0
-    assert 0 < cut["difference"] < 1e-5
-    assert once["loss"] == pytest.approx(cut["loss"], rel=0.1)  # other statistics
+    assert record["temporary"] < 1.05 * record["alone_and_gradient"]
+    assert 0 < record["difference"] < 1e-5
+    assert 1 < record["loss"] < 5  # of ten classes, untrained: about 2.3
 
 
-def test_throughput_has_every_optimizer_and_its_share(tmp_path):
+def test_throughput_has_every_optimizer_and_its_share(tmp_path, monkeypatch):
+    build = throughput.build
+
+    def fewer(*args):
+        config, *rest = build(*args)
+        config.compare.optimizers = ("adamw", "gclip")
+        return config, *rest
+
+    monkeypatch.setattr(throughput, "build", fewer)
     flags = ("--configs=bert_tiny", "--rows=2", "--repeats=2", "--dtype=float32")
     page, records = run(throughput.main, tmp_path, *flags)
     names = [record["optimizer"] for record in records]
-    assert names[0] == throughput.GRADIENT
-    assert set(names[1:]) == {"acclip", "acclip_literal", "adamw", "momentum", "gclip"}
+    assert names == [throughput.GRADIENT, "adamw", "gclip"]
     assert all(len(record["seconds"]) == 2 for record in records)
     assert [cell[1] for cell in cells(page)] == names
 

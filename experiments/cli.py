@@ -18,6 +18,11 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for everything a run writes.", required=True
 )
+RESUME_WITH_CHANGES = flags.DEFINE_bool(
+    "resume_with_changes",
+    False,
+    "Go on from the checkpoints of a run whose config had other values.",
+)
 flags.mark_flag_as_required("config")
 # The libraries' INFO lines would bury the progress; --verbosity=0 shows them.
 flags.FLAGS.verbosity = logging.WARNING

@@ -16,6 +16,9 @@ def run_config() -> Config:
     # The batch grows up to so many rows, where the learning rate would fall; 0: never.
     config.max_batch_size = 0
 
+    # Saved every so many steps; kept: so many of the last ones, and the best.
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+
     config.num_devices = 0  # all there are
     config.parallel = "jit"  # or "shard_map" or "pmap"
     config.fsdp = 1  # devices that share each sharded parameter

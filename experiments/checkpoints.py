@@ -8,13 +8,16 @@ saved.
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -22,7 +25,7 @@ from jax.experimental import multihost_utils
 
 import optax_heavytail as oht
 from experiments import distributed, fingerprints, folders
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.program import Program
 from experiments.steps import TrainState, Window
 from experiments.types import Config
@@ -82,7 +85,7 @@ class Keeper:
         self._shapes = _shapes(built)
         self._layout = built.layout
         self._kept = Kept(config.checkpoint.keep)
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: ocp.CheckpointManager
         self._saving: int | None = None
 
     def resume(self, with_changes: bool) -> Resumed | None:
@@ -116,7 +119,7 @@ class Keeper:
                 lightweight_initialize=True,
             ),
         )
-        with contextlib.closing(self._manager):
+        with _quiet(), contextlib.closing(self._manager):
             yield
 
     def save(self, state: TrainState, window: Window, progress: Progress) -> None:
@@ -177,10 +180,9 @@ class Keeper:
 
     def _failed(self, error: Exception) -> UserError:
         step, self._saving = self._saving, None
-        reason = " ".join(str(error).split())
         return UserError(
             f"{self._folder}: the checkpoint of step {step} cannot be written "
-            f"({reason:.300}); those before it are whole, and the same command goes on "
+            f"({one_line(error)}); those before it are whole, and the same command goes on "
             "from them when there is room"
         )
 
@@ -211,12 +213,11 @@ class Keeper:
     def _about(self, step: int) -> dict[str, Any]:
         """The JSON object of a checkpoint, or what is wrong with it."""
         try:
-            about = ocp.JsonCheckpointHandler().restore(
-                self._folder / str(step) / ABOUT
-            )
+            directory: Any = self._folder / str(step) / ABOUT
+            about = dict(ocp.JsonCheckpointHandler().restore(directory))
             found = about.pop("sha256")
         except Exception as error:  # whatever a damaged file leads to
-            return {"damage": _reason(error)}
+            return {"damage": one_line(error)}
         if found != _sha256(about):
             return {"damage": f"{ABOUT} is not what was saved"}
         return about
@@ -259,19 +260,21 @@ class Keeper:
                 f"state than this run has: {'; '.join(lines)}"
             )
 
-    def _arrays(self, where: Path) -> fingerprints.Arrays:
+    def _arrays(self, where: Any) -> fingerprints.Arrays:
         """The arrays as they are on the disk, where the layout wants them."""
         arrays, damage = {}, ""
+        # Not through the manager: its barriers would wait for a process that fails.
+        handler, directory = ocp.StandardCheckpointHandler(), where / ARRAYS
         try:
-            # Not through the manager: its barriers would wait for a process that fails.
-            arrays = ocp.StandardCheckpointHandler().restore(
-                where / ARRAYS,
-                args=ocp.args.StandardRestore(_by_path(self._shapes)),
-            )
+            with _quiet():
+                arrays = handler.restore(
+                    directory,
+                    args=ocp.args.StandardRestore(_by_path(self._shapes)),
+                )
         except jax.errors.JaxRuntimeError:  # of the devices, not of the files
             raise
         except Exception as error:  # whatever a damaged file leads to
-            damage = _reason(error)
+            damage = one_line(error)
         if jax.process_count() > 1:
             failed = multihost_utils.process_allgather(np.bool_(damage))
             if failed.any():
@@ -279,6 +282,40 @@ class Keeper:
         if damage:
             raise DamagedError(damage)
         return {name: arrays[name] for name in _by_path(self._shapes)}
+
+
+@contextlib.contextmanager
+def one_line_failures(where: Path) -> Iterator[None]:
+    """Makes one line of what Orbax fails of, and its threads' tracebacks.
+
+    Raises:
+      UserError: something within failed.
+    """
+    try:
+        with _quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the storage raises
+        raise UserError(f"{where}: cannot be written ({one_line(error)})") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    def keep(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and record.levelno >= logging.ERROR)
+
+    loggers = (absl.logging.get_absl_logger(), logging.getLogger("asyncio"))
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    except BaseException:
+        gc.collect()  # what else has failed says so when it is freed
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def _shapes(built: Program) -> tuple[TrainState, Window]:
@@ -306,7 +343,3 @@ def _described(arrays: dict[str, Any]) -> dict[str, str]:
 
 def _sha256(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

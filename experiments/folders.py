@@ -4,12 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from experiments import distributed, runs
 from experiments.errors import UserError
@@ -116,7 +113,7 @@ def write_config(workdir: Path, config: Config) -> None:
     try:
         write_atomically(workdir / CONFIG_FILE, plain_text(config))
     except OSError as error:
-        raise _not_writable(workdir, error) from None
+        raise not_writable(workdir, error) from None
 
 
 def start(workdir: Path, config: Config, step: int | None) -> None:
@@ -137,7 +134,7 @@ def start(workdir: Path, config: Config, step: int | None) -> None:
         else:
             _cut_back(workdir / METRICS_FILE, step)
     except OSError as error:
-        raise _not_writable(workdir, error) from None
+        raise not_writable(workdir, error) from None
 
 
 def _cut_back(metrics: Path, step: int) -> None:
@@ -162,10 +159,11 @@ def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_writable(folder, error) from None
+        raise not_writable(folder, error) from None
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
+def not_writable(folder: Path, error: OSError) -> UserError:
+    """The error that says so."""
     return UserError(f"{folder}: {error.strerror}; a writable folder is needed")
 
 
@@ -221,46 +219,3 @@ def _set_aside(workdir: Path) -> None:
     ):
         for path in workdir.glob(pattern):
             path.rename(folder / path.name)
-
-
-class Recorder:
-    """Makes records of a run; the main process alone writes them down."""
-
-    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
-        """Returns one record."""
-        return {"kind": kind, "step": step, "time": time.time(), **values}
-
-
-class Writer(Recorder):
-    """Appends records to ``metrics.jsonl`` and TensorBoard events."""
-
-    def __init__(self, workdir: Path, step: int):
-        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
-        # TensorBoard drops what a killed run recorded of the steps that come again.
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._events.close()
-
-    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
-        """Writes one record, on the disk before this returns."""
-        record = super().write(kind, step, **values)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-        return record
-
-
-@contextlib.contextmanager
-def recorder(workdir: Path, step: int) -> Iterator[Recorder]:
-    """The recorder of this process, for the steps after ``step``."""
-    if not distributed.is_main():
-        yield Recorder()
-        return
-    with contextlib.closing(Writer(workdir, step)) as writer:
-        yield writer

@@ -10,10 +10,10 @@ import numpy as np
 from experiments import (
     checkpoints,
     distributed,
-    folders,
     optimizers,
     program,
     progress,
+    records,
 )
 from experiments.errors import UserError
 from experiments.program import Program
@@ -58,7 +58,7 @@ class Loop:
         self,
         built: Program,
         config: Config,
-        recorder: folders.Recorder,
+        recorder: records.Recorder,
         bar: progress.RunBar,
         keeper: checkpoints.Keeper,
         resumed: checkpoints.Resumed | None = None,

@@ -21,6 +21,7 @@ from experiments import (
     program,
     progress,
     provenance,
+    records,
     runs,
     tasks,
 )
@@ -112,7 +113,7 @@ def _run(
     distributed.say(describe(built, config))
     label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
     with (
-        folders.recorder(workdir, step or 0) as recorder,
+        records.recorder(workdir, step or 0) as recorder,
         progress.run_bar(label, built.plan.num_steps, distributed.console()) as bar,
         keeper.opened(),
     ):
@@ -124,7 +125,7 @@ def finish(
     built: Program,
     config: Config,
     workdir: Path,
-    recorder: folders.Recorder,
+    recorder: records.Recorder,
     outcome: loop.Outcome,
 ) -> runs.Record:
     """Saves the parameters and writes the final record."""
@@ -155,10 +156,14 @@ def finish(
 
 
 def save_params(folder: Path, params: PyTree) -> None:
-    """Saves arrays with orbax."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Saves arrays with orbax.
+
+    Raises:
+      UserError: not writable.
+    """
+    with checkpoints.one_line_failures(folder), ocp.StandardCheckpointer() as saver:
         # A run that was killed in between has left one.
-        checkpointer.save(folder.absolute(), params, force=True)
+        saver.save(folder.absolute(), params, force=True)
 
 
 def describe(built: Program, config: Config) -> str:

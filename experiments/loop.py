@@ -15,6 +15,7 @@ from experiments import (
     progress,
     records,
 )
+from experiments.checkpoint_files import Progress, Resumed
 from experiments.errors import UserError
 from experiments.program import Program
 from experiments.steps import TrainState, Window
@@ -26,7 +27,7 @@ class Outcome:
     """How the loop ended."""
 
     state: TrainState
-    progress: checkpoints.Progress
+    progress: Progress
     lost_step: int = 0  # the step that ended the run early, or 0
 
 
@@ -61,12 +62,12 @@ class Loop:
         recorder: records.Recorder,
         bar: progress.RunBar,
         keeper: checkpoints.Keeper,
-        resumed: checkpoints.Resumed | None = None,
+        resumed: Resumed | None = None,
     ):
         self._built, self._config, self._layout = built, config, built.layout
         self._recorder, self._bar, self._keeper = recorder, bar, keeper
-        state, window, self._at = resumed or checkpoints.Resumed(
-            built.init_state(), built.new_window(), checkpoints.Progress()
+        state, window, self._at = resumed or Resumed(
+            built.init_state(), built.new_window(), Progress()
         )
         self._state, self._window = map(self._layout.enter, (state, window))
         self._microbatches = built.task.train_batches(self._at.position)

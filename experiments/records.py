@@ -3,16 +3,20 @@
 import contextlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from experiments import distributed, folders, runs
+
+# Type checkers cannot see the classes that protobuf makes.
+_proto: Any = event_pb2
 
 
 class Recorder:
@@ -35,10 +39,16 @@ class Writer(Recorder):
         self._workdir = workdir
         metrics = workdir / folders.METRICS_FILE
         self._file = metrics.open("a", encoding="utf-8")
-        # Without tensorboardX's thread, which a full disk ends unnoticed.
-        self._events = EventsWriter(str(workdir / "events"), f".{step}")
-        start = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(step=step + 1, session_log=start))
+        # Without the thread of tensorboardX, which a full disk ends unnoticed.
+        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{step}"
+        self._events = RecordWriter(str(workdir / name))
+        self._write_event(file_version="brain.Event:2")
+        start = _proto.SessionLog(status=_proto.SessionLog.START)
+        self._write_event(step=step + 1, session_log=start)
+
+    def _write_event(self, **fields: Any) -> None:
+        event = _proto.Event(wall_time=time.time(), **fields)
+        self._events.write(event.SerializeToString())
 
     def close(self) -> None:
         """Closes the files."""
@@ -60,9 +70,8 @@ class Writer(Recorder):
             self._file.flush()
             os.fsync(self._file.fileno())
             for name, value in scalars.items():
-                event = Event(wall_time=record["time"], step=step)
-                event.summary.CopyFrom(summary.scalar(f"{kind}/{name}", value))
-                self._events.write_event(event)
+                scalar = summary.scalar(f"{kind}/{name}", value)
+                self._write_event(step=step, summary=scalar)
             self._events.flush()
         except OSError as error:
             raise folders.not_writable(self._workdir, error) from None

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 import optax_heavytail as oht
 from experiments import (
+    checkpoint_files,
     checkpoints,
     cli,
     distributed,
@@ -107,6 +108,11 @@ def _run(
     keeper = checkpoints.Keeper(built, config, workdir)
     resumed = keeper.resume(with_changes)
     step = resumed.progress.step if resumed else None
+    if resumed and not resumed.progress.can_end_at(built.plan.num_steps):
+        raise UserError(
+            f"config.steps={config.steps}: the run now ends at step "
+            f"{built.plan.num_steps}, and the checkpoint is of step {step}"
+        )
     distributed.by_main(lambda: folders.start(workdir, config, step))
     if distributed.is_main():
         built.task.save_assets(workdir)
@@ -161,7 +167,10 @@ def save_params(folder: Path, params: PyTree) -> None:
     Raises:
       UserError: not writable.
     """
-    with checkpoints.one_line_failures(folder), ocp.StandardCheckpointer() as saver:
+    with (
+        checkpoint_files.one_line_failures(folder),
+        ocp.StandardCheckpointer() as saver,
+    ):
         # A run that was killed in between has left one.
         saver.save(folder.absolute(), params, force=True)
 

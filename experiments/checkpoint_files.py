@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import gc
 import hashlib
+import inspect
 import json
 import logging
 import sys
@@ -163,6 +164,8 @@ def _arrays(where: Path, shapes: dict[str, Any]) -> fingerprints.Arrays:
             raise
         except Exception as error:  # whatever a damaged file leads to
             damage = one_line(error)
+        if damage:
+            gc.collect()  # the other failures speak when they are freed
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.bool_(damage))
         if failed.any():
@@ -219,21 +222,27 @@ def one_line_failures(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the tracebacks of Orbax's threads; what they fail of is raised too."""
+    """Silences what Orbax's threads say of a failure; it is raised too."""
 
     def keep(record: logging.LogRecord) -> bool:
         return not (record.exc_info and record.levelno >= logging.ERROR)
 
+    def report(unraisable: Any) -> None:
+        # They go on to tell an event loop, or a coroutine, that is gone by then.
+        is_theirs = "Event loop is closed" in str(unraisable.exc_value)
+        if not (is_theirs or inspect.iscoroutine(unraisable.object)):
+            hook(unraisable)
+
     loggers = (absl.logging.get_absl_logger(), logging.getLogger("asyncio"))
+    hook, sys.unraisablehook = sys.unraisablehook, report
     for logger in loggers:
         logger.addFilter(keep)
-    hook = sys.unraisablehook
     try:
         yield
+    except BaseException:
+        gc.collect()  # the other failures speak when they are freed
+        raise
     finally:
-        # What else has failed of the same says so when it is freed: now.
-        sys.unraisablehook = lambda unraisable: None
-        gc.collect()
         sys.unraisablehook = hook
         for logger in loggers:
             logger.removeFilter(keep)

@@ -312,6 +312,17 @@ def test_a_bit_that_the_storage_does_not_notice_is_noticed(
     assert "state/params/table not as saved" in capsys.readouterr().err
 
 
+def test_a_number_changed_in_the_description_is_noticed(tmp_path, whole, capsys):
+    other, built = whole
+    shutil.copytree(other / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints/12/about/metadata"
+    path.write_text(path.read_text().replace('"recorded": 12', '"recorded": 13'))
+    config = train.resolve(growing(), toy_task.source())
+    resumed = checkpoints.Keeper(built, config, tmp_path).resume(False)
+    assert resumed.progress.step == 8
+    assert "about is not what was saved" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     tmp_path, whole, capsys
 ):
@@ -406,20 +417,12 @@ def test_a_full_disk_stops_the_run(tmp_path, whole, owner, name, fails, capfd):
 
 
 def test_a_failed_save_is_noticed_before_the_next(tmp_path, whole, monkeypatch):
-    built, config = whole[1], train.resolve(growing(), toy_task.source())
+    built = whole[1]
     monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", full_disk_in_a_thread)
-    keeper = checkpoints.Keeper(built, config, tmp_path)
-
-    def save_and_look():
-        at = checkpoint_files.Progress(step=4)
-        with keeper.opened():
-            keeper.save(built.init_state(), built.new_window(), at)
-            for _ in range(1000):
-                keeper.check()
-                time.sleep(0.01)
-
-    with pytest.raises(UserError, match="step 4 cannot be written"):
-        save_and_look()
+    # Step 4 is saved; the thread that fails of it has a second before step 6 ends.
+    slow = interrupted_at(built, built.plan.position(5), lambda: time.sleep(1))
+    message = cut_short(growing(), tmp_path, slow, 7)
+    assert "the checkpoint of step 4 cannot be written" in message
 
 
 def run_in_a_process(**options):

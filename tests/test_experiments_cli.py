@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,7 @@ def test_compare_reuses_finished_runs(tmp_path, toy, capsys):
     compare.compare(config, tmp_path)
     lines = (tmp_path / "adamw" / "metrics.jsonl").read_bytes()
     (tmp_path / "momentum" / "metrics.jsonl").write_bytes(b"")
+    shutil.rmtree(tmp_path / "momentum" / "checkpoints")
     capsys.readouterr()
     compare.compare(config, tmp_path)
     assert capsys.readouterr().out.count("already complete") == 1

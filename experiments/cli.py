@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import distributed
-from experiments.errors import UserError
+from experiments.errors import NO_ROOM, UserError
 from experiments.types import Config
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -17,6 +17,11 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for everything a run writes.", required=True
+)
+RESUME_WITH_CHANGES = flags.DEFINE_bool(
+    "resume_with_changes",
+    False,
+    "Go on from the checkpoints of a run whose config had other values.",
 )
 flags.mark_flag_as_required("config")
 # The libraries' INFO lines would bury the progress; --verbosity=0 shows them.
@@ -56,6 +61,10 @@ def run(main: Callable[[], None]) -> None:
         app.run(lambda _: _start(main), flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}")
 
 
 def _start(main: Callable[[], None]) -> None:

@@ -11,10 +11,11 @@ from experiments.errors import UserError
 from experiments.types import Config
 
 
-def compare(config: Config, workdir: Path) -> str:
+def compare(config: Config, workdir: Path, with_changes: bool = False) -> str:
     """Runs ``config.compare.optimizers`` into ``workdir/<name>``; returns the table.
 
-    Finished runs are used again. A run that diverges is a result like the others.
+    Finished runs are used again; ``with_changes``, those of another config go on.
+    A run that diverges is a result like the others.
 
     Raises:
       UserError: bad input, or every run diverged.
@@ -27,12 +28,12 @@ def compare(config: Config, workdir: Path) -> str:
         train.check(chosen)
         train.resolve(chosen, source)
     # Refuses the folder of another comparison.
-    distributed.by_main(lambda: folders.finished(workdir, config))
+    distributed.by_main(lambda: folders.finished(workdir, config, with_changes))
     ends = []
     for name, chosen in configs.items():
-        final, _ = train.run(chosen, workdir / name, source, None)
+        final, _ = train.run(chosen, workdir / name, source, None, with_changes)
         ends.append(final["status"])
-    distributed.by_main(lambda: folders.claim(workdir, config))
+    distributed.by_main(lambda: folders.write_config(workdir, config))
     table = distributed.by_main(lambda: report.write_report(workdir, names))
     if "complete" not in ends:
         distributed.say(table)
@@ -42,7 +43,7 @@ def compare(config: Config, workdir: Path) -> str:
 
 def main() -> None:
     """Compares as the flags say."""
-    distributed.say(compare(cli.config(), cli.workdir()))
+    distributed.say(compare(cli.config(), cli.workdir(), cli.RESUME_WITH_CHANGES.value))
 
 
 if __name__ == "__main__":

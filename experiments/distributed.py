@@ -1,8 +1,11 @@
 """Several processes: how they find each other, and what one of them does for all."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -107,6 +110,29 @@ def say(text: str) -> None:
     """Prints a line once."""
     if is_main():
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning once."""
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yields (step) -> whether to stop after it, the same one on every process.
+
+    It is to be called at every step.
+    """
+    if jax.process_count() > 1:  # JAX has a handler of its own, and agrees on a step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def by_main(function: Callable[[], Any]) -> Any:

@@ -4,12 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from experiments import distributed, runs
 from experiments.errors import UserError
@@ -19,6 +16,9 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 PARAMS_FOLDER = "params"
 MODEL_STATE_FOLDER = "model_state"
+CHECKPOINTS_FOLDER = "checkpoints"
+# Fields that leave a run the same in exact arithmetic, and may change when it goes on.
+FREE = ("parallel", "num_devices", "fsdp", "sharding_rules", "checkpoint")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -50,45 +50,104 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
         raise UserError(f"--workdir={workdir}: another process trains there") from None
 
 
-def finished(workdir: Path, config: Config) -> runs.Record | None:
+def finished(
+    workdir: Path, config: Config, with_changes: bool = False
+) -> runs.Record | None:
     """Returns the final record of a finished run of ``config``, if one is there.
 
     Raises:
-      UserError: ``workdir`` is the folder of another config.
+      UserError: ``workdir`` is the folder of another config, and ``with_changes`` does
+        not say that the run is to go on with this one.
     """
     if not (workdir / CONFIG_FILE).exists():
         return None
-    differing = differences(runs.read_config(workdir), json.loads(_json(config)))
-    if differing:
-        raise UserError(
-            f"--workdir={workdir}: holds a run of another config; choose another "
-            f"folder or undo these changes: {'; '.join(differing)}"
-        )
+    found = runs.read_config(workdir)
+    if check_same(f"--workdir={workdir}", found, plain(config), with_changes):
+        return None
     metrics = workdir / METRICS_FILE
     return _final_record(metrics) if metrics.exists() else None
+
+
+def check_same(
+    where: object, old: dict[str, Any], new: dict[str, Any], with_changes: bool
+) -> list[str]:
+    """Returns the fields that change a run, where that is wanted.
+
+    Raises:
+      UserError: it is not wanted.
+    """
+    old, new = ({k: v for k, v in c.items() if k not in FREE} for c in (old, new))
+    differing = differences(old, new)
+    if differing and not with_changes:
+        raise UserError(
+            f"{where}: holds a run of another config; choose another folder, undo "
+            f"these changes, or go on with them by --resume_with_changes: "
+            f"{'; '.join(differing)}"
+        )
+    return differing
 
 
 def claim(workdir: Path, config: Config) -> None:
     """Makes ``workdir`` the folder of ``config``, before anything else is in it.
 
-    What an interrupted run left there is moved to ``interrupted-<n>``.
-
     Raises:
-      UserError: not writable.
+      UserError: not writable, or the folder of something else.
     """
     make(workdir)
-    has_metrics = (workdir / METRICS_FILE).exists()
-    if has_metrics and not (workdir / CONFIG_FILE).exists():
+    if (workdir / CONFIG_FILE).exists():
+        return
+    if (workdir / METRICS_FILE).exists():
         raise UserError(
             f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder of "
             "this program or an empty one"
         )
+    write_config(workdir, config)
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes the config of ``workdir``.
+
+    Raises:
+      UserError: not writable.
+    """
     try:
-        write_atomically(workdir / CONFIG_FILE, _json(config))
-        if has_metrics:
-            _set_aside(workdir)
+        write_atomically(workdir / CONFIG_FILE, plain_text(config))
     except OSError as error:
-        raise _not_writable(workdir, error) from None
+        raise not_writable(workdir, error) from None
+
+
+def start(workdir: Path, config: Config, step: int | None) -> None:
+    """Gets ``workdir`` ready for a run that goes on after ``step``, or starts anew.
+
+    Records of later steps are dropped. Of a run that starts anew, whatever an
+    interrupted one left is moved to ``interrupted-<n>``.
+
+    Raises:
+      UserError: not writable.
+    """
+    write_config(workdir, config)
+    if not (workdir / METRICS_FILE).exists():
+        return
+    try:
+        if step is None:
+            _set_aside(workdir)
+        else:
+            _cut_back(workdir / METRICS_FILE, step)
+    except OSError as error:
+        raise not_writable(workdir, error) from None
+
+
+def _cut_back(metrics: Path, step: int) -> None:
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # what a killed run wrote in part
+            continue
+        if record["step"] <= step and record["kind"] != "final":
+            kept.append(line)
+    write_atomically(metrics, b"".join(kept))
 
 
 def make(folder: Path) -> None:
@@ -100,15 +159,22 @@ def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_writable(folder, error) from None
+        raise not_writable(folder, error) from None
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
+def not_writable(folder: Path, error: OSError) -> UserError:
+    """The error that says so."""
     return UserError(f"{folder}: {error.strerror}; a writable folder is needed")
 
 
-def _json(config: Config) -> str:
+def plain_text(config: Config) -> str:
+    """A config as the content of ``config.json``."""
     return config.to_json(indent=2, sort_keys=True) + "\n"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config as it is read back from ``config.json``."""
+    return json.loads(plain_text(config))
 
 
 def _final_record(metrics: Path) -> runs.Record | None:
@@ -134,11 +200,16 @@ def differences(old: Any, new: Any, name: str = "config") -> list[str]:
     return [] if old == new else [f"{name} was {old}, now {new}"]
 
 
-def _set_aside(workdir: Path) -> None:
+def numbered(workdir: Path, name: str) -> Path:
+    """The first of ``<name>-1``, ``<name>-2``, ... that is not there."""
     number = 1
-    while (workdir / f"interrupted-{number}").exists():
+    while (workdir / f"{name}-{number}").exists():
         number += 1
-    folder = workdir / f"interrupted-{number}"
+    return workdir / f"{name}-{number}"
+
+
+def _set_aside(workdir: Path) -> None:
+    folder = numbered(workdir, "interrupted")
     folder.mkdir()
     for pattern in (
         "events.out.tfevents*",
@@ -148,44 +219,3 @@ def _set_aside(workdir: Path) -> None:
     ):
         for path in workdir.glob(pattern):
             path.rename(folder / path.name)
-
-
-class Recorder:
-    """Makes records of a run; the main process alone writes them down."""
-
-    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
-        """Returns one record."""
-        return {"kind": kind, "step": step, "time": time.time(), **values}
-
-
-class Writer(Recorder):
-    """Appends records to ``metrics.jsonl`` and TensorBoard events."""
-
-    def __init__(self, workdir: Path):
-        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir))
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._events.close()
-
-    def write(self, kind: str, step: int, **values: Any) -> runs.Record:
-        """Writes one record, on the disk before this returns."""
-        record = super().write(kind, step, **values)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-        return record
-
-
-@contextlib.contextmanager
-def recorder(workdir: Path) -> Iterator[Recorder]:
-    """The recorder of this process."""
-    if not distributed.is_main():
-        yield Recorder()
-        return
-    with contextlib.closing(Writer(workdir)) as writer:
-        yield writer

@@ -44,10 +44,13 @@ POINT = (
 )
 
 
-def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Record]:
+def sweep(
+    config: Config, workdir: Path, names: Sequence[str], with_changes: bool = False
+) -> list[runs.Record]:
     """Runs the grid of each optimizer into ``workdir/<name>/<rate>``.
 
-    Finished runs are used again. The steps are compiled once per optimizer.
+    Finished runs are used again; ``with_changes``, those of another config go on.
+    The steps are compiled once per optimizer.
 
     Returns:
       The final record of every run.
@@ -64,7 +67,7 @@ def sweep(config: Config, workdir: Path, names: Sequence[str]) -> list[runs.Reco
         for chosen in grid:
             rate = chosen.optimizers[name].learning_rate
             folder = workdir / name / f"{rate:g}"
-            final, program = train.run(chosen, folder, source, program)
+            final, program = train.run(chosen, folder, source, program, with_changes)
             finals.append(final)
     return finals
 
@@ -159,7 +162,7 @@ def main() -> None:
     targets += [Path(RESULTS.value)] if RESULTS.value else []
     for target in targets:  # before the runs, not after
         folders.make(target.parent)
-    finals = sweep(config, cli.workdir(), names)
+    finals = sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
     table = markdown(finals, config)
     distributed.say(table)
     distributed.by_main(lambda: write(finals, table, targets))

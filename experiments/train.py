@@ -4,9 +4,6 @@ python -m experiments.train --config=experiments/configs/bert_tiny.py \
     --workdir=runs/adamw --config.optimizer.name=adamw
 """
 
-import dataclasses
-import math
-import time
 from pathlib import Path
 
 import jax
@@ -17,21 +14,24 @@ from jax.experimental import multihost_utils
 import optax_heavytail as oht
 from experiments import (
     aggregate,
+    checkpoint_files,
+    checkpoints,
     cli,
     distributed,
     folders,
+    loop,
     optimizers,
     parallel,
     plan,
     program,
     progress,
     provenance,
+    records,
     runs,
     tasks,
 )
 from experiments.errors import UserError
 from experiments.program import Program
-from experiments.steps import TrainState
 from experiments.tasks import PyTree
 from experiments.types import Config
 
@@ -55,6 +55,11 @@ def check(config: Config) -> None:
     for name in ("steps", "batch_size", "log_every", "eval_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}: must be 1 or more")
+    for name in ("every", "keep"):
+        if config.checkpoint[name] < 1:
+            raise UserError(
+                f"config.checkpoint.{name}={config.checkpoint[name]}: must be 1 or more"
+            )
     if config.seed < 0:
         raise UserError(f"config.seed={config.seed}: must be 0 or more")
     if not 0 <= config.warmup_fraction <= 1:
@@ -65,95 +70,32 @@ def check(config: Config) -> None:
     aggregate.build(config, layout.gradients(plan.make(config)))
 
 
-@dataclasses.dataclass
-class Outcome:
-    """How the loop ended."""
-
-    state: TrainState
-    metrics: dict[str, float]
-    train_seconds: float
-    lost_step: int = 0  # the step that ended the run early, or 0
-
-
-def fit(
-    built: Program,
-    config: Config,
-    recorder: folders.Recorder,
-    bar: progress.RunBar,
-) -> Outcome:
-    """Runs the steps, with records and evaluations where the config wants them.
-
-    The device keeps the losses, so that no step waits for the host: one that ends the
-    run is noticed at the next record, at most ``config.log_every`` steps later.
-    """
-    rate, its_plan, layout = config.optimizer.learning_rate, built.plan, built.layout
-    state = layout.enter(built.init_state())
-    window = layout.enter(built.new_window())
-    metrics: dict[str, float] = {}
-    microbatches = built.task.train_batches(0)
-    recorded, total_seconds = 0, 0.0
-    started = time.perf_counter()
-    for step in range(1, its_plan.num_steps + 1):
-        count = int(its_plan.microbatches[step - 1])
-        batch = program.stack([next(microbatches) for _ in range(count)])
-        state, window = layout.settle(
-            built.train_step(count)(
-                state, window, layout.place(batch), np.float32(rate)
-            )
-        )
-        is_last = step == its_plan.num_steps
-        wants_eval = is_last or step % config.eval_every == 0
-        if not (wants_eval or step % config.log_every == 0):
-            continue
-        seen = layout.leave(window)
-        num_losses, lost_step = int(seen.num_losses), int(seen.lost_step)
-        seconds = time.perf_counter() - started
-        total_seconds += seconds
-        if lost_step:
-            return Outcome(layout.leave(state), metrics, total_seconds, lost_step)
-        if num_losses:  # none: all were skipped, and the limit is further on
-            loss = float(seen.loss_sum) / num_losses
-            recorder.write(
-                "train",
-                step,
-                loss=loss,
-                learning_rate=rate * float(np.asarray(its_plan.factor(step - 1))),
-                steps_per_second=(step - recorded) / seconds,
-                **optimizers.skipped(layout.leave(state.opt_state)),
-            )
-            bar.update(step, loss)
-        if wants_eval:
-            metrics = evaluate(built, layout.leave(state))
-            if not math.isfinite(metrics["loss"]):
-                return Outcome(layout.leave(state), metrics, total_seconds, step)
-            recorder.write("eval", step, **metrics)
-        window = layout.enter(built.new_window())
-        recorded, started = step, time.perf_counter()
-    return Outcome(layout.leave(state), metrics, total_seconds)
-
-
-def evaluate(built: Program, state: TrainState) -> dict[str, float]:
-    """Metrics of what the optimizer has found so far."""
-    return program.evaluate(built, built.eval_params(state), state.model_state)
-
-
 def run(
-    config: Config, workdir: Path, source: tasks.Source, built: Program | None
+    config: Config,
+    workdir: Path,
+    source: tasks.Source,
+    built: Program | None,
+    with_changes: bool = False,
 ) -> tuple[runs.Record, Program | None]:
     """Trains in ``workdir``, or reads what a finished run left there.
+
+    An interrupted run goes on from its newest checkpoint.
 
     Args:
       config: with ``config.optimizer.name`` set.
       workdir: folder of this run.
       source: the data of ``config``.
       built: of a config that differs in nothing but the learning rate, if at hand.
+      with_changes: go on with a run of another config.
 
     Returns:
       The final record, and the program if there is one.
     """
     check(config)
     resolved = resolve(config, source)
-    final = distributed.by_main(lambda: folders.finished(workdir, resolved))
+    final = distributed.by_main(
+        lambda: folders.finished(workdir, resolved, with_changes)
+    )
     if final is not None:
         distributed.say(f"{workdir}: already {final['status']}")
         return final, built
@@ -162,19 +104,31 @@ def run(
     with folders.locked(workdir):
         distributed.by_main(lambda: folders.claim(workdir, resolved))
         built = built or program.build(resolved, task)
-        return _run(built, resolved, workdir), built
+        return _run(built, resolved, workdir, with_changes), built
 
 
-def _run(built: Program, config: Config, workdir: Path) -> runs.Record:
+def _run(
+    built: Program, config: Config, workdir: Path, with_changes: bool
+) -> runs.Record:
+    keeper = checkpoints.Keeper(built, config, workdir)
+    resumed = keeper.resume(with_changes)
+    step = resumed.progress.step if resumed else None
+    if resumed and not resumed.progress.can_end_at(built.plan.num_steps):
+        raise UserError(
+            f"config.steps={config.steps}: the run now ends at step "
+            f"{built.plan.num_steps}, and the checkpoint is of step {step}"
+        )
+    distributed.by_main(lambda: folders.start(workdir, config, step))
     if distributed.is_main():
         built.task.save_assets(workdir)
     distributed.say(describe(built, config))
     label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
     with (
-        folders.recorder(workdir) as recorder,
+        records.recorder(workdir, step or 0) as recorder,
         progress.run_bar(label, built.plan.num_steps, distributed.console()) as bar,
+        keeper.opened(),
     ):
-        outcome = fit(built, config, recorder, bar)
+        outcome = loop.Loop(built, config, recorder, bar, keeper, resumed).fit()
         return finish(built, config, workdir, recorder, outcome)
 
 
@@ -182,18 +136,18 @@ def finish(
     built: Program,
     config: Config,
     workdir: Path,
-    recorder: folders.Recorder,
-    outcome: Outcome,
+    recorder: records.Recorder,
+    outcome: loop.Outcome,
 ) -> runs.Record:
     """Saves the parameters and writes the final record."""
-    state = outcome.state
+    state, at = outcome.state, outcome.progress
     if outcome.lost_step:
         ending = {"status": "diverged", "loss": None}
     else:
         save_params(workdir / folders.PARAMS_FOLDER, built.eval_params(state))
         if state.model_state:
             save_params(workdir / folders.MODEL_STATE_FOLDER, state.model_state)
-        ending = {"status": "complete", **outcome.metrics}
+        ending = {"status": "complete", **at.metrics}
     return recorder.write(
         "final",
         outcome.lost_step or built.plan.num_steps,
@@ -201,7 +155,7 @@ def finish(
         **optimizers.skipped(state.opt_state),
         optimizer=config.optimizer.name,
         learning_rate=config.optimizer.learning_rate,
-        train_seconds=outcome.train_seconds,
+        train_seconds=at.seconds,
         compile_seconds=built.compile_seconds,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         baselines=built.task.baselines,
@@ -213,9 +167,18 @@ def finish(
 
 
 def save_params(folder: Path, params: PyTree) -> None:
-    """Saves arrays with orbax, whole: they can be restored on any devices."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), jax.tree.map(_on_host, params))
+    """Saves arrays with orbax, whole: they can be restored on any devices.
+
+    Raises:
+      UserError: not writable.
+    """
+    whole = jax.tree.map(_on_host, params)
+    with (
+        checkpoint_files.one_line_failures(folder),
+        ocp.StandardCheckpointer() as saver,
+    ):
+        # A run that was killed in between has left one.
+        saver.save(folder.absolute(), whole, force=True)
 
 
 def _on_host(x: jax.Array) -> np.ndarray:
@@ -253,7 +216,7 @@ def main() -> None:
     """Trains as the flags say."""
     config = cli.config()
     source = tasks.load(config)
-    final, _ = run(config, cli.workdir(), source, None)
+    final, _ = run(config, cli.workdir(), source, None, cli.RESUME_WITH_CHANGES.value)
     if final["status"] == "diverged":
         raise UserError(
             f"non-finite loss at step {final['step']}; the metrics so far are in "

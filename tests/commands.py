@@ -20,6 +20,7 @@ OURS = {
     "optimizers",
     "process_id",
     "results",
+    "resume_with_changes",
     "workdir",
 }
 

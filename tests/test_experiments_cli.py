@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -200,6 +201,7 @@ def test_compare_reuses_finished_runs(tmp_path, toy, capsys):
     compare.compare(config, tmp_path)
     lines = (tmp_path / "adamw" / "metrics.jsonl").read_bytes()
     (tmp_path / "momentum" / "metrics.jsonl").write_bytes(b"")
+    shutil.rmtree(tmp_path / "momentum" / "checkpoints")
     capsys.readouterr()
     compare.compare(config, tmp_path)
     assert capsys.readouterr().out.count("already complete") == 1

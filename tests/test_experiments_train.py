@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,14 @@ def smoke(tmp_path_factory):
 def test_run_leaves_everything_behind(smoke):
     config, workdir, source, final, built = smoke
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
-    assert names == {"config", "tokenizer", "metrics", "events", "params"}
+    assert names == {
+        "config",
+        "tokenizer",
+        "metrics",
+        "events",
+        "params",
+        "checkpoints",
+    }
     written = json.loads((workdir / "config.json").read_text())
     assert written["optimizer"]["name"] == "adamw"
     assert written["optimizer"]["learning_rate"] == (
@@ -371,7 +379,7 @@ def test_finished_run_is_used_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cut", [b"", b'{"kind": "train", "st'])
-def test_interrupted_run_starts_again_and_keeps_its_metrics(tmp_path, cut):
+def test_run_without_a_checkpoint_starts_again_and_keeps_its_metrics(tmp_path, cut):
     config, workdir = toy_task.config(steps=3), tmp_path / "run"
     train.run(config, workdir, toy_task.source(), None)
     whole = timeless(workdir)
@@ -379,12 +387,14 @@ def test_interrupted_run_starts_again_and_keeps_its_metrics(tmp_path, cut):
     lines = metrics.read_bytes().splitlines(keepends=True)
     left = b"".join(lines[:2]) + cut
     metrics.write_bytes(left)
+    shutil.rmtree(workdir / "checkpoints")
     train.run(config, workdir, toy_task.source(), None)
     assert timeless(workdir) == whole
     aside = workdir / "interrupted-1"
     assert (aside / "metrics.jsonl").read_bytes() == left
     assert (aside / "params").is_dir()
     metrics.write_bytes(left)
+    shutil.rmtree(workdir / "checkpoints")
     train.run(config, workdir, toy_task.source(), None)
     assert (workdir / "interrupted-2").is_dir()
     assert (aside / "metrics.jsonl").read_bytes() == left

@@ -19,6 +19,9 @@ def run_config() -> Config:
     # become one: names and arguments as in `optax_heavytail.aggregation`.
     config.aggregation = {"name": "mean", "kwargs": {}}
 
+    # Saved every so many steps; kept: so many of the last ones, and the best.
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+
     config.num_devices = 0  # all there are
     config.parallel = "jit"  # or "shard_map" or "pmap"
     config.fsdp = 1  # devices that share each sharded parameter

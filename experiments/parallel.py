@@ -176,6 +176,13 @@ class Layout:
         """
         if self.mode == "pmap":
             return self._pmap_step(step)
+        jitted = self.jit_step(step, state, window, batch)
+        return jitted.lower(state, window, batch, jnp.float32(0)).compile()
+
+    def jit_step(
+        self, step: Callable[..., Any], state: PyTree, window: PyTree, batch: PyTree
+    ) -> Any:
+        """What `compile_step` compiles; it can be traced on a mesh without devices."""
         if self.mode == "shard_map":
             specs = (P(), P(), P(None, DATA), P())
             # The step sums over the devices itself.
@@ -185,13 +192,12 @@ class Layout:
         whole = self.sharding()
         kept = (self.state_shardings(state), jax.tree.map(lambda _: whole, window))
         rows = jax.tree.map(lambda _: self.sharding(None, ROWS), batch)
-        jitted = jax.jit(
+        return jax.jit(
             step,
             in_shardings=(*kept, rows, whole),
             out_shardings=kept,
             donate_argnums=(0, 1),
         )
-        return jitted.lower(state, window, batch, jnp.float32(0)).compile()
 
 
 def _paths(tree: PyTree) -> list[tuple[str, Any]]:
@@ -273,6 +279,11 @@ def _check_rules(config: Config) -> None:
             )
 
 
+def rules(config: Config) -> tuple[Rule, ...]:
+    """Those of ``config.sharding_rules``."""
+    return tuple(Rule(pattern, tuple(spec)) for pattern, spec in config.sharding_rules)
+
+
 def layout(config: Config) -> Layout:
     """The layout of a config on the devices at hand."""
     check(config)
@@ -283,5 +294,4 @@ def layout(config: Config) -> Layout:
         axis_types=(AxisType.Auto,) * 2,
         devices=chosen,
     )
-    rules = tuple(Rule(pattern, tuple(spec)) for pattern, spec in config.sharding_rules)
-    return Layout(config.parallel, mesh, rules)
+    return Layout(config.parallel, mesh, rules(config))

@@ -1,22 +1,26 @@
 import functools
 import importlib
 import inspect
+import math
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 import experiments.configs
 import optax_heavytail as oht
-from experiments import optimizers, plan, steps, tasks, train
+from experiments import optimizers, parallel, plan, steps, tasks, train
 from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks import images, mlm, squad
 
 FOLDER = Path(experiments.configs.__file__).parent
+ROOT = FOLDER.parents[1]
 SHARED = {"__init__", "defaults", "image_defaults", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
@@ -27,6 +31,7 @@ def module(name):
 
 def test_every_config_is_here():
     berts = {"bert_tiny", "bert_base6", "bert_base", "bert_large"}
+    berts |= {"bert_base_pod", "bert_large_32k"}
     imagenet = {"resnet50_imagenet", "resnet50_imagenet_32k", "resnet101_imagenet"}
     resnets = {"resnet_digits", "resnet18_cifar"} | imagenet
     assert {"digits_zoo", "squad"} | berts | resnets == set(NAMES)
@@ -113,13 +118,18 @@ SHAPES = {"mlm": mlm_shapes, "images": images_shapes, "squad": squad_shapes}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_full_size_step_keeps_its_shapes(name):
-    """Traces the whole step, and the update of every optimizer, without memory."""
+def test_full_size_step_keeps_its_shapes_and_fits_its_devices(name):
+    """Traces the whole step, and the update of every optimizer, without memory.
+
+    The mesh is the one that the sizes are meant for; every sharding divides, or its
+    shapes could not be had.
+    """
     config = module(name).get_config()
     train.check(config)
+    layout = target_layout(config)
     functions, batch = SHAPES[config.task](config)
     task = tasks.Task(**functions, **dict.fromkeys(DATA))
-    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     built = {
         chosen: optimizers.build(optimizers.settings(optimizers.select(config, chosen)))
@@ -131,18 +141,93 @@ def test_full_size_step_keeps_its_shapes(name):
         update = functools.partial(optimizer.update, grad_fn=lambda point: point)
         after = jax.eval_shape(update, some, opt_state, some)
         assert described(after) == described((some, opt_state))
-    optimizer = built[config.optimizer.name]
+    states = {
+        chosen: steps.TrainState(
+            params, model_state, jax.eval_shape(optimizer.init, params), COUNT, COUNT
+        )
+        for chosen, optimizer in built.items()
+    }
+    check_memory(name, layout, states)
+    state, optimizer = states[config.optimizer.name], built[config.optimizer.name]
     factor = plan.make(config).factor
     step = steps.make_train_step(task, optimizer, factor, jax.random.key(0))
-    state = jax.eval_shape(
-        functools.partial(steps.new_state, task, optimizer), jax.random.key(0)
-    )
     window = jax.eval_shape(steps.new_window)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((config.accumulate, *x.shape), x.dtype), batch
     )
-    after = jax.eval_shape(step, state, window, batch, jnp.float32(0))
+    on_mesh = layout.jit_step(step, state, window, batch)
+    after = jax.eval_shape(on_mesh, state, window, batch, jnp.float32(0))
     assert described(after) == described((state, window))
+
+
+COUNT = jax.ShapeDtypeStruct((), np.int32)
+
+
+def target_layout(config):
+    """Of the devices that the config is meant for, which need not be here."""
+    size = (config.target_devices // config.fsdp, config.fsdp)
+    assert math.prod(size) == config.target_devices
+    axes = (parallel.DATA, parallel.FSDP)
+    mesh = AbstractMesh(size, axes, axis_types=(AxisType.Auto,) * 2)
+    return parallel.Layout(config.parallel, mesh, parallel.rules(config))
+
+
+def bytes_on_a_device(layout, state):
+    """Parameters, statistics and optimizer state on one device of the layout."""
+    held = jax.tree.map(
+        lambda sharding, leaf: (
+            math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        ),
+        layout.state_shardings(state),
+        state,
+    )
+    return sum(jax.tree.leaves(held))
+
+
+def hardware(name):
+    """Devices and bytes on each of them, as the docstring says; no bytes for a CPU."""
+    line = re.search(r"^Hardware: (.+?)^Expected:", module(name).__doc__, re.M | re.S)
+    found = re.match(
+        r"(?P<number>one|\d+) (?P<kind>\w+).*?((?P<gigabytes>\d+) GB|\Z)", line[1], re.S
+    )
+    if found["kind"] == "CPU":
+        return 1, math.inf
+    number = 1 if found["number"] == "one" else int(found["number"])
+    return number, int(found["gigabytes"]) * 1e9
+
+
+def check_memory(name, layout, states):
+    """The docstring's memory has room for the largest state and a gradient."""
+    number, room = hardware(name)
+    assert number == layout.mesh.size
+    largest = max(states, key=lambda chosen: bytes_on_a_device(layout, states[chosen]))
+    state = states[largest]
+    held = bytes_on_a_device(layout, state)
+    gradient = bytes_on_a_device(layout, state._replace(opt_state=()))
+    assert held + gradient < room
+    if number > 1:
+        whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        gigabytes = [f"{size / 1e9:.2f} GB" for size in (whole, held, gradient)]
+        config = module(name).get_config()
+        rows = stream.microbatch_size(config)
+        assert rows % number == 0
+        counts = [number, config.fsdp, config.accumulate, rows // number]
+        assert guide_rows()[name] == [*map(str, counts), largest, *gigabytes]
+
+
+def guide_rows():
+    """Cells of the guide's table, by config."""
+    rows = {}
+    for line in (ROOT / "docs/guide/pods.md").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\| `experiments/configs/(\w+)\.py` \|(.+)\|$", line):
+            rows[match[1]] = [cell.strip(" `") for cell in match[2].split("|")]
+    return rows
+
+
+def test_the_guide_has_every_config_for_many_devices():
+    configs = {name: module(name).get_config() for name in NAMES}
+    many = {name for name, config in configs.items() if config.target_devices > 1}
+    assert set(guide_rows()) == many
 
 
 def representatives(params):

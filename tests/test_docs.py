@@ -194,7 +194,7 @@ def test_experiment_commands_use_flags_that_exist(command):
     defined = flags.FLAGS.flags_by_module_dict()
     known = {
         flag.name
-        for module in (command.module, "experiments.cli")
+        for module in (command.module, "experiments.cli", "experiments.distributed")
         for flag in defined.get(module, [])
     }
     config_path, *variant = command.flags["config"].split(":")

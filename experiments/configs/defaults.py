@@ -23,6 +23,8 @@ def run_config() -> Config:
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
 
     config.num_devices = 0  # all there are
+    # Devices that the sizes are meant for; the tests check shapes on a mesh of so many.
+    config.target_devices = 1
     config.parallel = "jit"  # or "shard_map" or "pmap"
     config.fsdp = 1  # devices that share each sharded parameter
     # (regular expression in the parameter's path, mesh axis or None for each axis): the

@@ -135,10 +135,7 @@ def apply_variant(config: Config, variant: str) -> Config:
     """
     variants.check(variant)
     if variant == "smoke":
-        config.steps = 2
-        config.batch_size = 16
-        config.accumulate = min(config.accumulate, 2)
-        config.log_every = config.eval_every = 1
+        variants.shorten(config, rows=16)
         config.data.update(image_size=8, mean=(0.5,), std=(0.5,))
         if config.data.augment != "none":
             config.data.augment = "shift"

@@ -36,6 +36,14 @@ OPTIMIZERS = {
     },
 }
 
+# Matrices are cut along their inputs. The last kernel of the attention has them along
+# two axes, and no row of the vocabulary's 30,522 divides: these along their outputs.
+FSDP_RULES = (
+    ("attention/out/kernel$", (None, None, "fsdp")),
+    ("embedding$", (None, "fsdp")),
+    ("kernel$", ("fsdp",)),
+)
+
 
 def mlm_config() -> Config:
     """Everything but sizes, lengths and learning rates."""
@@ -96,9 +104,7 @@ def apply_variant(config: Config, variant: str) -> Config:
     """
     variants.check(variant)
     if variant == "smoke":
-        config.steps = 2
-        config.batch_size = 8
-        config.log_every = config.eval_every = 1
+        variants.shorten(config, rows=8)
         config.data.vocab_size = 256
         config.data.sequence_length = 32
         config.model.update(bert.SIZES["tiny"], dropout=0.1)

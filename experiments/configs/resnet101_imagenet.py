@@ -15,6 +15,7 @@ from experiments.types import Config
 def get_config(variant: str = "full") -> Config:
     """Returns the config; ``smoke`` runs 2 steps at the smallest sizes."""
     config = image_defaults.imagenet_config(epochs=90, warmup_epochs=5, batch_size=1024)
+    config.target_devices = 8
     config.log_every = 100
     config.eval_every = 5_000
     config.report.model = "ResNet-101"

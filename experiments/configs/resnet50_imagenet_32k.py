@@ -20,6 +20,7 @@ def get_config(variant: str = "full") -> Config:
     )
     # Batch statistics are those of a microbatch of 4,096.
     config.accumulate = 8
+    config.target_devices = 32
     config.log_every = 10
     config.eval_every = 200
     config.report.model = "ResNet-50"

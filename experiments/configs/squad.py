@@ -67,9 +67,7 @@ def get_config(variant: str = "full") -> Config:
         gclip=(0.03, 0.1, 0.3, 1.0, 3.0),
     )
     if variant == "smoke":
-        config.steps = 2
-        config.batch_size = 8
-        config.log_every = config.eval_every = 1
+        variants.shorten(config, rows=8)
         config.data.update(
             path=squad.EMBEDDED, vocab_size=300, sequence_length=64, question_length=16
         )

@@ -1,6 +1,7 @@
 """The variants that every config has."""
 
 from experiments.errors import UserError
+from experiments.types import Config
 
 
 def check(variant: str) -> None:
@@ -11,3 +12,12 @@ def check(variant: str) -> None:
     """
     if variant not in ("full", "smoke"):
         raise UserError(f"config variant {variant}: must be full or smoke")
+
+
+def shorten(config: Config, rows: int) -> None:
+    """Two steps on any device, in at most 2 microbatches of ``rows`` rows."""
+    config.steps = 2
+    config.accumulate = min(config.accumulate, 2)
+    config.batch_size = rows * config.accumulate
+    config.log_every = config.eval_every = 1
+    config.target_devices = config.fsdp = 1

@@ -26,7 +26,7 @@ from experiments import aggregate, optimizers, steps
 from experiments.benchmarks import common
 from experiments.configs import digits_zoo, resnet_digits
 from experiments.data import digits
-from experiments.tasks import Task, images
+from experiments.tasks import Task, images, without_data
 
 HEADINGS = (
     "microbatches",
@@ -60,8 +60,7 @@ def task(config: Any) -> Task:
     functions = images.model_functions(
         config, digits.NUM_CLASSES, channels=1, largest_pixel=digits.LARGEST_PIXEL
     )
-    data = ("train_batches", "eval_batches", "baselines", "description", "save_assets")
-    return Task(**functions, **dict.fromkeys(data))
+    return without_data(functions)
 
 
 def compile_step(microbatches: int, rows: int) -> tuple[Any, Any]:

@@ -22,14 +22,13 @@ from experiments import aggregate, optimizers, steps
 from experiments.benchmarks import common
 from experiments.data import text
 from experiments.models import bert
-from experiments.tasks import Batch, Task, images, mlm
+from experiments.tasks import Batch, Task, images, mlm, without_data
 from experiments.types import Config
 
 CONFIGS = ("bert_tiny", "bert_base", "resnet_digits", "resnet50_imagenet")
 ROWS = {"bert_tiny": 64, "bert_base": 64, "resnet_digits": 64, "resnet50_imagenet": 128}
 HEADINGS = ("model", "optimizer", "ms a step", "rows/s", "share of the optimizer")
 GRADIENT = "gradient alone"
-DATA = ("train_batches", "eval_batches", "baselines", "description", "save_assets")
 
 
 def build(name: str, rows: int, dtype: str) -> tuple[Config, Task, Batch]:
@@ -37,7 +36,7 @@ def build(name: str, rows: int, dtype: str) -> tuple[Config, Task, Batch]:
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     config.batch_size, config.model.dtype = rows, dtype
     functions, batch = MAKERS[config.task](config, np.random.default_rng(0))
-    return config, Task(**functions, **dict.fromkeys(DATA)), batch
+    return config, without_data(functions), batch
 
 
 def _mlm(config: Config, rng: np.random.Generator) -> tuple[dict[str, Any], Batch]:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from experiments.errors import UserError
 from experiments.tasks import images, mlm, squad
-from experiments.tasks.base import Batch, PyTree, Source, Task
+from experiments.tasks.base import Batch, PyTree, Source, Task, without_data
 from experiments.types import Config
 
-__all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load"]
+__all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load", "without_data"]
 
 TASKS: dict[str, Callable[[Config], Source]] = {
     "images": images.load,

@@ -55,6 +55,22 @@ class Task:
     score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
 
 
+def without_data(functions: dict[str, Callable[..., Any]]) -> Task:
+    """A task whose functions alone are wanted."""
+
+    def no_data(*_: Any) -> Any:
+        raise RuntimeError("this task has no data")
+
+    return Task(
+        **functions,
+        train_batches=no_data,
+        eval_batches=no_data,
+        baselines={},
+        description={},
+        save_assets=no_data,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Data that is read and identified, from which a task can be built.

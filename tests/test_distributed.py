@@ -1,6 +1,7 @@
 """Two processes of four devices each train as one process of eight does."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def finish(processes):
 
 WAYS = {
     "fsdp": {
+        "checkpoint.every": 2,
         "fsdp": 8,
         "sharding_rules": (("kernel$", ("fsdp",)),),
         "max_batch_size": 128,
@@ -72,8 +74,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_train_as_one(tmp_path, way):
     config = digits_zoo.get_config("smoke")
-    config.update({"steps": 4, **WAYS[way]})
-    argv = [f"--config.{k}={v}" for k, v in {"steps": 4, **WAYS[way]}.items()]
+    changes = {"steps": 4, **WAYS[way]}
+    config.update({k: v for k, v in changes.items() if "." not in k})
+    argv = [f"--config.{name}={value}" for name, value in changes.items()]
     processes = start(tmp_path / "two", 4, *argv)
     train.run(config, tmp_path / "one", tasks.load(config), None)
     outputs = finish(processes)
@@ -82,6 +85,28 @@ def test_two_processes_train_as_one(tmp_path, way):
     assert "validation loss" in outputs[0][0]
     assert "validation loss" not in outputs[1][0]
     assert "8 of 2 process(es)" in outputs[0][0]
+    check_equal(tmp_path)
+    if "checkpoint.every" in changes:
+        go_on_alone(tmp_path / "two", config)
+        check_equal(tmp_path)
+
+
+def go_on_alone(workdir, config):
+    """Takes the last steps of the run back, and makes them in one process."""
+    kept = {int(path.name): path for path in (workdir / "checkpoints").iterdir()}
+    last = max(kept)
+    assert len(kept) >= 2
+    shutil.rmtree(kept[last])
+    shutil.rmtree(workdir / "params")
+    metrics = workdir / "metrics.jsonl"
+    *lines, _ = metrics.read_text().splitlines(keepends=True)  # but the final one
+    metrics.write_text("".join(lines))
+    train.run(config, workdir, tasks.load(config), None)
+    assert not list(workdir.glob("interrupted-*"))
+
+
+def check_equal(tmp_path):
+    """The records and the parameters of the two folders are those of one run."""
     records = [read(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert [r["kind"] for r in records[0]] == [r["kind"] for r in records[1]]
     for one, two in zip(*records, strict=True):

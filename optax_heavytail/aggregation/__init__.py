@@ -9,25 +9,25 @@
 
 The functions are pure and take a tree whose every leaf has a leading axis of n, one
 entry per microbatch. They return the tree without that axis, in the leaves' own dtypes;
-the arithmetic is float32 or wider. They work under `jax.jit`, `jax.vmap` and any
+the arithmetic is float32 or wider. They work under ``jax.jit``, ``jax.vmap`` and any
 sharding, and `over_devices` takes the microbatches from the devices of a mesh axis.
 `RunningMean` needs no such axis: it adds microbatch to microbatch.
 
 Some microbatches are *corrupted*: their gradients may be anything, inf and NaN
 included. With M bytes of one gradient in float32:
 
-====================  ============================  ============================
-function              corrupted that it survives    memory beside the n gradients
-====================  ============================  ============================
-`RunningMean`         none                          M, without the n gradients
-`mean`                none                          M
-`mean_of_clipped`     none is ruled out, but each   M
+====================  =============================  ==========================
+function              corrupted that it survives     memory beside n gradients
+====================  =============================  ==========================
+`RunningMean`         none                           M, without the n gradients
+`mean`                none                           M
+`mean_of_clipped`     none is ruled out, but each    M
                       has a bounded part; no NaN
-`trimmed_mean`        ``trim`` of n                 M
-`coordinate_median`   fewer than half               M
-`geometric_median`    fewer than half               3 M
-`median_of_means`     in fewer than half the groups (3 + groups) M
-====================  ============================  ============================
+`trimmed_mean`        ``trim`` of n                  M
+`coordinate_median`   fewer than half                M
+`geometric_median`    fewer than half                3 M
+`median_of_means`     in fewer than half the groups  (3 + groups) M
+====================  =============================  ==========================
 
 Above 16 microbatches the medians and the trimmed mean also hold a sorted copy of each
 leaf. If the leading axis is sharded, every device gathers all n gradients but for

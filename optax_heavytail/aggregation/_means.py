@@ -51,7 +51,8 @@ def mean_of_clipped(
 
     With the norm over all leaves of a microbatch. One microbatch moves the result by at
     most :math:`2 \tau w_i / \sum_j w_j`, but a bias of that size stays. Clipping the
-    mean instead, as `gclip` does, bounds the step and not the part that one has in it.
+    mean instead, as `~optax_heavytail.gclip` does, bounds the step and not the part
+    that one has in it.
 
     Args:
       grads: a tree of floating-point arrays with a leading axis of n microbatches.
@@ -60,7 +61,8 @@ def mean_of_clipped(
 
     Returns:
       The mean. Norms are right where their squares, or they themselves, over- or
-      underflow. An inf or NaN entry makes every entry NaN, as with `clip_by_norm`.
+      underflow. An inf or NaN entry makes every entry NaN, as with
+      `~optax_heavytail.clip_by_norm`.
 
     Raises:
       ValueError: as `mean`, or a concrete ``max_norm`` is out of range.
@@ -86,7 +88,7 @@ class RunningMean(NamedTuple):
     """A mean of microbatches that come one after another, in one gradient's memory.
 
     `mean` and `mean_of_clipped` without the leading axis, for the carry of a
-    `jax.lax.scan`. It is a tree of sums: `jax.lax.psum` over devices joins their
+    ``jax.lax.scan``. It is a tree of sums: ``jax.lax.psum`` over devices joins their
     microbatches to one mean.
 
     Example:

@@ -492,3 +492,13 @@ def test_bytes_in_the_documentation_are_those_of_the_table():
     told = [tuple(f"{float(cell):.1f}" for cell in row[1:]) for row in cells(part)[1:]]
     assert len(told) >= 9
     assert set(told) <= measured
+
+
+def test_the_large_batch_in_the_documentation_is_that_of_the_table():
+    root = pathlib.Path(__file__).parent.parent
+    result = root / "experiments" / "results" / "bench_accumulate_cpu.md"
+    measured = [row[:5] for row in cells(result.read_text(encoding="utf-8"))]
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    part = page.partition("## A batch of 32,768")[2].partition("##")[0]
+    assert len(measured) == 4
+    assert cells(part)[1:] == measured

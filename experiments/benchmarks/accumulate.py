@@ -13,7 +13,6 @@ microbatches and at once. Unlike the other benchmarks it needs the extra `experi
 import multiprocessing
 import resource
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -34,7 +33,6 @@ HEADINGS = (
     "temporary",
     "one microbatch alone, and a gradient",
     "resident, measured",
-    "seconds",
     "gradient of a perceptron against one batch",
 )
 OPTIMIZER = "lambc"
@@ -87,9 +85,7 @@ def measure(batch_size: int, microbatches: int) -> common.Record:
     batch = jax.device_put(stacked(batch_size, microbatches))
     window, rate = steps.new_window(), jnp.float32(1e-3)
     before = peak_bytes()
-    started = time.perf_counter()
     state, window = jax.block_until_ready(program(state, window, batch, rate))
-    seconds = time.perf_counter() - started
     return {
         "kind": "accumulate",
         "batch": batch_size,
@@ -100,7 +96,6 @@ def measure(batch_size: int, microbatches: int) -> common.Record:
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "alone_and_gradient": alone.memory_analysis().temp_size_in_bytes + gradient,
         "measured": peak_bytes() - before,
-        "seconds": seconds,
         "loss": float(window.loss_sum),
         "difference": difference(batch_size, microbatches),
     }
@@ -149,7 +144,6 @@ def row(record: common.Record) -> list[str]:
         f"{record['microbatches']:,}",
         f"{record['rows']:,}",
         *(f"{size / 1e6:,.1f}" for size in sizes),
-        f"{record['seconds']:.1f}",
         f"{record['difference']:.1e}",
     ]
 

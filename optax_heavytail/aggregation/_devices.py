@@ -10,9 +10,10 @@ def over_devices(fn: Callable[..., Any], axis_name: Any) -> Callable[..., Any]:
     """Makes a function of this module take one microbatch from each device.
 
     For use inside ``jax.shard_map`` and ``jax.pmap``. Every device gathers the
-    gradients of all of them and takes ``fn`` of these n, so that all have the same result, which
-    ``shard_map`` knows: ``out_specs`` may be ``P()``. For a mean ``jax.lax.pmean`` or
-    ``jax.lax.psum`` of a `RunningMean` needs the memory of one gradient instead of n.
+    gradients of all of them and takes ``fn`` of these n, so that all have the same
+    result, which ``shard_map`` knows: ``out_specs`` may be ``P()``. For a mean
+    ``jax.lax.pmean`` or ``jax.lax.psum`` of a `RunningMean` needs the memory of one
+    gradient instead of n.
 
     Args:
       fn: a function of a tree with a leading axis of n, such as `coordinate_median` or

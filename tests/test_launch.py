@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from tests.test_docs import blocks
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
 
 FOLDER = "experiments/launch"
-RULES = "--config.sharding_rules=(('kernel$', ('fsdp',)),)"  # all that shells dislike
+# All that shells and YAML dislike.
+RULES = r"""--config.sharding_rules=(("kernel\\b$", ('fsdp',)),)"""
 TRAIN = (
     "experiments.train",
     "--config=experiments/configs/digits_zoo.py:smoke",
@@ -70,10 +72,21 @@ def launch(script, *argv, **variables):
 
 
 def dry(script, *argv, **variables):
-    """What a launcher would run; nothing is on its PATH but the shell's own tools."""
-    done = launch(script, *argv, DRY_RUN="1", PATH="/usr/bin:/bin", **variables)
+    """What a launcher would run."""
+    done = launch(script, *argv, DRY_RUN="1", **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(tmp_path, monkeypatch):
+    """A launcher with a fault must not find the programs of a real cluster."""
+    folder = tmp_path / "refusing"
+    folder.mkdir()
+    for name in ("gcloud", "kubectl", "sbatch", "srun"):
+        (folder / name).write_text("#!/bin/sh\necho refused: $0 >&2\nexit 9\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture
@@ -113,7 +126,7 @@ def check_trainer(words):
     assert words[0] == "experiments.train"
     with parsed(words[1:]) as values:
         assert values.workdir == "/shared/a run"
-        assert values.config.sharding_rules == (("kernel$", ("fsdp",)),)
+        assert values.config.sharding_rules == ((r"kernel\b$", ("fsdp",)),)
 
 
 TPU_ACTIONS = [
@@ -272,11 +285,15 @@ def test_local_numbers_its_processes():
 
 
 def test_local_ends_with_the_first_process_that_fails(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("{}")  # another's folder
-    variables = {"PROCESSES": "1", "PORT": str(free_port()), "PYTHON": sys.executable}
-    done = launch("local.sh", *TRAIN[:2], f"--workdir={tmp_path}", **variables)
-    assert done.returncode == 1
-    assert "metrics.jsonl without config.json" in done.stderr
+    python = tmp_path / "python"  # process 0 fails, and process 1 does not end
+    python.write_text(
+        '#!/usr/bin/env bash\n[[ "$*" == *--process_id=0 ]] && exit 3\nexec sleep 90\n'
+    )
+    python.chmod(0o755)
+    started = time.monotonic()
+    done = launch("local.sh", *TRAIN, PROCESSES="2", PYTHON=str(python))
+    assert done.returncode == 3
+    assert time.monotonic() - started < 60
 
 
 WITHOUT = [

@@ -14,16 +14,16 @@ source experiments/launch/common.sh
 : "${PYTHON:=python}"
 check_command "$@"
 
-start() {
-  run env JAX_PLATFORMS=cpu \
-    XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES" \
-    "$PYTHON" -m "$@" --distributed --coordinator="127.0.0.1:$PORT" \
-    --num_processes="$PROCESSES" --process_id="$process"
-}
-
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 for ((process = 0; process < PROCESSES; process++)); do
-  if dry_run; then start "$@"; else start "$@" & fi
+  command=(
+    env JAX_PLATFORMS=cpu
+    XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES"
+    "$PYTHON" -m "$@" --distributed --coordinator="127.0.0.1:$PORT"
+    --num_processes="$PROCESSES" --process_id="$process"
+  )
+  # In a function the job would be a shell, and killing it would leave its command.
+  if dry_run; then run "${command[@]}"; else "${command[@]}" & fi
 done
 for ((process = 0; process < PROCESSES; process++)); do
   dry_run || wait -n

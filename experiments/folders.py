@@ -54,9 +54,15 @@ def finished(workdir: Path, config: Config) -> runs.Record | None:
     """Returns the final record of a finished run of ``config``, if one is there.
 
     Raises:
-      UserError: ``workdir`` is the folder of another config.
+      UserError: ``workdir`` is the folder of another config, or not of this program.
     """
+    metrics = workdir / METRICS_FILE
     if not (workdir / CONFIG_FILE).exists():
+        if metrics.exists():
+            raise UserError(
+                f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder "
+                "of this program or an empty one"
+            )
         return None
     differing = differences(runs.read_config(workdir), json.loads(_json(config)))
     if differing:
@@ -64,8 +70,23 @@ def finished(workdir: Path, config: Config) -> runs.Record | None:
             f"--workdir={workdir}: holds a run of another config; choose another "
             f"folder or undo these changes: {'; '.join(differing)}"
         )
-    metrics = workdir / METRICS_FILE
     return _final_record(metrics) if metrics.exists() else None
+
+
+def check_same(config: Config) -> None:
+    """Refuses processes that would each train something else.
+
+    Raises:
+      UserError: the fields in which one of them differs from the main process.
+    """
+    first, *others = distributed.gather(json.loads(_json(config)))
+    for index, other in enumerate(others, 1):
+        differing = differences(first, other)
+        if differing:
+            raise UserError(
+                f"process {index} has another config than process 0: "
+                f"{'; '.join(differing)}"
+            )
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -78,11 +99,6 @@ def claim(workdir: Path, config: Config) -> None:
     """
     make(workdir)
     has_metrics = (workdir / METRICS_FILE).exists()
-    if has_metrics and not (workdir / CONFIG_FILE).exists():
-        raise UserError(
-            f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder of "
-            "this program or an empty one"
-        )
     try:
         write_atomically(workdir / CONFIG_FILE, _json(config))
         if has_metrics:

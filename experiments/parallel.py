@@ -65,9 +65,15 @@ class Layout:
 
         Whatever repeats a parameter's path and shape, as moments do, lies like it.
         """
+        params = _paths(state.params)
+        for pattern, _ in self.rules:
+            if not any(re.search(pattern, path) for path, _ in params):
+                raise UserError(
+                    f"config.sharding_rules: {pattern!r} is in no parameter's path, "
+                    f"such as {params[0][0]}"
+                )
         specs = {
-            (path, leaf.shape): self._spec(path, leaf.shape)
-            for path, leaf in _paths(state.params)
+            (path, leaf.shape): self._spec(path, leaf.shape) for path, leaf in params
         }
 
         def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -204,8 +210,12 @@ def _names(path: Any) -> list[str]:
 
 
 def devices(config: Config) -> list[Any]:
-    """Those that take part: the first ``config.num_devices``, or all."""
-    return jax.devices()[: config.num_devices or None]
+    """Those that take part: the first ``config.num_devices``, or all.
+
+    In the order of their processes, each of which has one part of a batch's rows.
+    """
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return found[: config.num_devices or None]
 
 
 def batch_axis(config: Config) -> str | None:
@@ -259,17 +269,18 @@ def _check_rules(config: Config) -> None:
     for rule in config.sharding_rules:
         try:
             pattern, spec = rule
-            re.compile(pattern)
-            names = {name for name in spec if name is not None}
+            re.compile(pattern + "")
+            names = [name for name in spec if name is not None]
+            is_known = len(set(names)) == len(names) and {DATA, FSDP}.issuperset(names)
         except (TypeError, ValueError, re.error) as error:
             raise UserError(
                 f"config.sharding_rules: {rule!r} must be a regular expression and a "
                 f"mesh axis or None for each axis of the parameter ({error})"
             ) from None
-        if not names <= {DATA, FSDP}:
+        if not is_known:
             raise UserError(
-                f"config.sharding_rules: {rule!r} names an axis that is not "
-                f"{DATA} or {FSDP}"
+                f"config.sharding_rules: {rule!r} names an axis that is not {DATA} or "
+                f"{FSDP}, or one of them twice"
             )
 
 
@@ -277,11 +288,12 @@ def layout(config: Config) -> Layout:
     """The layout of a config on the devices at hand."""
     check(config)
     chosen = devices(config)
-    mesh = jax.make_mesh(
-        (len(chosen) // config.fsdp, config.fsdp),
+    # Not `jax.make_mesh`, which mixes the processes of a TPU pod: rows would come back
+    # from an evaluation in another order.
+    mesh = Mesh(
+        np.array(chosen).reshape(-1, config.fsdp),
         (DATA, FSDP),
         axis_types=(AxisType.Auto,) * 2,
-        devices=chosen,
     )
     rules = tuple(Rule(pattern, tuple(spec)) for pattern, spec in config.sharding_rules)
     return Layout(config.parallel, mesh, rules)

@@ -28,12 +28,14 @@ OURS = {
 def fresh_flags():
     """Takes back what a command did to the flags of this process."""
     known = set(flags.FLAGS)
-    yield
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    for name in set(known) & OURS:
-        flags.FLAGS[name].unparse()
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for name in set(known) & OURS:
+            flags.FLAGS[name].unparse()
 
 
 def exit_code(main, *argv):

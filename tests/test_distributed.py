@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import distributed, tasks, train
+from experiments import distributed, folders, tasks, train
 from experiments.configs import digits_zoo
 from experiments.errors import UserError
 from tests.commands import ROOT, environment, refused
@@ -28,7 +28,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(workdir, num_devices, *argv):
+def start(workdir, num_devices, *argv, second=()):
     """The trainer as two processes on this machine."""
     port = free_port()
     return [
@@ -43,6 +43,7 @@ def start(workdir, num_devices, *argv):
                 "--num_processes=2",
                 f"--process_id={index}",
                 *argv,
+                *(second if index else ()),
             ],
             cwd=ROOT,
             env=environment(num_devices),
@@ -121,6 +122,28 @@ def test_what_the_main_process_refuses_ends_all(tmp_path):
     assert [process.returncode for process in processes] == [1, 1]
     for _, errors in outputs:
         assert "metrics.jsonl without config.json" in errors
+
+
+def test_what_one_process_refuses_ends_all(tmp_path):
+    processes = start(tmp_path / "run", 1, second=("--config.data.path=no/such",))
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    errors = [errors.strip().splitlines()[-1] for _, errors in outputs]
+    assert errors[1].startswith("error: config.data.path=no/such: No such file")
+    assert errors[0] == errors[1].replace("error: ", "error: process 1: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_configs_are_refused(monkeypatch):
+    configs = [digits_zoo.get_config("smoke") for _ in range(3)]
+    values = [json.loads(config.to_json()) for config in configs]
+    monkeypatch.setattr(distributed, "gather", lambda value: values)
+    folders.check_same(configs[0])
+    values[2]["data"]["sha256"] = "ab"
+    with pytest.raises(
+        UserError, match=r"process 2 .*: config.data.sha256 was , now ab"
+    ):
+        folders.check_same(configs[0])
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,20 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, argv, message):
     assert message in refused(train.main, *config, *argv)
 
 
+def test_one_that_ends_early_does_not_wait_long_for_the_others(monkeypatch, tmp_path):
+    seen = {}
+
+    def initialize(*args, **kwargs):
+        seen.update(kwargs)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    config = (f"--config={ZOO}:smoke", f"--workdir={tmp_path}")
+    argv = ("--coordinator=a:1", "--num_processes=2", "--process_id=1")
+    assert "--distributed: seen" in refused(train.main, *config, *argv)
+    assert seen["shutdown_timeout_seconds"] == seen["heartbeat_timeout_seconds"] == 100
+
+
 @pytest.mark.parametrize(
     ("variables", "launcher"),
     [

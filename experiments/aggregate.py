@@ -72,4 +72,10 @@ def _stacked(
             jax.eval_shape(function, jnp.zeros((number, 1)))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
+    if min(numbers) < 3:
+        raise UserError(
+            f"config.aggregation.name={name}: is the mean of fewer than 3 gradients; a "
+            f"step has {min(numbers)}, one for each of config.accumulate microbatches "
+            "on each device under config.parallel=shard_map or pmap"
+        )
     return function

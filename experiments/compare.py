@@ -6,7 +6,7 @@ python -m experiments.compare --config=experiments/configs/bert_tiny.py \
 
 from pathlib import Path
 
-from experiments import cli, distributed, folders, optimizers, report, tasks, train
+from experiments import cli, distributed, folders, optimizers, report, train
 from experiments.errors import UserError
 from experiments.types import Config
 
@@ -23,10 +23,7 @@ def compare(config: Config, workdir: Path, with_changes: bool = False) -> str:
     names = config.compare.optimizers
     cli.check_distinct("config.compare.optimizers", names)
     configs = {name: optimizers.select(config, name) for name in names}
-    source = tasks.load(config)
-    for chosen in configs.values():  # so that the last name fails before the first run
-        train.check(chosen)
-        train.resolve(chosen, source)
+    source = train.load(list(configs.values()))
     # Refuses the folder of another comparison.
     distributed.by_main(lambda: folders.finished(workdir, config, with_changes))
     ends = []

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from experiments.errors import UserError
+
+T = TypeVar("T")
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -35,7 +37,8 @@ PROCESS_ID = flags.DEFINE_integer(
 HEARTBEAT_SECONDS = flags.DEFINE_integer(
     "heartbeat_seconds",
     100,
-    "A process that is silent for so long is dead, and the others stop.",
+    "A process that is silent, or alone at its end, for so long is dead to the others, "
+    "which stop.",
     lower_bound=10,
 )
 # Several processes that do not know of each other would write to one folder.
@@ -71,6 +74,8 @@ def start() -> None:
             count,
             index,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS.value,
+            # One that ends early waits for the others, which wait for it.
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS.value,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -149,15 +154,43 @@ def by_main(function: Callable[[], Any]) -> Any:
             outcome = {"value": function()}
         except UserError as error:
             outcome = {"error": str(error)}
-    outcome = _broadcast(outcome)
+    outcome = gather(outcome)[0]
     if "error" in outcome:
         raise UserError(outcome["error"])
     return outcome["value"]
 
 
-def _broadcast(value: Any) -> Any:
+def by_all(function: Callable[[], T]) -> T:
+    """What ``function`` returns on this process, if it returns on all of them.
+
+    Raises:
+      UserError: one of them raised it; so all of them end, and none waits for it.
+    """
+    if jax.process_count() == 1:
+        return function()
+    value, own = None, None
+    try:
+        value = function()
+    except UserError as error:
+        own = error
+    errors = gather(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for index, error in enumerate(errors):
+        if error is not None:
+            raise UserError(f"process {index}: {error}")
+    return cast(T, value)
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, in their order."""
+    if jax.process_count() == 1:
+        return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    room = np.zeros(size, np.uint8)
-    room[: data.size] = data[:size]
-    return json.loads(multihost_utils.broadcast_one_to_all(room).tobytes())
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    room = np.zeros(sizes.max(), np.uint8)
+    room[: data.size] = data
+    rows = multihost_utils.process_allgather(room)
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
+    ]

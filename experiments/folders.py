@@ -56,15 +56,20 @@ def finished(
     """Returns the final record of a finished run of ``config``, if one is there.
 
     Raises:
-      UserError: ``workdir`` is the folder of another config, and ``with_changes`` does
-        not say that the run is to go on with this one.
+      UserError: ``workdir`` is not of this program, or the folder of another config,
+        and ``with_changes`` does not say that the run is to go on with this one.
     """
+    metrics = workdir / METRICS_FILE
     if not (workdir / CONFIG_FILE).exists():
+        if metrics.exists():
+            raise UserError(
+                f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder "
+                "of this program or an empty one"
+            )
         return None
     found = runs.read_config(workdir)
     if check_same(f"--workdir={workdir}", found, plain(config), with_changes):
         return None
-    metrics = workdir / METRICS_FILE
     return _final_record(metrics) if metrics.exists() else None
 
 
@@ -87,6 +92,22 @@ def check_same(
     return differing
 
 
+def check_agreement(config: Config) -> None:
+    """Refuses processes that would each train something else.
+
+    Raises:
+      UserError: the fields in which one of them differs from the main process.
+    """
+    first, *others = distributed.gather(plain(config))
+    for index, other in enumerate(others, 1):
+        differing = differences(first, other)
+        if differing:
+            raise UserError(
+                f"process {index} has another config than process 0: "
+                f"{'; '.join(differing)}"
+            )
+
+
 def claim(workdir: Path, config: Config) -> None:
     """Makes ``workdir`` the folder of ``config``, before anything else is in it.
 
@@ -94,14 +115,8 @@ def claim(workdir: Path, config: Config) -> None:
       UserError: not writable, or the folder of something else.
     """
     make(workdir)
-    if (workdir / CONFIG_FILE).exists():
-        return
-    if (workdir / METRICS_FILE).exists():
-        raise UserError(
-            f"{workdir}: has {METRICS_FILE} without {CONFIG_FILE}; choose a folder of "
-            "this program or an empty one"
-        )
-    write_config(workdir, config)
+    if not (workdir / CONFIG_FILE).exists():
+        write_config(workdir, config)
 
 
 def write_config(workdir: Path, config: Config) -> None:

@@ -7,7 +7,7 @@ is given by `Layout.enter` and taken back by `Layout.leave`.
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import plan
+from experiments import plan, sharding_rules
 from experiments.data import stream
 from experiments.errors import UserError
+from experiments.sharding_rules import DATA, FSDP, Rule
 from experiments.types import Config
 
 PyTree = Any
 MODES = ("jit", "shard_map", "pmap")
-DATA, FSDP = "data", "fsdp"
 ROWS = (DATA, FSDP)  # the rows of a batch are cut along both
-
-
-class Rule(NamedTuple):
-    """Where parameters lie whose path contains the regular expression."""
-
-    pattern: str
-    spec: tuple[str | None, ...]  # a mesh axis for each axis of the parameter, or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +58,15 @@ class Layout:
 
         Whatever repeats a parameter's path and shape, as moments do, lies like it.
         """
+        params = _paths(state.params)
+        for pattern, _ in self.rules:
+            if not any(re.search(pattern, path) for path, _ in params):
+                raise UserError(
+                    f"config.sharding_rules: {pattern!r} is in no parameter's path, "
+                    f"such as {params[0][0]}"
+                )
         specs = {
-            (path, leaf.shape): self._spec(path, leaf.shape)
-            for path, leaf in _paths(state.params)
+            (path, leaf.shape): self._spec(path, leaf.shape) for path, leaf in params
         }
 
         def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -210,8 +209,12 @@ def _names(path: Any) -> list[str]:
 
 
 def devices(config: Config) -> list[Any]:
-    """Those that take part: the first ``config.num_devices``, or all."""
-    return jax.devices()[: config.num_devices or None]
+    """Those that take part: the first ``config.num_devices``, or all.
+
+    In the order of their processes, each of which has one part of a batch's rows.
+    """
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return found[: config.num_devices or None]
 
 
 def batch_axis(config: Config) -> str | None:
@@ -246,7 +249,7 @@ def check(config: Config) -> None:
             f"config.batch_size={config.batch_size} in {config.accumulate} "
             f"microbatch(es): {rows} rows must be a multiple of the {count} device(s)"
         )
-    _check_rules(config)
+    sharding_rules.build(config)
 
 
 def _check_devices(config: Config) -> None:
@@ -261,37 +264,15 @@ def _check_devices(config: Config) -> None:
         )
 
 
-def _check_rules(config: Config) -> None:
-    for rule in config.sharding_rules:
-        try:
-            pattern, spec = rule
-            re.compile(pattern)
-            names = {name for name in spec if name is not None}
-        except (TypeError, ValueError, re.error) as error:
-            raise UserError(
-                f"config.sharding_rules: {rule!r} must be a regular expression and a "
-                f"mesh axis or None for each axis of the parameter ({error})"
-            ) from None
-        if not names <= {DATA, FSDP}:
-            raise UserError(
-                f"config.sharding_rules: {rule!r} names an axis that is not "
-                f"{DATA} or {FSDP}"
-            )
-
-
-def rules(config: Config) -> tuple[Rule, ...]:
-    """Those of ``config.sharding_rules``."""
-    return tuple(Rule(pattern, tuple(spec)) for pattern, spec in config.sharding_rules)
-
-
 def layout(config: Config) -> Layout:
     """The layout of a config on the devices at hand."""
     check(config)
     chosen = devices(config)
-    mesh = jax.make_mesh(
-        (len(chosen) // config.fsdp, config.fsdp),
+    # Not `jax.make_mesh`, which mixes the processes of a TPU pod: rows would come back
+    # from an evaluation in another order.
+    mesh = Mesh(
+        np.array(chosen).reshape(-1, config.fsdp),
         (DATA, FSDP),
         axis_types=(AxisType.Auto,) * 2,
-        devices=chosen,
     )
-    return Layout(config.parallel, mesh, rules(config))
+    return Layout(config.parallel, mesh, sharding_rules.build(config))

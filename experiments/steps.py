@@ -105,6 +105,12 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         is_finite = jnp.isfinite(found.loss)
+        # One bad step, that the optimizer skips, would stay in running statistics.
+        model_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old),
+            found.model_state,
+            state.model_state,
+        )
         is_lost = optimizers.is_lost(opt_state, is_finite)
         window = Window(
             window.loss_sum + jnp.where(is_finite, found.loss, 0),
@@ -112,7 +118,7 @@ def make_train_step(
             jnp.where(is_lost & (window.lost_step == 0), step, window.lost_step),
         )
         position = state.position + num_microbatches(batch)
-        return TrainState(params, found.model_state, opt_state, step, position), window
+        return TrainState(params, model_state, opt_state, step, position), window
 
     return train_step
 

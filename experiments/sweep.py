@@ -4,6 +4,7 @@ python -m experiments.sweep --config=experiments/configs/bert_tiny.py \
     --workdir=runs/bert_tiny_sweep --results=experiments/results/bert_tiny_sweep
 """
 
+import functools
 import json
 import math
 import time
@@ -19,7 +20,6 @@ from experiments import (
     optimizers,
     provenance,
     runs,
-    tasks,
     train,
 )
 from experiments.errors import UserError
@@ -57,10 +57,7 @@ def sweep(
     """
     cli.check_distinct("--optimizers", names)
     grids = {name: grid_configs(config, name) for name in names}
-    source = tasks.load(config)
-    for chosen in (c for grid in grids.values() for c in grid):
-        train.check(chosen)
-        optimizers.settings(chosen)
+    source = train.load([chosen for grid in grids.values() for chosen in grid])
     finals = []
     for name, grid in grids.items():
         program = None
@@ -161,7 +158,7 @@ def main() -> None:
     targets = [cli.workdir() / "sweep"]
     targets += [Path(RESULTS.value)] if RESULTS.value else []
     for target in targets:  # before the runs, not after
-        folders.make(target.parent)
+        distributed.by_main(functools.partial(folders.make, target.parent))
     finals = sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
     table = markdown(finals, config)
     distributed.say(table)

@@ -4,6 +4,7 @@ python -m experiments.train --config=experiments/configs/bert_tiny.py \
     --workdir=runs/adamw --config.optimizer.name=adamw
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ from experiments.tasks import PyTree
 from experiments.types import Config
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "grain", "tokenizers", "numpy")
+MOST_STEPS = 10**7  # a plan has some bytes for each
 
 
 def resolve(config: Config, source: tasks.Source) -> Config:
@@ -50,8 +52,19 @@ def resolve(config: Config, source: tasks.Source) -> Config:
     return resolved
 
 
+def load(configs: Sequence[Config]) -> tasks.Source:
+    """Checks all configs, then reads the data that they share."""
+
+    def prepare() -> tasks.Source:
+        for config in configs:
+            check(config)
+        return tasks.load(configs[0])
+
+    return distributed.by_all(prepare)
+
+
 def check(config: Config) -> None:
-    """Refuses counts that no run can have."""
+    """Refuses what no run can have, before its data are read."""
     for name in ("steps", "batch_size", "log_every", "eval_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}: must be 1 or more")
@@ -60,12 +73,15 @@ def check(config: Config) -> None:
             raise UserError(
                 f"config.checkpoint.{name}={config.checkpoint[name]}: must be 1 or more"
             )
+    if config.steps > MOST_STEPS:
+        raise UserError(f"config.steps={config.steps}: must be at most {MOST_STEPS}")
     if config.seed < 0:
         raise UserError(f"config.seed={config.seed}: must be 0 or more")
     if not 0 <= config.warmup_fraction <= 1:
         raise UserError(
             f"config.warmup_fraction={config.warmup_fraction}: must be in [0, 1]"
         )
+    optimizers.settings(config)
     layout = parallel.layout(config)
     aggregate.build(config, layout.gradients(plan.make(config)))
 
@@ -93,17 +109,21 @@ def run(
     """
     check(config)
     resolved = resolve(config, source)
+    folders.check_agreement(resolved)
     final = distributed.by_main(
         lambda: folders.finished(workdir, resolved, with_changes)
     )
     if final is not None:
         distributed.say(f"{workdir}: already {final['status']}")
         return final, built
-    # A task that cannot be built leaves no folder behind that is taken.
-    task = source.build(workdir) if built is None else built.task
+    if built is None:
+        task = distributed.by_all(lambda: source.build(workdir))
+    else:
+        task = built.task
     with folders.locked(workdir):
-        distributed.by_main(lambda: folders.claim(workdir, resolved))
+        # What cannot be built leaves no folder behind that is taken.
         built = built or program.build(resolved, task)
+        distributed.by_main(lambda: folders.claim(workdir, resolved))
         return _run(built, resolved, workdir, with_changes), built
 
 
@@ -215,7 +235,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Trains as the flags say."""
     config = cli.config()
-    source = tasks.load(config)
+    source = load([config])
     final, _ = run(config, cli.workdir(), source, None, cli.RESUME_WITH_CHANGES.value)
     if final["status"] == "diverged":
         raise UserError(

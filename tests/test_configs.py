@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 import experiments.configs
 import optax_heavytail as oht
-from experiments import optimizers, parallel, plan, steps, tasks, train
+from experiments import optimizers, parallel, plan, sharding_rules, steps, tasks, train
 from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
@@ -168,7 +168,7 @@ def target_layout(config):
     assert math.prod(size) == config.target_devices
     axes = (parallel.DATA, parallel.FSDP)
     mesh = AbstractMesh(size, axes, axis_types=(AxisType.Auto,) * 2)
-    return parallel.Layout(config.parallel, mesh, parallel.rules(config))
+    return parallel.Layout(config.parallel, mesh, sharding_rules.build(config))
 
 
 def bytes_on_a_device(layout, state):

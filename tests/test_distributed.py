@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import distributed, tasks, train
+from experiments import distributed, folders, tasks, train
 from experiments.configs import digits_zoo
 from experiments.errors import UserError
 from tests.commands import ROOT, environment, refused
@@ -29,7 +29,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(workdir, num_devices, *argv):
+def start(workdir, num_devices, *argv, second=()):
     """The trainer as two processes on this machine."""
     port = free_port()
     return [
@@ -44,6 +44,7 @@ def start(workdir, num_devices, *argv):
                 "--num_processes=2",
                 f"--process_id={index}",
                 *argv,
+                *(second if index else ()),
             ],
             cwd=ROOT,
             env=environment(num_devices),
@@ -148,6 +149,28 @@ def test_what_the_main_process_refuses_ends_all(tmp_path):
         assert "metrics.jsonl without config.json" in errors
 
 
+def test_what_one_process_refuses_ends_all(tmp_path):
+    processes = start(tmp_path / "run", 1, second=("--config.data.path=no/such",))
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    errors = [errors.strip().splitlines()[-1] for _, errors in outputs]
+    assert errors[1].startswith("error: config.data.path=no/such: No such file")
+    assert errors[0] == errors[1].replace("error: ", "error: process 1: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_configs_are_refused(monkeypatch):
+    configs = [digits_zoo.get_config("smoke") for _ in range(3)]
+    values = [json.loads(config.to_json()) for config in configs]
+    monkeypatch.setattr(distributed, "gather", lambda value: values)
+    folders.check_agreement(configs[0])
+    values[2]["data"]["sha256"] = "ab"
+    with pytest.raises(
+        UserError, match=r"process 2 .*: config.data.sha256 was , now ab"
+    ):
+        folders.check_agreement(configs[0])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -163,6 +186,20 @@ def test_what_the_main_process_refuses_ends_all(tmp_path):
 def test_flags_that_do_not_fit_are_refused(tmp_path, argv, message):
     config = (f"--config={ZOO}:smoke", f"--workdir={tmp_path}")
     assert message in refused(train.main, *config, *argv)
+
+
+def test_one_that_ends_early_does_not_wait_long_for_the_others(monkeypatch, tmp_path):
+    seen = {}
+
+    def initialize(*args, **kwargs):
+        seen.update(kwargs)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    config = (f"--config={ZOO}:smoke", f"--workdir={tmp_path}")
+    argv = ("--coordinator=a:1", "--num_processes=2", "--process_id=1")
+    assert "--distributed: seen" in refused(train.main, *config, *argv)
+    assert seen["shutdown_timeout_seconds"] == seen["heartbeat_timeout_seconds"] == 100
 
 
 @pytest.mark.parametrize(

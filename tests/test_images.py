@@ -1,5 +1,6 @@
 import io
 import itertools
+import os
 import tarfile
 import time
 
@@ -94,6 +95,14 @@ def test_tree_and_tars_are_the_same_data(tmp_path):
     for with_bytes in (False, True):
         assert len({found.sha256(with_bytes) for found in all_found}) == 1
     assert all_found[0].sha256(False) != all_found[0].sha256(True)
+
+
+@pytest.mark.parametrize("pack", [write_tree, write_tar])
+def test_names_may_be_any_bytes(tmp_path, pack):
+    files = contents()
+    files[os.fsdecode(b"train/cat/caf\xe9.png")] = jpeg(0, kind="PNG")
+    found = load(pack(tmp_path / "images", files))
+    assert len(found.train.labels) == 13
 
 
 def test_hash_sees_names_and_sizes_and_where_asked_bytes(tmp_path):
@@ -230,8 +239,14 @@ def test_every_image_becomes_red_green_and_blue(mode, kind):
 
 
 @pytest.mark.parametrize("augment", ["none", "resized_crop"])
-@pytest.mark.parametrize("damage", [lambda data: data[:-60], lambda data: b"junk"])
-def test_corrupt_images_are_named(tmp_path, augment, damage):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-60], r"not a whole JPEG or PNG image \("),
+        (lambda data: b"junk", "not a JPEG or PNG image"),
+    ],
+)
+def test_corrupt_images_are_named(tmp_path, augment, damage, reason):
     files = contents()
     files["train/eel/3.JPEG"] = damage(files["train/eel/3.JPEG"])
     path = write_tree(tmp_path, files)
@@ -240,7 +255,7 @@ def test_corrupt_images_are_named(tmp_path, augment, damage):
         data = load(path, augment=augment)  # refused here if it is held in memory
         return list(itertools.islice(images.train_batches(data.train, 4, 0, 0), 3))
 
-    with pytest.raises(UserError, match=r"^train/eel/3\.JPEG: not a whole JPEG") as e:
+    with pytest.raises(UserError, match=rf"^train/eel/3\.JPEG: {reason}") as e:
         read_all()
     assert "\n" not in str(e.value)
 
@@ -582,6 +597,8 @@ def test_a_task_of_files(tmp_path):
         ("model.width", 0, "width=0: must be 1 or more"),
         ("model.stages", (1, 0), r"stages=\(1, 0\): must be numbers of blocks"),
         ("model.stages", (), "must be numbers of blocks"),
+        ("model.stages", (1.5,), "must be numbers of blocks"),
+        ("data.mean", ("a",), "must be equally many"),
         ("model.block", "wide", "block=wide: must be one of basic, bottleneck"),
         ("model.stem", "big", "stem=big: must be one of cifar, imagenet"),
         ("model.dtype", "int8", "dtype=int8: must be one of float32, bfloat16"),

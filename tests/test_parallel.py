@@ -1,12 +1,14 @@
 """The trainer on eight devices, or in microbatches, follows the trainer on one."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import parallel, plan, program, tasks, train
+from experiments import optimizers, parallel, plan, program, steps, tasks, train
 from experiments.errors import UserError
 from tests import toy_task
 
@@ -92,7 +94,8 @@ def make(config, corrupted=False):
 
 def settings(optimizer="adamw", **changes):
     kwargs = OPTIMIZERS.get(optimizer, {})
-    config = toy_task.config(optimizer, steps=NUM_STEPS, batch_size=ROWS, **changes)
+    changes = {"steps": NUM_STEPS, "batch_size": ROWS, **changes}
+    config = toy_task.config(optimizer, **changes)
     entry = {"transform": optimizer, "learning_rate": 0.02, "kwargs": kwargs}
     config.optimizers[optimizer] = entry
     return config
@@ -252,10 +255,17 @@ def test_the_batch_grows_where_the_rate_would_fall():
         ({"max_batch_size": 8}, "max_batch_size=8: must be 0 .* at least"),
         ({"sharding_rules": (("(", ()),)}, "sharding_rules: .* regular expression"),
         ({"sharding_rules": (("k", ("x",)),)}, "names an axis that is not data or"),
+        ({"sharding_rules": (("k", ("fsdp",) * 2),)}, "or one of them twice"),
+        ({"sharding_rules": ((b"k", ("fsdp",)),)}, "must be a regular expression"),
+        ({"steps": 10**8}, "steps=100000000: must be at most"),
         ({"aggregation": {"name": "mode", "kwargs": {}}}, "name=mode: must be one of"),
         (
             {"aggregation": {"name": "trimmed_mean", "kwargs": {"trim": 1}}},
             "less than half of 1 microbatches, got 1",
+        ),
+        (
+            {"aggregation": {"name": "coordinate_median", "kwargs": {}}},
+            "coordinate_median: is the mean of fewer than 3 gradients; a step has 1",
         ),
         (
             {"aggregation": {"name": "mean", "kwargs": {"trim": 1}}},
@@ -278,3 +288,37 @@ def test_a_rule_that_does_not_divide_names_the_parameter():
     config = settings(num_devices=8, fsdp=8, sharding_rules=rules)
     with pytest.raises(UserError, match=r"lays a/kernel of shape \(16, 24\) out"):
         trained(config)
+
+
+def test_a_rule_for_no_parameter_is_refused_and_takes_no_folder(tmp_path):
+    rules = (("kernal$", ("fsdp",)),)
+    config = settings(num_devices=8, fsdp=8, sharding_rules=rules)
+    source = tasks.Source("0" * 64, lambda workdir: make(config))
+    with pytest.raises(UserError, match="'kernal\\$' is in no parameter's path"):
+        train.run(config, tmp_path, source, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_in_the_order_of_their_processes(monkeypatch):
+    """On TPU pods JAX may have them in another, by their places in the network."""
+    found = [(0, 0), (1, 1), (2, 0), (3, 1)]
+    there = [SimpleNamespace(id=i, process_index=process) for i, process in found]
+    monkeypatch.setattr(jax, "devices", lambda: there)
+    config = toy_task.config(num_devices=0)
+    assert [device.id for device in parallel.devices(config)] == [0, 2, 1, 3]
+
+
+def test_a_skipped_step_leaves_the_running_statistics():
+    config = settings()
+    config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 5}
+    task, optimizer = make(config), optimizers.build(config.optimizers.adamw)
+    key = jax.random.key(0)
+    step = jax.jit(steps.make_train_step(task, optimizer, lambda count: 1.0, key))
+    state, window = steps.new_state(task, optimizer, key), steps.new_window()
+    for scale in (1, np.nan, 1):
+        rows = {name: array[None] * scale for name, array in batch(0).items()}
+        state, window = step(state, window, rows, np.float32(0.01))
+    assert int(state.step) == 3
+    assert int(window.num_losses) == 2
+    assert int(window.lost_step) == 0
+    assert float(state.model_state["rows"]) == 2 * ROWS

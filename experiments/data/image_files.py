@@ -53,7 +53,8 @@ class Files(NamedTuple):
         """Hash of all paths and sizes and, if asked for, of what the files hold."""
         total = hashlib.sha256()
         for name in (*self.train.names, *self.validation.names):
-            total.update(f"{name}\0{self.store.sizes[name]}\0".encode())
+            # Names are any bytes to a file system.
+            total.update(os.fsencode(f"{name}\0{self.store.sizes[name]}\0"))
             if with_bytes:
                 total.update(self.store.read(name))
         return total.hexdigest()

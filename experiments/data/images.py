@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from experiments.data import digits, image_files, stream
 from experiments.data.stream import Batch
@@ -161,6 +161,8 @@ def decode(store: image_files.Store, name: str) -> Image.Image:
         return Image.open(io.BytesIO(store.read(name))).convert("RGB")
     except UserError:
         raise
+    except UnidentifiedImageError:  # its text is the object's address
+        raise UserError(f"{name}: not a JPEG or PNG image") from None
     except Exception as error:  # the decoders raise many classes
         raise UserError(f"{name}: not a whole JPEG or PNG image ({error})") from None
 

@@ -38,9 +38,11 @@ def _check(config: Config) -> None:
     if data.split_seed < 0:
         raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
     _check_choice("data.augment", data.augment, images.AUGMENTATIONS)
-    if len(data.mean) != len(data.std) or not all(
-        math.isfinite(mean) and math.isfinite(std) and std > 0
-        for mean, std in zip(data.mean, data.std, strict=False)
+    is_finite = all(_is_number(x) and math.isfinite(x) for x in (*data.mean, *data.std))
+    if (
+        not is_finite
+        or len(data.mean) != len(data.std)
+        or min(data.std, default=1) <= 0
     ):
         raise UserError(
             f"config.data.mean={data.mean}, config.data.std={data.std}: must be "
@@ -65,11 +67,17 @@ def _check_resnet(model: Config) -> None:
     _check_choice("model.block", model.block, resnet.BLOCKS)
     _check_choice("model.stem", model.stem, resnet.STEMS)
     _check_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-    if not model.stages or min(model.stages) < 1:
+    if not model.stages or any(
+        type(blocks) is not int or blocks < 1 for blocks in model.stages
+    ):
         raise UserError(
             f"config.model.stages={model.stages}: must be numbers of blocks, each 1 or "
             "more"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_choice(field: str, value: str, allowed) -> None:

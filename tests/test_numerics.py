@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
-from experiments import train
+from experiments import program, train
 from optax_heavytail import testing
 from tests import reference, toy_task
 from tests.compare import assert_leaf_close, assert_trees_close, types
@@ -480,8 +480,8 @@ def test_one_program_serves_every_learning_rate():
         return program.build(resolved, toy_task.make()).train_step(1).as_text()
 
     # A compiled program names the line that asked for it: one line for both.
-    for program, is_same in ((naive, False), (ours, True)):
-        first, second = (program(rate) for rate in (0.1, 0.2))
+    for text_of, is_same in ((naive, False), (ours, True)):
+        first, second = (text_of(rate) for rate in (0.1, 0.2))
         assert (first == second) == is_same
 
 

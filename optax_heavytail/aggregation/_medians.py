@@ -129,7 +129,7 @@ def geometric_median(
     Example:
       >>> from optax_heavytail import aggregation
       >>> grads = jnp.array([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [1e30, 0.0]])
-      >>> [round(g, 3) for g in aggregation.geometric_median(grads).tolist()]
+      >>> [round(g, 2) for g in aggregation.geometric_median(grads).tolist()]
       [1.0, 0.0]
 
     References:

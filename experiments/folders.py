@@ -112,7 +112,7 @@ def claim(workdir: Path, config: Config) -> None:
     """Makes ``workdir`` the folder of ``config``, before anything else is in it.
 
     Raises:
-      UserError: not writable, or the folder of something else.
+      UserError: not writable.
     """
     make(workdir)
     if not (workdir / CONFIG_FILE).exists():

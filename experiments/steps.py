@@ -144,16 +144,8 @@ def make_gradient(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         sums, stack = _over_microbatches(task, params, model_state, batch, key, how)
         if axis_name is not None:
-            sums = sums._replace(
-                **jax.lax.psum(
-                    {
-                        "grads": sums.grads,
-                        "loss": sums.loss,
-                        "weight": sums.weight,
-                    },
-                    axis_name,
-                )
-            )
+            totals = jax.lax.psum(sums[:3], axis_name)
+            sums = Sums(*totals, model_state=sums.model_state)
             stack = jax.lax.all_gather(stack, axis_name, tiled=True)
         if sums.grads is None:
             assert how.stacked is not None

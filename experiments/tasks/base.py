@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -53,6 +54,21 @@ class Task:
     save_assets: Callable[[Path], None]
     predict: Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]] | None = None
     score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
+
+
+def weight(batch: Batch) -> jax.Array:
+    """What the loss is averaged over, where a batch has ``weights``."""
+    return jnp.sum(batch["weights"])
+
+
+def weighted_sums(batch: Batch, losses: jax.Array, correct: jax.Array) -> Sums:
+    """The sums of an evaluation, of arrays like the ``weights`` of the batch."""
+    weights = batch["weights"]
+    return {
+        "weight": weight(batch),
+        "loss": jnp.sum(losses * weights),
+        "accuracy": jnp.sum(correct * weights),
+    }
 
 
 def without_data(functions: dict[str, Callable[..., Any]]) -> Task:

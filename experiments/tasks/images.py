@@ -15,7 +15,15 @@ from experiments.data import images, stream
 from experiments.errors import UserError
 from experiments.models import resnet
 from experiments.models.perceptron import Perceptron
-from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
+from experiments.tasks.base import (
+    Batch,
+    PyTree,
+    Source,
+    Sums,
+    Task,
+    weight,
+    weighted_sums,
+)
 from experiments.types import Config
 
 
@@ -152,9 +160,6 @@ def model_functions(
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         return _pure_state(build(rngs=nnx.Rngs(key)))
 
-    def weight(batch: Batch) -> jax.Array:
-        return jnp.sum(batch["weights"])
-
     def apply(params: PyTree, model_state: PyTree, batch: Batch, *, train: bool):
         pixels = batch["images"].astype(jnp.float32) / largest_pixel
         model = nnx.merge(graph, params, model_state)
@@ -174,14 +179,10 @@ def model_functions(
 
     def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
         logits, _ = apply(params, model_state, batch, train=False)
-        labels, weights = batch["labels"], batch["weights"]
+        labels = batch["labels"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == labels
-        return {
-            "weight": jnp.sum(weights),
-            "loss": jnp.sum(losses * weights),
-            "accuracy": jnp.sum(correct * weights),
-        }
+        return weighted_sums(batch, losses, correct)
 
     return {
         "init": init,

@@ -12,7 +12,15 @@ from flax import nnx
 from experiments.data import stream, text, tokenizer
 from experiments.errors import UserError
 from experiments.models import bert
-from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
+from experiments.tasks.base import (
+    Batch,
+    PyTree,
+    Source,
+    Sums,
+    Task,
+    weight,
+    weighted_sums,
+)
 from experiments.types import Config
 
 
@@ -120,9 +128,6 @@ def model_functions(config: bert.BertConfig) -> dict[str, Callable[..., Any]]:
         )
         return losses, logits
 
-    def weight(batch: Batch) -> jax.Array:
-        return jnp.sum(batch["weights"])
-
     def loss_sum(
         params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
@@ -132,13 +137,8 @@ def model_functions(config: bert.BertConfig) -> dict[str, Callable[..., Any]]:
     def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
         del model_state
         losses, logits = token_losses(params, batch, None)
-        weights = batch["weights"]
         correct = jnp.argmax(logits, axis=-1) == batch["targets"]
-        return {
-            "weight": jnp.sum(weights),
-            "loss": jnp.sum(losses * weights),
-            "accuracy": jnp.sum(correct * weights),
-        }
+        return weighted_sums(batch, losses, correct)
 
     return {
         "init": init,

@@ -1,6 +1,6 @@
 """Extractive question answering: BERT finds the answer in the context."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from experiments.errors import UserError
 from experiments.models import bert, pretrained
 from experiments.models.pretrained import Pretrained
 from experiments.tasks import squad_answers
-from experiments.tasks.base import Batch, PyTree, Source, Sums, Task
+from experiments.tasks.base import (
+    Batch,
+    PyTree,
+    Source,
+    Sums,
+    Task,
+    weight,
+    weighted_sums,
+)
 from experiments.types import Config
 
 
@@ -148,11 +156,7 @@ def validation_batches(windows: Windows, size: int) -> list[Batch]:
     rows = [windows.row_with_choice(i % number) for i in range(number + -number % size)]
     for row in rows[number:]:
         row["weights"] = np.zeros((), np.float32)
-    return [_stacked(rows[i : i + size]) for i in range(0, len(rows), size)]
-
-
-def _stacked(rows: Sequence[Batch]) -> Batch:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return [stream.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def score(windows: Windows, spans: dict[str, np.ndarray]) -> dict[str, float]:
@@ -178,10 +182,6 @@ def _logits(
         deterministic=key is None,
         rngs=None if key is None else nnx.Rngs(dropout=key),
     )
-
-
-def _weight(batch: Batch) -> jax.Array:
-    return jnp.sum(batch["weights"])
 
 
 def _judge(
@@ -228,12 +228,7 @@ def model_functions(
     def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
         del model_state
         losses, is_exact = _judge(*logits(params, batch, None), batch)
-        weights = batch["weights"]
-        return {
-            "weight": _weight(batch),
-            "loss": jnp.sum(losses * weights),
-            "accuracy": jnp.sum(is_exact * weights),
-        }
+        return weighted_sums(batch, losses, is_exact)
 
     def predict(params: PyTree, model_state: PyTree, batch: Batch):
         del model_state
@@ -245,7 +240,7 @@ def model_functions(
 
     return {
         "init": init,
-        "weight": _weight,
+        "weight": weight,
         "loss_sum": loss_sum,
         "eval_sums": eval_sums,
         "predict": predict,

@@ -1,6 +1,6 @@
 """Composable gradient transformations for heavy-tailed gradients and huge batches."""
 
-from optax_heavytail import aggregation, schedules
+from optax_heavytail import aggregation, diagnostics, schedules
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
@@ -104,6 +104,7 @@ __all__ = [
     "clipped_gd",
     "clipping_threshold",
     "decay_mask",
+    "diagnostics",
     "ema",
     "gclip",
     "get_momentum",

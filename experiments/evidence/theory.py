@@ -123,11 +123,12 @@ def simulate(
             updates, state = tx.update(gradient(x) + shake, state, x)
             return optax.apply_updates(x, updates), state
 
-        carry, found = (start, tx.init(start)), []
-        for first, last in zip((0, *stops), stops, strict=False):
-            carry = jax.lax.fori_loop(first, last, step, carry)
-            found.append(measure(carry[1], carry[0]))
-        return jnp.stack(found)
+        def to_next_stop(carry: Any, span: Any) -> Any:
+            x, state = jax.lax.fori_loop(*span, step, carry)
+            return (x, state), measure(state, x)
+
+        spans = jnp.array((0, *stops[:-1])), jnp.array(stops)
+        return jax.lax.scan(to_next_stop, (start, tx.init(start)), spans)[1]
 
     keys = jax.random.split(jax.random.key(0), runs)
     # A run that has left the range of float32 is as far away as can be.

@@ -1,0 +1,189 @@
+"""Studies: what is measured once is used again, and pages show what was measured."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from experiments import reproduce
+from experiments.errors import UserError
+from experiments.evidence import study, theory, theory_tables
+
+MADE = [
+    (name, scale)
+    for name in reproduce.STUDIES
+    for scale in study.SCALES
+    if study.raw_file(name, scale).exists()
+]
+
+
+def counted(calls):
+    """Three cells that note when they are measured."""
+
+    def cell(number):
+        def measure():
+            calls.append(number)
+            return {"square": number**2}
+
+        return study.Cell({"number": number}, measure)
+
+    return [cell(number) for number in range(3)]
+
+
+def test_what_is_measured_is_used_again(tmp_path):
+    path, calls = tmp_path / "new" / "raw.jsonl", []
+    cells = counted(calls)
+    done = study.run(cells, path)
+    assert next(done) is cells[0]
+    with path.open("ab") as file:
+        file.write(b'{"settings": {"number": 1}, "res')  # killed here
+    assert list(study.run(cells, path)) == cells
+    assert calls == [0, 1, 2]
+    records = study.wanted(study.read(path), cells)
+    assert [record["result"]["square"] for record in records] == [0, 1, 4]
+    assert {"commit", "hardware", "versions", "command", "time"} < set(records[0])
+    list(study.run(cells, path))
+    assert calls == [0, 1, 2]
+
+
+def test_missing_results_are_said(tmp_path):
+    cells = counted([])
+    path = tmp_path / "raw.jsonl"
+    list(study.run(cells[:2], path))
+    with pytest.raises(UserError, match=r'^1 of 3 results .* {"number": 2}$'):
+        study.wanted(study.read(path), cells)
+    # Those of other settings are not shown.
+    assert len(study.wanted(study.read(path), cells[1:2])) == 1
+
+
+def test_blocks_are_put_between_their_marks():
+    page = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb"
+    filled = study.fill(page, {"x": "| new |"})
+    assert filled == "a\n<!-- begin x -->\n| new |\n<!-- end x -->\nb"
+    assert study.fill(filled, {"x": "| new |"}) == filled
+    for blocks in ({}, {"x": "", "y": ""}):
+        with pytest.raises(UserError, match=r"has blocks \['x'\], not"):
+            study.fill(page, blocks)
+
+
+def test_an_exponent_is_fitted_to_the_mean():
+    sizes = np.array([10, 100, 1000])
+    spread = np.array([0.5, 1.0, 1.5])[:, None]
+    value, low, high = study.fitted_exponent(sizes, spread * 7 * sizes**-0.75)
+    assert [value, low, high] == pytest.approx([-0.75] * 3)
+    errors = np.random.default_rng(0).exponential(sizes**-0.5, (200, 3))
+    value, low, high = study.fitted_exponent(sizes, errors)
+    assert low < -0.5 < high
+    assert low < value < high
+    # Each mean has an error of 1 / sqrt(200); the ends of two decades make the slope.
+    assert 0.5 < (high - low) / (4 * np.sqrt(2 / 200) / np.log(100)) < 2
+
+
+@pytest.mark.parametrize("name", reproduce.STUDIES)
+def test_every_study_has_a_page_and_results(name):
+    assert (study.PAGES / f"{name}.md").exists()
+    assert name in {made for made, _ in MADE}
+
+
+@pytest.mark.parametrize(("name", "scale"), MADE)
+def test_pages_show_what_was_measured(name, scale):
+    cells = reproduce.STUDIES[name].cells(scale)
+    records = study.wanted(study.read(study.raw_file(name, scale)), cells)
+    page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert study.fill(page, reproduce.blocks(name, scale, records)) == page
+    for file in reproduce.STUDIES[name].pictures(records):
+        assert f"({file})" in page
+        assert (study.PAGES / file).exists()
+    assert not any("dirty" in record["commit"] for record in records)
+
+
+def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(theory, "CHECKPOINTS", (2, 4))
+    monkeypatch.setattr(theory, "HORIZONS", (2, 4))
+    monkeypatch.setattr(theory, "DIMENSIONS", (2, 3))
+    monkeypatch.setattr(theory, "ORDERS", (1.5,))
+    monkeypatch.setattr(theory, "RUNS", {"cpu": 8})
+    (tmp_path / "theory.md").write_text((study.PAGES / "theory.md").read_text())
+    reproduce.reproduce("theory", "cpu", tmp_path, tmp_path)
+    page = (tmp_path / "theory.md").read_text()
+    assert "| Student-t | 1.5 | -0.67 |" in page
+    assert "| d = 2 | d = 3 |" in page
+    assert "skewed Pareto, 1.5, cclip, 4, 8" in capsys.readouterr().out
+    lines = (tmp_path / "evidence_theory_cpu.jsonl").read_text().splitlines()
+    assert len(lines) == 3 * 4 + 2 * 3 * 2 + 2 * 2 * 2
+    assert all(json.loads(line)["result"] for line in lines)
+
+
+def two_sided(kind, x):
+    """P(X <= x) of the noise of order 1.5."""
+    tail = 1.5 + theory.MARGIN
+    if kind == "Student-t":
+        return scipy.stats.t(tail).cdf(x)
+    if kind == "skewed Pareto":
+        return scipy.stats.pareto(tail).cdf(x + tail / (tail - 1))
+    one_sided = scipy.stats.pareto(tail).cdf(np.abs(x))
+    return np.where(x < 0, 1 - one_sided, 1 + one_sided) / 2
+
+
+@pytest.mark.parametrize("kind", theory.NOISES)
+def test_the_noise_has_its_law(kind):
+    samples = theory.noise(kind, 1.5)(jax.random.key(0), (4, 2000))
+    found = scipy.stats.kstest(np.ravel(samples), lambda x: two_sided(kind, x))
+    assert found.pvalue > 0.01
+    assert abs(np.corrcoef(samples)[0, 1]) < 0.1
+
+
+def beyond(kind, x):
+    """P(|X| > x), without cancellation far out."""
+    tail = 1.5 + theory.MARGIN
+    if kind == "Student-t":
+        return 2 * scipy.stats.t(tail).sf(x)
+    law, center = scipy.stats.pareto(tail), tail / (tail - 1)
+    if kind == "skewed Pareto":
+        return law.sf(center + x) + law.cdf(center - x)
+    return law.sf(x)
+
+
+@pytest.mark.parametrize("kind", theory.NOISES)
+def test_moments_are_those_of_the_law(kind):
+    """Against the integral of P(|X|^a > y), by another substitution."""
+    order = 1.5
+
+    # |X| beyond x has about x^(-tail) of the probability, so a power makes it tame.
+    power = 40.0
+    grid = np.linspace(0, 1, 400_001)[1:-1]
+    x = (1 - grid) ** -power - 1
+    values = (
+        beyond(kind, x) * order * x ** (order - 1) * power * (1 - grid) ** (-power - 1)
+    )
+    whole = scipy.integrate.trapezoid(values, grid)
+    assert theory.moment(kind, order) == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("method", theory.METHODS)
+def test_methods_are_those_of_the_theorems(method):
+    """The first two updates, by hand: thresholds G k^(1/a), steps 4 / (k + 1)."""
+    bounds, order = np.array([2.0, 1.0]), 1.5
+    tx = theory.transform(method, order, bounds)
+    grads = np.array([30.0, -0.5])
+    state, params = tx.init(jnp.zeros(2)), jnp.zeros(2)
+    whole = np.sum(bounds**order) ** (1 / order)
+    for k in (1, 2):
+        updates, state = tx.update(jnp.asarray(grads, jnp.float32), state, params)
+        grow = k ** (1 / order)
+        tau = (0.01 * sum(0.99**j for j in range(k))) ** (1 / order) * np.abs(grads)
+        clipped = {
+            "sgd": grads,
+            "gclip": grads * min(1, whole * grow / np.linalg.norm(grads)),
+            "cclip": np.clip(grads, -bounds * grow, bounds * grow),
+            "acclip": np.clip(grads, -tau, tau),
+        }[method]
+        np.testing.assert_allclose(updates, -4 / (k + 1) * clipped, rtol=1e-5)
+
+
+def test_intervals_are_written_beside_their_number():
+    assert theory_tables.with_interval((-0.5, -0.625, 0.25)) == "-0.50 [-0.62, 0.25]"

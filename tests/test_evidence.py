@@ -1,7 +1,5 @@
 """Studies: what is measured once is used again, and pages show what was measured."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,20 +100,56 @@ def test_pages_show_what_was_measured(name, scale):
 
 
 def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(theory, "CHECKPOINTS", (2, 4))
-    monkeypatch.setattr(theory, "HORIZONS", (2, 4))
-    monkeypatch.setattr(theory, "DIMENSIONS", (2, 3))
-    monkeypatch.setattr(theory, "ORDERS", (1.5,))
-    monkeypatch.setattr(theory, "RUNS", {"cpu": 8})
-    (tmp_path / "theory.md").write_text((study.PAGES / "theory.md").read_text())
-    reproduce.reproduce("theory", "cpu", tmp_path, tmp_path)
-    page = (tmp_path / "theory.md").read_text()
-    assert "| Student-t | 1.5 | -0.67 |" in page
-    assert "| d = 2 | d = 3 |" in page
-    assert "skewed Pareto, 1.5, cclip, 4, 8" in capsys.readouterr().out
-    lines = (tmp_path / "evidence_theory_cpu.jsonl").read_text().splitlines()
-    assert len(lines) == 3 * 4 + 2 * 3 * 2 + 2 * 2 * 2
-    assert all(json.loads(line)["result"] for line in lines)
+    def tables(records):
+        squares = [f"{record['result']['square']}" for record in records]
+        return {"squares": study.table(["square"], [[square] for square in squares])}
+
+    calls = []
+    made = study.Study(
+        lambda scale: counted(calls), tables, lambda records: {"x.png": b"picture"}
+    )
+    monkeypatch.setattr(reproduce, "STUDIES", {"toy": made})
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "PAGES", tmp_path)
+    marks = [f"<!-- begin {n} -->\n<!-- end {n} -->\n" for n in ("squares", "origin")]
+    (tmp_path / "toy.md").write_text("Words.\n" + "".join(marks))
+    reproduce.main(["toy"])
+    page = (tmp_path / "toy.md").read_text()
+    assert page.startswith("Words.\n<!-- begin squares -->\n| square |\n| --- |\n| 0 |")
+    assert "`python -m experiments.reproduce toy --scale=cpu`" in page
+    assert "3 cells in 0 minutes" in page
+    assert (tmp_path / "x.png").read_bytes() == b"picture"
+    assert "3/3" in capsys.readouterr().out
+    reproduce.main(["toy", "--scale=cpu"])
+    assert calls == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        reproduce.main(["none"])
+
+
+def test_a_run_without_noise_is_gradient_descent(monkeypatch):
+    """Of a quadratic and of x^2 + 3 sin^2 x, whose gradients JAX finds."""
+    monkeypatch.setattr(theory, "noise", lambda kind, order: lambda key, shape: 0.0)
+    monkeypatch.setattr(theory, "HORIZONS", (8,))
+    found = theory.horizon("symmetric Pareto", 2.0, "sgd", 2, runs=3)
+    x, squares = np.float32(3.0), []
+    step = (8 / 2) ** 0.5 / theory.SMOOTHNESS / 2
+    for _ in range(2):
+        slope = jax.grad(lambda x: x**2 + 3 * jnp.sin(x) ** 2)(x)
+        squares.append(theory.DIMENSION * slope**2)
+        x = x - step * slope
+    assert found["squares"] == pytest.approx([np.mean(squares)] * 3, rel=1e-4)
+    monkeypatch.setattr(theory, "CHECKPOINTS", (1, 3))
+    found = theory.rate("symmetric Pareto", 2.0, "sgd", runs=2)
+    # Along an eigenvector h the steps 2, 4/3 multiply by 1 - 2 h and 1 - 4/3 h.
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(theory.DIMENSION,) * 2))
+    start = basis.T @ rng.normal(size=theory.DIMENSION)
+    h = np.geomspace(1, theory.MOST_CURVED, theory.DIMENSION)
+    last = (1 - 2 * h) * (1 - 4 / 3 * h)
+    means = [start, start * (1 + 2 * (1 - 2 * h) + 3 * last) / 6]
+    errors = [0.5 * np.sum(h * mean**2) for mean in means]
+    assert found["mean"] == pytest.approx(errors, rel=1e-4)
+    assert theory.dimension("unequal", 3, "cclip", 2, runs=2)["errors"] == [0, 0]
 
 
 def two_sided(kind, x):

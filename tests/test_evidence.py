@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.integrate
 import scipy.stats
+from flax import nnx
 
 from experiments import reproduce
 from experiments.errors import UserError
-from experiments.evidence import study, theory, theory_tables
+from experiments.evidence import digits, robustness, study, theory, theory_tables
+from experiments.models import perceptron
 
 MADE = [
     (name, scale)
@@ -221,3 +224,73 @@ def test_methods_are_those_of_the_theorems(method):
 
 def test_intervals_are_written_beside_their_number():
     assert theory_tables.with_interval((-0.5, -0.625, 0.25)) == "-0.50 [-0.62, 0.25]"
+
+
+def plain_sgd(rate):
+    return optax.sgd(rate)
+
+
+def test_a_grid_is_moved_until_its_best_point_is_inside(monkeypatch):
+    """Losses by formula: the best rate is 1, eight octaves below the middle."""
+
+    def run(contestant, setup, points, seeds):
+        losses = np.array([[[abs(np.log2(p.rate))] for _ in seeds] for p in points])
+        return losses, losses
+
+    monkeypatch.setattr(digits, "run", run)
+    contestant = digits.Contestant(plain_sgd, 256.0)
+    tuned = digits.tune(contestant, digits.Setup())
+    assert tuned.is_inside
+    assert tuned.best.rate == pytest.approx(1)
+    assert len(tuned.losses) == digits.POINTS
+    assert min(tuned.rates) < tuned.best.rate < max(tuned.rates)
+    far = digits.tune(contestant._replace(rate=2.0**100), digits.Setup())
+    assert not far.is_inside
+    both = digits.tune(contestant._replace(rate=1.0, threshold=4.0), digits.Setup())
+    assert len(both.losses) == digits.POINTS
+    # The formula does not know the threshold: the first is as good as any.
+    assert not both.is_inside
+
+
+def test_lanes_are_single_runs():
+    """Against a loop in NumPy's order, with label noise and a spike."""
+    setup = digits.Setup(
+        steps=4, batch_size=32, label_noise=0.5, spike_every=3, spike=5.0
+    )
+    contestant = digits.Contestant(plain_sgd, 1.0)
+    grid_points = digits.points((0.1, 0.3), ())
+    losses, accuracies = digits.run(contestant, setup, grid_points, (3, 4))
+    assert losses.shape == accuracies.shape == (2, 2, 4)
+    (images, labels), (held_out, truth) = digits.load()
+    labels = digits.noisy_labels(labels, setup, 4)
+    model = perceptron.Perceptron(64, 64, 2, 10, rngs=nnx.Rngs(jax.random.key(4)))
+    graph, params = nnx.split(model, nnx.Param)
+
+    def loss(params, images, labels):
+        logits = nnx.merge(graph, params)(images)
+        chosen = logits[np.arange(len(labels)), labels]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+    for step, rows in enumerate(digits.batch_indices(setup, len(images), 4)):
+        grads = jax.grad(loss)(params, images[rows], labels[rows])
+        # Warm-up over no step, then a cosine over four.
+        rate = 0.3 * (1 + np.cos(np.pi * step / 4)) / 2 * (5.0 if step == 1 else 1.0)
+        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
+        want = loss(params, held_out, truth)
+        assert losses[1, 1, step] == pytest.approx(float(want), rel=1e-4)
+    assert 0.4 < np.mean(labels == digits.load()[0][1]) < 0.65
+
+
+def test_a_lost_run_is_the_worst():
+    setup = digits.Setup(steps=2, batch_size=8)
+    contestant = digits.Contestant(plain_sgd, 1.0)
+    losses, _ = digits.run(contestant, setup, digits.points((1e30,), ()), (0,))
+    assert losses[0, 0, -1] == digits.LOST
+
+
+def test_the_range_of_good_rates_is_unbroken():
+    losses = np.array([1.0, 1.01, 3.0, 1.04, 1.0, 1.02, 1.2, 1.01])
+    losses[4] = 0.99
+    assert robustness.octaves(losses, 1.05) == 1.0  # 1.04 is 5.05% above: 2 points
+    assert robustness.octaves(losses, 1.06) == 1.5
+    assert robustness.octaves(losses, 4.0) == 4.0

@@ -185,3 +185,16 @@ def fitted_exponent(
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(resampled, tails)
     return float(np.log(errors.mean(axis=0)) @ weights), float(low), float(high)
+
+
+def rounded(values: Any) -> list[float]:
+    """Five digits, of which a file is not too long."""
+    return [float(f"{value:.5g}") for value in np.ravel(values)]
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, ...]:
+    """A mean, and its percentile interval under resampling of the values."""
+    places = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(values[places].mean(axis=1), tails)
+    return float(values.mean()), float(low), float(high)

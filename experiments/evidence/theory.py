@@ -124,7 +124,7 @@ def simulate(
             return optax.apply_updates(x, updates), state
 
         def to_next_stop(carry: Any, span: Any) -> Any:
-            x, state = jax.lax.fori_loop(*span, step, carry)
+            x, state = jax.lax.fori_loop(span[0], span[1], step, carry)
             return (x, state), measure(state, x)
 
         spans = jnp.array((0, *stops[:-1])), jnp.array(stops)
@@ -156,10 +156,10 @@ def rate(kind: str, order: float, method: str, runs: int) -> dict[str, Any]:
     median = np.median(errors[:, -1])
     return {
         "steps": CHECKPOINTS,
-        "mean": rounded(errors.mean(axis=0)),
-        "median": rounded(np.median(errors, axis=0)),
-        "quantile_99": rounded(np.quantile(errors, 0.99, axis=0)),
-        "slope": rounded(study.fitted_exponent(CHECKPOINTS, errors)),
+        "mean": study.rounded(errors.mean(axis=0)),
+        "median": study.rounded(np.median(errors, axis=0)),
+        "quantile_99": study.rounded(np.quantile(errors, 0.99, axis=0)),
+        "slope": study.rounded(study.fitted_exponent(CHECKPOINTS, errors)),
         "share_above_10_medians": float(np.mean(errors[:, -1] > 10 * median)),
     }
 
@@ -183,7 +183,7 @@ def horizon(
         lambda state, x: state[-1][1],
         runs,
     )[:, 0]
-    return {"squares": rounded(squares)}
+    return {"squares": study.rounded(squares)}
 
 
 def _mean_square(gradient: Callable[[jax.Array], jax.Array]) -> Any:
@@ -222,12 +222,7 @@ def dimension(
         error,
         runs,
     )
-    return {"errors": rounded(errors[:, 0])}
-
-
-def rounded(values: Any) -> list[float]:
-    """Five digits, of which a file is not too long."""
-    return [float(f"{value:.5g}") for value in np.ravel(values)]
+    return {"errors": study.rounded(errors[:, 0])}
 
 
 def cells(scale: str) -> list[Cell]:

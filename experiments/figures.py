@@ -160,8 +160,10 @@ def _limit_height(
     ends = losses.min(), max(losses.min(), min(losses.max(), ceiling))
     low, high = scale.transform(np.array(ends))
     margin = 0.05 * (high - low) or 0.1
-    ends = scale.inverted().transform(np.array([low - margin, high + margin]))
-    axes.set_ylim(*ends)
+    low, high = scale.inverted().transform(np.array([low - margin, high + margin]))
+    axes.set_ylim(low, high)
+    if runs[0].loss_scale == "log" and high < 10 * low:  # maybe no power of 10 in it
+        axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:

@@ -213,6 +213,7 @@ def test_an_invariant_space_ends_the_search(values, num_found):
     np.testing.assert_allclose(at_ends[:2], [values[0], values[-1]], atol=4e-5)
     assert max(at_ends[2:]) < 4e-5
     spectrum = spectrum_of(operator, num_steps=20, num_probes=4)
+    np.testing.assert_allclose(spectrum.ends()[:2], at_ends[:2], atol=4e-5)
     for value in np.unique(values):
         near = np.abs(spectrum.nodes - value) < 1e-3
         weight = np.sum(spectrum.weights * near) / 4
@@ -255,8 +256,11 @@ def test_the_error_bounds_hold_when_steps_are_few():
     values = np.concatenate([np.linspace(-1, 1, 300), [1.5, 2.0]])
     for num_steps in (3, 12):
         found = ends_of(jnp.asarray(values), num_steps)
-        for value, error in zip(found[:2], found[2:], strict=True):
-            assert np.min(np.abs(values - float(value))) <= error + 1e-6
+        spectrum = spectrum_of(jnp.asarray(values), num_steps, num_probes=4)
+        distances = np.abs(values - np.asarray(spectrum.nodes)[..., None]).min(-1)
+        assert np.all(distances <= spectrum.errors + 1e-6)
+        assert spectrum.ends().smallest == spectrum.nodes.min()
+        assert spectrum.ends().largest_error in spectrum.errors[:, -1]
         assert values[0] - 1e-6 <= found.smallest <= found.largest <= values[-1] + 1e-6
 
 
@@ -310,7 +314,7 @@ def test_bad_arguments_are_named():
         diagnostics.spectral_density(matvec, params, KEY, 2, num_probes=0)
     with pytest.raises(TypeError, match="int32"):
         diagnostics.extreme_eigenvalues(matvec, jnp.arange(4), KEY, 2)
-    spectrum = diagnostics.Spectrum(jnp.ones((1, 2)), jnp.ones((1, 2)) / 2)
+    spectrum = diagnostics.Spectrum(*jnp.ones((3, 1, 2)))
     with pytest.raises(ValueError, match="num_points must be at least"):
         spectrum.grid(num_points=50, width=0.01)
     with pytest.raises(ValueError, match="width must be in"):

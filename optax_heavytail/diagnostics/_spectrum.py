@@ -25,8 +25,19 @@ class ExtremeEigenvalues(NamedTuple):
 class Spectrum(NamedTuple):
     """A spectral density as points with weights, for each probe."""
 
-    nodes: jax.Array  #: (num_probes, num_steps), estimated eigenvalues
+    nodes: jax.Array  #: (num_probes, num_steps), estimated eigenvalues, rising
     weights: jax.Array  #: (num_probes, num_steps), the rows add up to 1
+    errors: jax.Array  #: (num_probes, num_steps), an eigenvalue is within it of a node
+
+    def ends(self) -> ExtremeEigenvalues:
+        """The smallest and the largest node, as `extreme_eigenvalues` has them."""
+        low, high = jnp.argmin(self.nodes[:, 0]), jnp.argmax(self.nodes[:, -1])
+        return ExtremeEigenvalues(
+            smallest=self.nodes[low, 0],
+            largest=self.nodes[high, -1],
+            smallest_error=self.errors[low, 0],
+            largest_error=self.errors[high, -1],
+        )
 
     def grid(self, num_points: int = 512, width: float = 0.01) -> jax.Array:
         r"""Points for `density` that span the nodes, and :math:`5 \sigma` beyond.
@@ -128,11 +139,7 @@ def extreme_eigenvalues(
       >>> round(float(found.smallest), 4), round(float(found.largest), 4)
       (-1.0, 3.0)
     """
-    found = lanczos(matvec, _random_like(params, key), num_steps)
-    values, vectors = ritz(found)
-    last = found.num_found - 1
-    errors = jnp.abs(found.off_diagonal[last] * vectors[last])
-    return ExtremeEigenvalues(values[0], values[-1], errors[0], errors[-1])
+    return spectral_density(matvec, params, key, num_steps, num_probes=1).ends()
 
 
 def spectral_density(
@@ -159,7 +166,8 @@ def spectral_density(
         over the spectrum of d eigenvalues falls as ``1 / sqrt(num_probes d)``.
 
     Returns:
-      A `Spectrum`; `Spectrum.density` draws it. Non-finite products give NaN.
+      A `Spectrum`, in float32 or wider: `Spectrum.density` draws it, `Spectrum.ends`
+      are the best that all probes have found. Non-finite products give NaN.
 
     Raises:
       TypeError: see `lanczos`.
@@ -185,8 +193,11 @@ def spectral_density(
     _base.check_static_integer("num_probes", num_probes, 1)
 
     def probe(key):
-        values, vectors = ritz(lanczos(matvec, _random_like(params, key), num_steps))
-        return values, jnp.square(vectors[0])
+        found = lanczos(matvec, _random_like(params, key), num_steps)
+        values, vectors = ritz(found)
+        last = found.num_found - 1
+        errors = jnp.abs(found.off_diagonal[last] * vectors[last])
+        return values, jnp.square(vectors[0]), errors
 
     return Spectrum(*jax.lax.map(probe, jax.random.split(key, num_probes)))
 

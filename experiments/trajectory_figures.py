@@ -1,4 +1,4 @@
-"""Pictures of what `experiments.curvature` measured."""
+"""Pictures of what `experiments.follow` measured."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from experiments import figures
 from experiments.figures import INK, MUTED, SERIES
@@ -85,7 +84,6 @@ def draw_line(axes: Axes, records: Sequence[Record], fit: SmoothnessFit) -> None
         axes.plot(x, fit.l0 + fit.l1 * x, "--", color=MUTED, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
     _finish(axes, "gradient norm", "Smoothness along updates (darker: later)")
 
 
@@ -107,7 +105,5 @@ def _columns(
 def _finish(axes: Axes, x: str, title: str) -> None:
     figures.style(axes, x)
     axes.set_title(title, loc="left", color=INK, fontsize=10)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)

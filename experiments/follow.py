@@ -12,10 +12,9 @@ trains again, and measures what is missing.
 
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from experiments import (
     cli,
     distributed,
     folders,
+    plan,
     program,
     progress,
     provenance,
@@ -38,14 +38,19 @@ from experiments.trajectory import Record
 from experiments.types import Config
 
 SPECTRA = flags.DEFINE_integer(
-    "spectra", 6, "Steps whose spectrum is taken, the first and the last with them."
+    "spectra",
+    6,
+    "Steps whose spectrum is taken, the first and the last with them.",
+    lower_bound=2,
 )
-POINTS = flags.DEFINE_integer("points", 80, "Updates whose smoothness is taken.")
+POINTS = flags.DEFINE_integer(
+    "points", 80, "Updates whose smoothness is taken.", lower_bound=2
+)
 LOSS_BATCHES = flags.DEFINE_integer(
-    "loss_batches", 4, "Batches over which the loss is averaged."
+    "loss_batches", 4, "Batches over which the loss is averaged.", lower_bound=1
 )
 LANCZOS_STEPS = flags.DEFINE_integer(
-    "lanczos_steps", 64, "Hessian-vector products for each spectrum."
+    "lanczos_steps", 64, "Hessian-vector products for a spectrum.", lower_bound=1
 )
 RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
 
@@ -73,7 +78,7 @@ def _early(first: int, last: int, count: int) -> list[int]:
 
 
 class File:
-    """The records in a folder, each of which is on the disk once it is added.
+    """The records in a folder, whole on the disk whenever one has been added.
 
     Args:
       path: of the file.
@@ -84,26 +89,23 @@ class File:
     """
 
     def __init__(self, path: Path, settings: Settings):
-        self._path = path
-        self.records: list[Record] = self._read() if path.exists() else []
-        wanted = settings._asdict()
-        if not self.records:
-            self.records = [{"kind": "header", "settings": wanted, **_origin()}]
+        self._path, wanted = path, settings._asdict()
+        header = {"kind": "header", "settings": wanted, **_origin()}
+        self.records = self._read() if path.exists() else [header]
         found = self.records[0].get("settings")
         if found != wanted:
             raise UserError(
                 f"{path}: has measurements with {found}, not {wanted}; choose another "
                 "folder, or delete the file"
             )
-        content = "".join(json.dumps(record) + "\n" for record in self.records)
-        folders.write_atomically(path, content)
 
     def _read(self) -> list[Record]:
-        whole = self._path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = self._path.read_text(encoding="utf-8").splitlines()
         try:
-            return [dict(json.loads(line)) for line in whole]
+            first, *others = [dict(json.loads(line)) for line in lines]
         except (ValueError, TypeError):
             raise UserError(f"{self._path}: has lines that are no records") from None
+        return [first, *others]
 
     def missing(self, kind: str, steps: Sequence[int]) -> list[int]:
         """Those of the steps of which there is no record."""
@@ -112,17 +114,16 @@ class File:
 
     def add(self, kind: str, step: int, values: Record) -> None:
         """Writes a record; a number that is not finite becomes ``None``."""
-        finite = {
-            name: None if isinstance(x, float) and not math.isfinite(x) else x
-            for name, x in values.items()
-        }
-        record = {"kind": kind, "step": step, **finite}
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self.records.append(record)
+        finite = {name: _or_none(value) for name, value in values.items()}
+        self.records.append({"kind": kind, "step": step, **finite})
+        lines = [json.dumps(record, allow_nan=False) for record in self.records]
+        folders.write_atomically(self._path, "\n".join(lines) + "\n")
+
+
+def _or_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_or_none(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _origin() -> Record:
@@ -145,34 +146,41 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     resolved = train.resolve(config, source)
     folders.finished(workdir, resolved)  # refuses the folder of another config
     with folders.locked(workdir):
-        task = source.build(workdir)
-        built = program.build(resolved, task)
-        folders.claim(workdir, resolved)
-        task.save_assets(workdir)
         file = File(workdir / RECORDS_FILE, settings)
-        _measure(built, resolved, settings, file)
+        end = plan.make(resolved).num_steps
+        spectra = file.missing("spectrum", settings.spectrum_steps(end))
+        updates = file.missing("smoothness", settings.smoothness_steps(end))
+        if spectra or updates:
+            built = program.build(resolved, source.build(workdir))
+            _check_size(built, settings)
+            folders.claim(workdir, resolved)
+            built.task.save_assets(workdir)
+            tools = trajectory.Instruments(
+                built, settings.loss_batches, settings.lanczos_steps, config.seed
+            )
+            state = built.init_state()
+            points = trajectory.follow(built, resolved, state, spectra, updates)
+            _add(file, points, len(spectra) + len(updates), tools)
         return file.records
 
 
-def _measure(built: Program, config: Config, settings: Settings, file: File) -> None:
-    end = built.plan.num_steps
-    spectra = file.missing("spectrum", settings.spectrum_steps(end))
-    updates = file.missing("smoothness", settings.smoothness_steps(end))
-    if not spectra and not updates:
-        return
-    state = built.init_state()
-    size = sum(x.size for x in jax.tree.leaves(state.params))
+def _check_size(built: Program, settings: Settings) -> None:
+    shapes = jax.eval_shape(built.init_state).params
+    size = sum(x.size for x in jax.tree.leaves(shapes))
     if settings.lanczos_steps > size:
         raise UserError(
             f"--lanczos_steps={settings.lanczos_steps}: must be at most {size}, the "
             "number of parameters"
         )
-    tools = trajectory.Instruments(
-        built, settings.loss_batches, settings.lanczos_steps, config.seed
-    )
-    number = len(spectra) + len(updates)
+
+
+def _add(
+    file: File,
+    points: Iterable[trajectory.Point],
+    number: int,
+    tools: trajectory.Instruments,
+) -> None:
     with progress.run_bar("curvature", number, distributed.console()) as bar:
-        points = trajectory.follow(built, config, state, spectra, updates)
         for count, (step, params, model_state, update) in enumerate(points, 1):
             if update is None:
                 file.add("spectrum", step, tools.spectrum(params, model_state))
@@ -200,14 +208,6 @@ def _number(record: Record, name: str) -> str:
 
 def main() -> None:
     """Measures as the flags say."""
-    for flag, least in (
-        (SPECTRA, 2),
-        (POINTS, 2),
-        (LOSS_BATCHES, 1),
-        (LANCZOS_STEPS, 1),
-    ):
-        if flag.value < least:
-            raise UserError(f"--{flag.name}={flag.value}: must be {least} or more")
     values = SPECTRA.value, POINTS.value, LOSS_BATCHES.value, LANCZOS_STEPS.value
     workdir = cli.workdir()
     records = measure(cli.config(), workdir, Settings(*values))

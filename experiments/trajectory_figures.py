@@ -55,9 +55,10 @@ def draw_course(axes: Axes, records: Sequence[Record]) -> None:
 def draw_densities(axes: Axes, records: Sequence[Record]) -> None:
     """The density of eigenvalues at the first, a middle and the last step."""
     spectra = [r for r in _of(records, "spectrum") if r["largest"] is not None]
-    chosen = sorted({round(x) for x in np.linspace(0, len(spectra) - 1, _SPECTRA)})
+    places = np.linspace(0, len(spectra) - 1, min(_SPECTRA, len(spectra)))
+    chosen = [spectra[round(place)] for place in places]
     top = 0.0
-    for color, record in zip(SERIES, [spectra[i] for i in chosen], strict=False):
+    for color, record in zip(SERIES, chosen, strict=False):
         arrays = (record[name] for name in ("nodes", "weights", "errors"))
         spectrum = diagnostics.Spectrum(*map(jnp.asarray, arrays))
         grid = spectrum.grid(_POINTS, _WIDTH)

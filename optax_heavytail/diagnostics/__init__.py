@@ -1,3 +1,31 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
-__all__: list[str] = []
+from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
+from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
+from optax_heavytail.diagnostics._smoothness import (
+    LocalSmoothness,
+    SmoothnessFit,
+    fit_smoothness,
+    local_smoothness,
+)
+from optax_heavytail.diagnostics._spectrum import (
+    ExtremeEigenvalues,
+    Spectrum,
+    extreme_eigenvalues,
+    spectral_density,
+)
+
+__all__ = [
+    "ExtremeEigenvalues",
+    "Lanczos",
+    "LocalSmoothness",
+    "SmoothnessFit",
+    "Spectrum",
+    "extreme_eigenvalues",
+    "fit_smoothness",
+    "hvp",
+    "lanczos",
+    "local_smoothness",
+    "mean_gradient",
+    "spectral_density",
+]

@@ -50,7 +50,7 @@ def local_smoothness(
 
     Returns:
       A `LocalSmoothness`, in float32 or wider. A direction that moves no parameter
-      gives NaN, a non-finite gradient inf or NaN.
+      or is not finite gives NaN, a non-finite gradient inf or NaN.
 
     Raises:
       TypeError: a parameter is not real floating-point.
@@ -74,25 +74,30 @@ def local_smoothness(
     _base.check_floating(params, "parameters")
     _base.check_static_integer("num_points", num_points, 1)
     wide = _tree.at_least_float32(params)
-    grads = grad_fn(params)
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(grads))
-    start = _tree.at_least_float32(grads)
+    shapes = jax.eval_shape(grad_fn, params)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
 
-    def lengths(fraction):
+    def lengths(start, fraction):
         moved = jax.tree.map(
             lambda x, d: x + fraction.astype(x.dtype) * d, wide, direction
         )
         moved = _tree.cast_like(moved, params)
-        change = jax.tree.map(
-            lambda new, old: new - old, _tree.at_least_float32(grad_fn(moved)), start
+        grads = _tree.cast_like(grad_fn(moved), wide)
+        start = jax.tree.map(
+            lambda new, old: jnp.where(fraction == 0, new, old), grads, start
         )
+        change = jax.tree.map(jnp.subtract, grads, start)
         distance = jax.tree.map(
             lambda new, old: new.astype(old.dtype) - old, moved, wide
         )
-        return _tree.global_norm(change).value, _tree.global_norm(distance).value
+        norms = [_tree.global_norm(tree).value for tree in (change, distance)]
+        return start, norms
 
-    fractions = jnp.arange(1, num_points + 1) / num_points
-    changes, distances = jax.lax.map(lengths, fractions)
+    # From 0 on, where the gradient is kept: the program has one copy of it to compile.
+    fractions = jnp.arange(num_points + 1) / num_points
+    zeros = jax.tree.map(jnp.zeros_like, wide)
+    start, norms = jax.lax.scan(lengths, zeros, fractions)
+    changes, distances = (x[1:] for x in norms)
     largest = jnp.argmax(changes / distances)  # the first NaN, if there is one
     norm, distance = _tree.global_norm(start).value, distances[largest]
     return LocalSmoothness(

@@ -100,9 +100,9 @@ def size(tree: Any, axis_name: AxisName = None) -> Any:
 
     It may be no int32.
     """
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
     leaves = jax.tree.leaves(tree)
-    return sum(_psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
+    return sum(psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
 
 
 class Norm(NamedTuple):
@@ -125,14 +125,14 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
     if not leaves:
         return Norm(jnp.zeros([]), jnp.ones([]))
     dtype = jnp.result_type(jnp.float32, *leaves)
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
 
     def sums_of_squares(leaves, scales):
         squares = [_sum_of_squares(x, dtype, scales[0]) for x in leaves]
         by_axis = {}
         for axis, square in zip(axes, squares, strict=True):
             by_axis.setdefault(axis, []).append(square)
-        return [sum(_psum(sum(group), axis) for axis, group in by_axis.items())]
+        return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
 
     return _norms(sums_of_squares, leaves)[0]
 
@@ -176,14 +176,14 @@ def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) ->
     shape ``(size of that axis,)``, and `expand_layers` fits them to the leaf.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
     layers = broadcast_prefix(layer_axis, tree, lambda x: x is None)
     for x, layer in zip(leaves, layers, strict=True):
         _check_layer_axis(layer, x)
 
     def sums_of_squares(leaves, scales):
         return [
-            _psum(_sum_of_squares(x, _wide(x), scale, layer), axis)
+            psum(_sum_of_squares(x, _wide(x), scale, layer), axis)
             for x, scale, layer, axis in zip(leaves, scales, layers, axes, strict=True)
         ]
 
@@ -246,11 +246,11 @@ def _sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
-def _psum(x: Any, axis: Any) -> Any:
+def psum(x: Any, axis: Any) -> Any:
     return x if axis is None else jax.lax.psum(x, axis)
 
 
-def _leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
+def leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
     """The axis names of each leaf of ``tree``, from a tree prefix of names."""
 
     def is_name(x):

@@ -639,8 +639,8 @@ FAULTS = [
     Fault(
         "eps under Adam's root",
         TREE,
-        "safe_divide(m, _sqrt(v) + eps)",
-        "safe_divide(m, _sqrt(v + eps))",
+        "safe_divide(m, safe_sqrt(v) + eps)",
+        "safe_divide(m, safe_sqrt(v + eps))",
         ("tests/test_golden.py", "-k", "adamw"),
     ),
     Fault(

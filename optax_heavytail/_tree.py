@@ -226,15 +226,11 @@ def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
 
 def rescaling(square: jax.Array) -> jax.Array:
     """A power of two that brings the entries behind a bad sum of squares near 1."""
-    tiny, exponent = extremes(square.dtype)
+    single = jnp.finfo(square.dtype).bits == 32
+    tiny, exponent = (1e-30, 100) if single else (1e-280, 600)
     scale = jnp.where(square < tiny, 2.0**exponent, 1.0)
     scale = jnp.where(jnp.isinf(square), 2.0**-exponent, scale)
     return jax.lax.stop_gradient(scale.astype(square.dtype))
-
-
-def extremes(dtype: jnp.dtype) -> tuple[float, int]:
-    """Sums of squares that are too small to trust, and the exponent that helps."""
-    return (1e-30, 100) if jnp.finfo(dtype).bits == 32 else (1e-280, 600)
 
 
 def sum_of_squares(

@@ -58,8 +58,8 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
 def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:
     """As `_tree.leaf_norms`, in one array.
 
-    What follows the sums is one small program then, and not one for each leaf, and each
-    scale of the second pass a constant: less to run, and to compile.
+    What follows the sums is one small program then, and not one for each leaf, and the
+    second pass has no scale of its own for each: less to run, and to compile.
     """
 
     def squares(scale):
@@ -68,11 +68,13 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.No
         return jnp.stack(sums)
 
     first = squares(1)
-    scales, factor = _tree.rescaling(first), 2.0 ** _tree.extremes(wide)[1]
+    scales = _tree.rescaling(first)
 
     def rescaled():
-        large = jnp.where(scales > 1, squares(factor), first)
-        return jnp.where(scales < 1, squares(1 / factor), large)
+        # There are three scales. As constants XLA would take them out of the squares,
+        # and overflow.
+        large = jnp.where(scales > 1, squares(jnp.max(scales)), first)
+        return jnp.where(scales < 1, squares(jnp.min(scales)), large)
 
     sums = jax.lax.cond(jnp.any(scales != 1), rescaled, lambda: first)
     norm = _tree.Norm(_tree.safe_sqrt(sums), scales)

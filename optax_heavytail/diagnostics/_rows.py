@@ -52,7 +52,7 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
         return _tree.global_norm(tree, axis_name).value[None]
     axes = _tree.leaf_axes(axis_name, tree)
     each = _leaf_norms(leaves, axes, dtype(tree)).value
-    return jnp.concatenate([_norm(each)[None], each])
+    return jnp.concatenate([_tree.global_norm(each).value[None], each])
 
 
 def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:
@@ -80,17 +80,6 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.No
     norm = _tree.Norm(_tree.safe_sqrt(sums), scales)
     # Without the barrier XLA may copy the whole reduction into each of its consumers.
     return jax.lax.optimization_barrier(norm)
-
-
-def _norm(lengths: jax.Array) -> jax.Array:
-    """Of nonnegative numbers, relative to the largest, so that no square overflows."""
-    # The norm scales with its arguments, so its slope along this scale is 0.
-    largest = jax.lax.stop_gradient(jnp.max(lengths))
-    has_length = jnp.isfinite(largest) & (largest > 0)
-    squares = jnp.square(lengths / jnp.where(has_length, largest, 1))
-    norm = largest * jnp.sqrt(jnp.where(has_length, jnp.sum(squares), 1))
-    most = jnp.finfo(norm.dtype).max
-    return jnp.where(has_length, _tree.minimum(norm, most), largest)
 
 
 def shares(flags: Any, per_leaf: bool, axis_name: Any) -> jax.Array:

@@ -310,15 +310,10 @@ CASES = {
         ("reservoir_size",),
         needs_params=True,
     ),
-    "monitor-global": Case(
-        oht.diagnostics.monitor,
-        {"inner": oht.acclip(0.1), "reservoir_size": 2, "per_leaf": False},
-        ("reservoir_size", "per_leaf"),
-        needs_params=True,
-        variant=True,
-    ),
     "monitor_clipping": Case(
-        oht.diagnostics.monitor_clipping, {"clip": oht.clip_by_norm(1.0), "window": 3}
+        oht.diagnostics.monitor_clipping,
+        {"clip": oht.clip_by_norm(1.0), "window": 3},
+        variant=True,
     ),
     "monitor_clipping-bias": Case(
         oht.diagnostics.monitor_clipping,

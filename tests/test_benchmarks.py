@@ -376,8 +376,8 @@ def test_the_monitor_is_compared_with_the_optimizer_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(monitor, "OPTIMIZERS", ("adamw",))
     page, (record,) = run(monitor.main, tmp_path, "--rows=2", "--repeats=2")
     rows = record["leaves"] + 1
-    # Of each row five numbers, the histogram and the reservoir; the row of each leaf,
-    # two counts, a key, and when the reservoir was filled.
+    # Of each row three norms, a count, the histogram and the reservoir; the row of each
+    # leaf, two counts, a key, and when the reservoir was filled.
     state = rows * 4 * (4 + 1025 + 1024) + 4 * (record["leaves"] + 2 + 2 + 1024)
     assert record["monitor_bytes"] == state
     assert [cell[1] for cell in cells(page)] == list(record["seconds"])

@@ -127,27 +127,21 @@ def monitor_clipping(
         shrunk = jax.tree.map(
             lambda m, u: jnp.abs(u) < _CLIPPED * jnp.abs(m), raw, clipped
         )
-        measured = (
-            _rows.shares(shrunk, per_leaf, axis_name),
-            jnp.where(before == 0, 1, _tree.safe_divide(after, before)),
-            jnp.ones([]),
-            raw if bias else None,
-            clipped if bias else None,
-        )
-        averages = (
-            state.coordinate_shares,
-            state.norm_shares,
-            state.weight,
-            state.raw_mean,
-            state.clipped_mean,
-        )
+        measured = {
+            "coordinate_shares": _rows.shares(shrunk, per_leaf, axis_name),
+            "norm_shares": jnp.where(before == 0, 1, _tree.safe_divide(after, before)),
+            "weight": jnp.ones([]),
+            "raw_mean": raw if bias else None,
+            "clipped_mean": clipped if bias else None,
+        }
+        averages = {name: getattr(state, name) for name in measured}
         good = jnp.all(jnp.isfinite(before) & jnp.isfinite(after))
 
         def average(mean, x):
             return jnp.where(good, mean + (x - mean) / window, mean)
 
         averages = _tree.cast_like(jax.tree.map(average, averages, measured), averages)
-        new_state = MonitorClippingState(*averages, state.leaf_rows, inner_state)
+        new_state = state._replace(**averages, inner_state=inner_state)
         return found if with_raw else found.clipped, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -39,7 +39,9 @@ def empty(rows: int, size: int, dtype: jnp.dtype) -> NormHistory:
     )
 
 
-def add(history: NormHistory, norms: jax.Array, count: jax.Array) -> NormHistory:
+def add(
+    history: NormHistory, norms: jax.Array, count: jax.typing.ArrayLike
+) -> NormHistory:
     """Enters the norms of update ``count``.
 
     One that is not finite is in no bin, and its step not in the reservoir: a sample has

@@ -44,8 +44,10 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
     ``parameter_norm``         of the parameters before it
     ``update_ratio``           the update's norm over the parameters'
     ``nonfinite_gradients``    how many gradients so far had an inf or NaN
-    ``gradient_norm_q10``      quantiles of the gradient's norm over all finite ones,
-    to ``q90``                 off by at most a factor of :math:`2^{1/16}`
+    ``gradient_norm_q50``      median of all finite gradients' norms so far, off by at
+                               most a factor of :math:`2^{1/16}`
+    ``gradient_norm_q10``      the quantile of a tenth, and ``gradient_norm_q90`` that
+                               of nine tenths
     ``clipped_coordinates``    share of the coordinates that were clipped
     ``clipped_norm``           share of the norm that was taken away
     ``clip_cosine``            between the averages before and after the clip

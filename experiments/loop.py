@@ -169,6 +169,7 @@ class Loop:
                 steps_per_second=(at.step - at.recorded)
                 / (at.seconds - at.seconds_recorded),
                 **optimizers.skipped(state.opt_state),
+                **optimizers.monitored(state.opt_state),
             )
             self._bar.update(at.step, loss)
         at.recorded, at.seconds_recorded = at.step, at.seconds

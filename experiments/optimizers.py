@@ -10,6 +10,7 @@ import optax
 import optax_heavytail as oht
 from experiments.errors import UserError
 from experiments.types import Config
+from optax_heavytail import diagnostics
 
 
 def momentum(
@@ -80,6 +81,7 @@ READOUTS: dict[str, Callable[..., optax.Params]] = {
     "weighted_iterate_average": oht.weighted_iterate_average_eval_params,
 }
 
+MONITOR = "monitor"  # what comes before the names of its numbers in records
 SKIPPED = ("num_nonfinite", "num_spikes")
 
 
@@ -143,7 +145,9 @@ def _check_ranges(where: str, chosen: Config) -> None:
             )
 
 
-def build(chosen: Config) -> optax.GradientTransformationExtraArgs:
+def build(
+    chosen: Config, is_monitored: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Builds the transform; its learning rate is an array in its state."""
     kwargs = dict(chosen.kwargs)
     if "weight_decay" in chosen:
@@ -152,8 +156,8 @@ def build(chosen: Config) -> optax.GradientTransformationExtraArgs:
     def make(learning_rate):
         optimizer = BUILDERS[chosen.transform](learning_rate, **kwargs)
         if "skip_if_unsafe" in chosen:
-            return oht.skip_if_unsafe(optimizer, **chosen.skip_if_unsafe)
-        return optimizer
+            optimizer = oht.skip_if_unsafe(optimizer, **chosen.skip_if_unsafe)
+        return diagnostics.monitor(optimizer) if is_monitored else optimizer
 
     make(chosen.learning_rate)  # checks ranges before any array
     inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
@@ -176,3 +180,11 @@ def skipped(opt_state) -> dict[str, int]:
     """How many steps were skipped, and why; nothing if the optimizer skips none."""
     counts = {name: optax.tree.get(opt_state, name) for name in SKIPPED}
     return {name: int(count) for name, count in counts.items() if count is not None}
+
+
+def monitored(opt_state) -> dict[str, float]:
+    """What the monitor knows so far; nothing if there is none."""
+    if optax.tree.get(opt_state, "gradient_norms") is None:
+        return {}
+    found = diagnostics.read_monitor(opt_state)
+    return {f"{MONITOR}/{k}": v for k, v in found.items() if math.isfinite(v)}

@@ -41,7 +41,7 @@ def build(config: Config, task: Task) -> Program:
     """Compiles the steps of a resolved config."""
     started = time.perf_counter()
     layout, its_plan = parallel.layout(config), plan.make(config)
-    optimizer = optimizers.build(config.optimizer)
+    optimizer = optimizers.build(config.optimizer, config.monitor)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def new_state() -> TrainState:

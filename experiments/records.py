@@ -70,7 +70,9 @@ class Writer(Recorder):
             self._file.flush()
             os.fsync(self._file.fileno())
             for name, value in scalars.items():
-                scalar = summary.scalar(f"{kind}/{name}", value)
+                # Names with a group of their own stay in it.
+                tag = name if "/" in name else f"{kind}/{name}"
+                scalar = summary.scalar(tag, value)
                 self._write_event(step=step, summary=scalar)
             self._events.flush()
         except OSError as error:

@@ -125,7 +125,7 @@ def clip_by_moment(
             )
         return ClipByMomentState(count, threshold, inner_tx.init(params))
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(updates, state, params=None, *, with_raw=False, **extra_args):
         _base.check_floating(updates, "updates")
         count = optax.safe_increment(state.count)
         grads = _tree.at_least_float32(updates)
@@ -146,17 +146,19 @@ def clip_by_moment(
             factor, limit = (
                 jax.tree.map(lambda _, x=x: x, moment) for x in (factor, limit)
             )
-        clipped = jax.tree.map(jnp.multiply, factor, moment)
+        both = _base.Clipping(moment, jax.tree.map(jnp.multiply, factor, moment))
         if normalize:
-            clipped = jax.tree.map(
-                lambda u, tau: _tree.safe_divide(u, tau + eps), clipped, limit
+            units = _base.Clipping(limit, limit)
+            both = jax.tree.map(
+                lambda u, tau: _tree.safe_divide(u, tau + eps), both, units
             )
+        both = _tree.cast_like(both, _base.Clipping(updates, updates))
         new_state = ClipByMomentState(
             count,
             _tree.cast_like(threshold, state.threshold),
             _tree.cast_like(inner_state, state.inner_state),
         )
-        return _tree.cast_like(clipped, updates), new_state
+        return both if with_raw else both.clipped, new_state
 
     tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     return round_bfloat16_fields(tx, threshold=threshold_dtype)

@@ -72,7 +72,7 @@ def debias_weight(decay: Any, count: Any) -> jax.Array:
 
 def divide_by_root(mean: Any, square: Any, eps: Any) -> Any:
     """``mean / (sqrt(square) + eps)``, leaf by leaf; 0 where that divides by 0."""
-    return jax.tree.map(lambda m, v: safe_divide(m, _sqrt(v) + eps), mean, square)
+    return jax.tree.map(lambda m, v: safe_divide(m, safe_sqrt(v) + eps), mean, square)
 
 
 def power_mean(old: jax.Array, new: jax.Array, decay: Any, exponent: Any) -> jax.Array:
@@ -100,9 +100,9 @@ def size(tree: Any, axis_name: AxisName = None) -> Any:
 
     It may be no int32.
     """
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
     leaves = jax.tree.leaves(tree)
-    return sum(_psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
+    return sum(psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
 
 
 class Norm(NamedTuple):
@@ -125,14 +125,14 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
     if not leaves:
         return Norm(jnp.zeros([]), jnp.ones([]))
     dtype = jnp.result_type(jnp.float32, *leaves)
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
 
     def sums_of_squares(leaves, scales):
-        squares = [_sum_of_squares(x, dtype, scales[0]) for x in leaves]
+        squares = [sum_of_squares(x, dtype, scales[0]) for x in leaves]
         by_axis = {}
         for axis, square in zip(axes, squares, strict=True):
             by_axis.setdefault(axis, []).append(square)
-        return [sum(_psum(sum(group), axis) for axis, group in by_axis.items())]
+        return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
 
     return _norms(sums_of_squares, leaves)[0]
 
@@ -151,7 +151,7 @@ def row_norms(tree: Any, point: Any = None) -> Norm:
         scaled = jnp.asarray(x, dtype) * expand_layers(scale, x, 0)
         if origin is not None:  # scaled first: the difference may be no number
             scaled -= origin[None] * expand_layers(scale, x, 0)
-        return whole_rows(_sum_of_squares(scaled, dtype, 1, 0))
+        return whole_rows(sum_of_squares(scaled, dtype, 1, 0))
 
     def sums_of_squares(leaves, scales):
         pairs = zip(leaves, origins, strict=True)
@@ -176,14 +176,14 @@ def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) ->
     shape ``(size of that axis,)``, and `expand_layers` fits them to the leaf.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    axes = _leaf_axes(axis_name, tree)
+    axes = leaf_axes(axis_name, tree)
     layers = broadcast_prefix(layer_axis, tree, lambda x: x is None)
     for x, layer in zip(leaves, layers, strict=True):
         _check_layer_axis(layer, x)
 
     def sums_of_squares(leaves, scales):
         return [
-            _psum(_sum_of_squares(x, _wide(x), scale, layer), axis)
+            psum(sum_of_squares(x, _wide(x), scale, layer), axis)
             for x, scale, layer, axis in zip(leaves, scales, layers, axes, strict=True)
         ]
 
@@ -216,15 +216,15 @@ def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
     scaling by the largest entry would cost a second look at everything each time.
     """
     sums = sums_of_squares(leaves, [1] * len(leaves))
-    scales = [_rescaling(s) for s in sums]
+    scales = [rescaling(s) for s in sums]
     wanted = jnp.any(jnp.stack([jnp.any(scale != 1) for scale in scales]))
     sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), lambda: sums)
-    norms = [Norm(_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)]
+    norms = [Norm(safe_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)]
     # Without the barrier XLA may copy the whole reduction into each of its consumers.
     return jax.lax.optimization_barrier(norms)
 
 
-def _rescaling(square: jax.Array) -> jax.Array:
+def rescaling(square: jax.Array) -> jax.Array:
     """A power of two that brings the entries behind a bad sum of squares near 1."""
     single = jnp.finfo(square.dtype).bits == 32
     tiny, exponent = (1e-30, 100) if single else (1e-280, 600)
@@ -233,24 +233,27 @@ def _rescaling(square: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(scale.astype(square.dtype))
 
 
-def _sum_of_squares(
+def sum_of_squares(
     x: jax.Array, dtype: Any, scale: Any, layer_axis: int | None = None
 ) -> jax.Array:
+    """Of ``x`` times ``scale``; with a ``layer_axis`` of each slice along it."""
     axes = None if layer_axis is None else _other_axes(x, layer_axis)
     wide = jnp.asarray(x, dtype)
     return jnp.sum(jnp.square(wide * expand_layers(scale, x, layer_axis)), axis=axes)
 
 
-def _sqrt(square: jax.Array) -> jax.Array:
+def safe_sqrt(square: jax.Array) -> jax.Array:
+    """The root, and a slope of 0 at 0."""
     zero = square == 0  # a root has no finite slope there
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
-def _psum(x: Any, axis: Any) -> Any:
+def psum(x: Any, axis: Any) -> Any:
+    """The sum over the devices of a mesh axis; ``None``: of this one alone."""
     return x if axis is None else jax.lax.psum(x, axis)
 
 
-def _leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
+def leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
     """The axis names of each leaf of ``tree``, from a tree prefix of names."""
 
     def is_name(x):

@@ -28,6 +28,10 @@ TREE, DECAY = "_tree.py", "_weight_decay.py"
 RATIO, NEUMANN = "_trust_ratio.py", "_neumann.py"
 TWO_LOOP, SKIP = "_neumann_two_loop.py", "_skip_if_unsafe.py"
 
+MONITOR, HISTORY = "diagnostics/_monitor.py", "diagnostics/_norm_history.py"
+CLIPPING, ROWS = "diagnostics/_monitor_clipping.py", "diagnostics/_rows.py"
+READ = "diagnostics/_read_monitor.py"
+
 
 class Fault(NamedTuple):
     name: str
@@ -639,8 +643,8 @@ FAULTS = [
     Fault(
         "eps under Adam's root",
         TREE,
-        "safe_divide(m, _sqrt(v) + eps)",
-        "safe_divide(m, _sqrt(v + eps))",
+        "safe_divide(m, safe_sqrt(v) + eps)",
+        "safe_divide(m, safe_sqrt(v + eps))",
         ("tests/test_golden.py", "-k", "adamw"),
     ),
     Fault(
@@ -980,6 +984,111 @@ FAULTS = [
         "_CLOSE = 1e-3",
         "_CLOSE = 0.0",
         ("tests/test_aggregation.py", "-k", "rounding_of_a_wrong"),
+    ),
+    Fault(
+        "monitor: norms of the update in place of the gradient",
+        MONITOR,
+        "gradient_norms=gradient_norms,",
+        "gradient_norms=norms(updates),",
+        ("tests/test_diagnostics_monitor.py", "-k", "norms_are_those"),
+    ),
+    Fault(
+        "monitor: norms without a second pass",
+        ROWS,
+        "jnp.any(scales != 1), rescaled",
+        "jnp.any(scales != scales), rescaled",
+        ("tests/test_diagnostics_monitor.py", "-k", "squares_leave"),
+    ),
+    Fault(
+        "monitor: a bad step enters the reservoir",
+        HISTORY,
+        "is_drawn = is_drawable & (place < size)",
+        "is_drawn = place < size",
+        ("tests/test_diagnostics_monitor.py", "-k", "bad_gradients_are_counted"),
+    ),
+    Fault(
+        "monitor: a bad norm enters the histogram",
+        HISTORY,
+        "is_finite.astype(jnp.int32)",
+        "1",
+        ("tests/test_diagnostics_monitor.py", "-k", "bad_gradients_are_counted"),
+    ),
+    Fault(
+        "monitor: a reservoir of the last steps",
+        HISTORY,
+        "jnp.maximum(num_seen - 1, 0), drawn)",
+        "jnp.maximum(num_seen - 1, 0), (num_seen - 1) % size)",
+        ("tests/test_diagnostics_monitor.py", "-k", "every_step_is_as_likely"),
+    ),
+    Fault(
+        "monitor: a reservoir that is always drawn for",
+        HISTORY,
+        "drawn = number % jnp.maximum(num_seen, 1).astype(jnp.uint32)",
+        "drawn = number % jnp.uint32(size)",
+        ("tests/test_diagnostics_monitor.py", "-k", "every_step_is_as_likely"),
+    ),
+    Fault(
+        "monitor: bins off by one",
+        HISTORY,
+        "return jnp.where(tiny, 0, 1 + jnp.clip(",
+        "return jnp.where(tiny, 0, jnp.clip(",
+        ("tests/test_diagnostics_monitor.py", "-k", "quantiles_are or bins_from"),
+    ),
+    Fault(
+        "monitor: edges of the bins for their middle",
+        HISTORY,
+        "(place - 0.5) / BINS_PER_OCTAVE",
+        "(place - 1) / BINS_PER_OCTAVE",
+        ("tests/test_diagnostics_monitor.py", "-k", "quantiles_are or bins_from"),
+    ),
+    Fault(
+        "monitor: a sample out of order",
+        READ,
+        'order = np.argsort(drawn_at, kind="stable")',
+        "order = np.arange(drawn_at.size)",
+        ("tests/test_diagnostics_monitor.py", "-k", "order_of_time"),
+    ),
+    Fault(
+        "monitor: rows of the leaves in another order",
+        ROWS,
+        "return jnp.concatenate([_tree.global_norm(each).value[None], each])",
+        "return jnp.concatenate([_tree.global_norm(each).value[None], each[::-1]])",
+        ("tests/test_diagnostics_monitor.py", "-k", "norms_are_those"),
+    ),
+    Fault(
+        "clipping: compared with the gradient, not the momentum",
+        "_clip_by_moment.py",
+        "both = _base.Clipping(moment, ",
+        "both = _base.Clipping(grads, ",
+        ("tests/test_diagnostics_monitor.py", "-k", "shares_and_cosine and acclip"),
+    ),
+    Fault(
+        "clipping: not in the units of the output",
+        "_clip_by_moment.py",
+        "return both if with_raw else",
+        "return both._replace(raw=moment) if with_raw else",
+        ("tests/test_diagnostics_monitor.py", "-k", "shares_and_cosine and normalized"),
+    ),
+    Fault(
+        "clipping: bad gradients enter the averages",
+        CLIPPING,
+        "return jnp.where(good, mean + (x - mean) / window, mean)",
+        "return mean + (x - mean) / window",
+        ("tests/test_diagnostics_monitor.py", "-k", "enters_no_average"),
+    ),
+    Fault(
+        "clipping: averages that are not corrected for their start",
+        READ,
+        "weight = jnp.where(state.weight > 0, state.weight, jnp.nan)",
+        "weight = jnp.where(state.weight > 0, 1.0, jnp.nan)",
+        ("tests/test_diagnostics_monitor.py", "-k", "shares_and_cosine and value"),
+    ),
+    Fault(
+        "clipping: a cosine of squares that are no numbers",
+        READ,
+        "_tree.safe_divide(v, norm[i])",
+        "v",
+        ("tests/test_diagnostics_monitor.py", "-k", "does_not_depend_on_the_size"),
     ),
 ]
 

@@ -304,6 +304,22 @@ CASES = {
         needs_params=True,
         variant=True,
     ),
+    "monitor": Case(
+        oht.diagnostics.monitor,
+        {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1), "reservoir_size": 3},
+        ("reservoir_size",),
+        needs_params=True,
+    ),
+    "monitor_clipping": Case(
+        oht.diagnostics.monitor_clipping,
+        {"clip": oht.clip_by_norm(1.0), "window": 3},
+        variant=True,
+    ),
+    "monitor_clipping-bias": Case(
+        oht.diagnostics.monitor_clipping,
+        {"clip": oht.scale_by_acclip(normalize=True), "bias": True},
+        ("bias",),
+    ),
     "stack": Case(
         oht.stack_leaves,
         {"inner": functools.partial(oht.lambc, 0.1, weight_decay=0.1)},

@@ -16,6 +16,7 @@ from experiments.benchmarks import (
     contestants,
     leaves,
     memory,
+    monitor,
     spectrum,
     step,
     throughput,
@@ -371,6 +372,20 @@ def test_the_share_of_an_optimizer_is_what_the_gradient_leaves():
     assert time.startswith("400")
     assert rate == "25"
     assert share == "0.25 [0.25, 0.375]"
+
+
+def test_the_monitor_is_compared_with_the_optimizer_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "OPTIMIZERS", ("adamw",))
+    page, (record,) = run(monitor.main, tmp_path, "--rows=2", "--repeats=2")
+    rows = record["leaves"] + 1
+    # Of each row three norms, a count, the histogram and the reservoir; the row of each
+    # leaf, two counts, a key, and when the reservoir was filled.
+    state = rows * 4 * (4 + 1025 + 1024) + 4 * (record["leaves"] + 2 + 2 + 1024)
+    assert record["monitor_bytes"] == state
+    assert [cell[1] for cell in cells(page)] == list(record["seconds"])
+    assert [cell[3] == "-" for cell in cells(page)] == [True, False, False, True]
+    twice = record | {"seconds": {"alone": [1, 1], "monitored": [2, 3]}}
+    assert monitor.rows_of(twice)[1][3] == "2.5 [2.25, 2.75]"
 
 
 # Spectra

@@ -101,6 +101,10 @@ WITH_NORMS = {
     "ratio": functools.partial(oht.scale_by_clipped_trust_ratio, 0.1, None),
     "lambc": functools.partial(oht.lambc, 0.1, weight_decay=0.1, max_grad_norm=1.0),
     "larsc": functools.partial(oht.larsc, 0.1, trust_coefficient=0.1),
+    "monitor": functools.partial(oht.diagnostics.monitor, oht.trace(0.9)),
+    "monitor_clipping": functools.partial(
+        oht.diagnostics.monitor_clipping, oht.clip_by_value(0.5), bias=True
+    ),
     "neumann": functools.partial(
         oht.neumann, 0.1, repulsive=0.01, repulsive_scale="params", reset_interval=2
     ),

@@ -70,13 +70,13 @@ class Trainer:
             task, optimizer, lambda count: 1.0, jax.random.key(0)
         )
         init = functools.partial(steps.new_state, task, optimizer)
-        self._state = jax.jit(init)(jax.random.key(0))
+        self.state = jax.jit(init)(jax.random.key(0))
         self._window = steps.new_window()
         self._batch = jax.device_put({k: v[None] for k, v in batch.items()})
         jitted = jax.jit(step, donate_argnums=(0, 1))
         self._rate = jnp.float32(1e-6)
         self._program = jitted.lower(
-            self._state, self._window, self._batch, self._rate
+            self.state, self._window, self._batch, self._rate
         ).compile()
 
     def __call__(self) -> float:
@@ -84,10 +84,10 @@ class Trainer:
         return common.seconds(self._advance)
 
     def _advance(self) -> Any:
-        self._state, self._window = self._program(
-            self._state, self._window, self._batch, self._rate
+        self.state, self._window = self._program(
+            self.state, self._window, self._batch, self._rate
         )
-        return self._state
+        return self.state
 
 
 class Gradient:

@@ -19,6 +19,10 @@ def run_config() -> Config:
     # become one: names and arguments as in `optax_heavytail.aggregation`.
     config.aggregation = {"name": "mean", "kwargs": {}}
 
+    # Norms, update ratios and their quantiles of each leaf, in the records of training:
+    # `optax_heavytail.diagnostics.monitor` around the optimizer.
+    config.monitor = False
+
     # Saved every so many steps; kept: so many of the last ones, and the best.
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
 

@@ -1,0 +1,213 @@
+"""Numbers for logs, out of the states of the monitors."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_heavytail import _readers, _tree
+from optax_heavytail.diagnostics import _norm_history, _rows
+from optax_heavytail.diagnostics._monitor import MonitorState
+from optax_heavytail.diagnostics._monitor_clipping import MonitorClippingState
+
+_FRACTIONS = (0.1, 0.5, 0.9)
+_MONITOR = (
+    "gradient_norm",
+    "update_norm",
+    "parameter_norm",
+    "update_ratio",
+    "nonfinite_gradients",
+    *(f"gradient_norm_q{100 * fraction:.0f}" for fraction in _FRACTIONS),
+)
+_CLIPPING = ("clipped_coordinates", "clipped_norm", "clip_cosine")
+_RATIOS = ("trust_ratio", "raw_trust_ratio")
+
+
+class NormSample(NamedTuple):
+    """What `read_reservoir` returns: of steps in the order of time."""
+
+    counts: np.ndarray  #: (n,), int32, which updates: 1 is the first
+    norms: dict[str, np.ndarray]  #: (n,) for each name, as in `read_monitor`
+
+
+def read_monitor(state: optax.OptState) -> dict[str, float]:
+    r"""Reads what `monitor` and `monitor_clipping` have measured, for logs.
+
+    Each name is of all leaves together; a path behind it, as in
+    ``gradient_norm/encoder/kernel``, makes it one leaf's.
+
+    =========================  =====================================================
+    ``gradient_norm``          of the last gradient, before ``inner``
+    ``update_norm``            of the last update
+    ``parameter_norm``         of the parameters before it
+    ``update_ratio``           the update's norm over the parameters'
+    ``nonfinite_gradients``    how many gradients so far had an inf or NaN
+    ``gradient_norm_q50``      median of all finite gradients' norms so far, off by at
+                               most a factor of :math:`2^{1/16}`
+    ``gradient_norm_q10``      the quantile of a tenth, and ``gradient_norm_q90`` that
+                               of nine tenths
+    ``clipped_coordinates``    share of the coordinates that were clipped
+    ``clipped_norm``           share of the norm that was taken away
+    ``clip_cosine``            between the averages before and after the clip
+    ``trust_ratio``            as LAMBC or LARSC applied it, per leaf or layer
+    ``raw_trust_ratio``        the same before its bounds
+    =========================  =====================================================
+
+    Args:
+      state: the state of an optimizer with one `monitor`, one `monitor_clipping` or
+        both, however deep: they are found through ``optax.chain``, ``masked``,
+        ``inject_hyperparams`` and other wrappers.
+
+    Returns:
+      Python floats, moved from the device at once. What is not known yet is NaN, such
+      as quantiles before the first update. The names are the same for every state of
+      one optimizer.
+
+    Raises:
+      ValueError: there is no monitor, or there are several of a kind.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_heavytail import diagnostics
+      >>> tx = optax.chain(diagnostics.monitor(optax.sgd(0.1), per_leaf=False))
+      >>> params = jnp.array([3.0, 4.0])
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> found = diagnostics.read_monitor(state)
+      >>> found["gradient_norm"], round(found["update_ratio"], 6)
+      (5.0, 0.1)
+      >>> round(found["gradient_norm_q50"], 2)  # 5, to within 4%
+      4.97
+    """
+    watched = _only(state, MonitorState)
+    clipped = _only(state, MonitorClippingState)
+    if watched is None and clipped is None:
+        raise ValueError("There is no monitor in this state.")
+    labels, parts = [], []
+    for found, names in ((watched, _MONITOR), (clipped, _CLIPPING)):
+        if found is not None:
+            rows = _rows.names(found.leaf_rows)
+            if getattr(found, "raw_mean", found) is None:
+                names = names[:-1]
+            labels += [name + row for name in names for row in rows]
+            parts.append(found._replace(leaf_rows=None, inner_state=None))
+    for name in _RATIOS:
+        if optax.tree.get_all_with_path(state, name):
+            ratios = _readers.get_field(state, name)
+            labels += _labels_of_leaves(name, ratios)
+            parts.append(ratios)
+    values = jax.device_get(_values(parts))
+    return dict(zip(labels, values.tolist(), strict=True))
+
+
+def read_reservoir(state: optax.OptState) -> NormSample:
+    """Reads the sample of gradient norms that `monitor` has drawn over all steps.
+
+    Args:
+      state: the state of an optimizer with one `monitor`, as for `read_monitor`.
+
+    Returns:
+      A `NormSample` of :math:`n` steps, up to ``reservoir_size``, in the order of time.
+
+    Raises:
+      ValueError: there is no monitor, or there are several.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_heavytail import diagnostics
+      >>> tx = diagnostics.monitor(optax.sgd(0.1), reservoir_size=3)
+      >>> params = {"w": jnp.zeros(2)}
+      >>> state = tx.init(params)
+      >>> for size in range(10, 60, 10):
+      ...     grads = {"w": jnp.array([float(size), 0.0])}
+      ...     _, state = tx.update(grads, state, params)
+      >>> sample = diagnostics.read_reservoir(state)
+      >>> sample.counts.tolist(), sample.norms["gradient_norm/w"].tolist()
+      ([2, 3, 4], [20.0, 30.0, 40.0])
+    """
+    found = _only(state, MonitorState)
+    if found is None:
+        raise ValueError("There is no monitor in this state.")
+    drawn_at, norms = jax.device_get((found.history.drawn_at, found.history.reservoir))
+    order = np.argsort(drawn_at, kind="stable")
+    order = order[drawn_at[order] > 0]
+    rows = _rows.names(found.leaf_rows)
+    return NormSample(
+        drawn_at[order],
+        {f"gradient_norm{row}": norms[order, i] for i, row in enumerate(rows)},
+    )
+
+
+def _only(state: Any, kind: type) -> Any:
+    """The one state of this kind, or ``None``."""
+    found = _readers.get_states(state, kind)
+    if len(found) > 1:
+        raise ValueError(
+            f"There are {len(found)} of {kind.__name__} in this state: pass the part "
+            "of the state that is meant."
+        )
+    return found[0] if found else None
+
+
+def _labels_of_leaves(name: str, tree: Any) -> list[str]:
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    labels = []
+    for path, leaf in zip(_rows.path_names(list(paths)), leaves, strict=True):
+        label = f"{name}/{path}" if path else name
+        labels += [f"{label}/{i}" for i in range(leaf.size)] if leaf.ndim else [label]
+    return labels
+
+
+@jax.jit
+def _values(parts: list[Any]) -> jax.Array:
+    """One array, so that there is one transfer."""
+    tables = {MonitorState: _monitor_values, MonitorClippingState: _clipping_values}
+    found = [tables.get(type(part), lambda ratios: ratios)(part) for part in parts]
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(found)])
+
+
+def _monitor_values(state: MonitorState) -> list[jax.Array]:
+    norms = state.parameter_norms
+    quantiles = _norm_history.quantiles(state.history.histogram, _FRACTIONS)
+    return [
+        state.gradient_norms,
+        state.update_norms,
+        norms,
+        jnp.where(norms == 0, jnp.nan, _tree.safe_divide(state.update_norms, norms)),
+        state.nonfinite_counts,
+        *(quantiles[:, i] for i in range(len(_FRACTIONS))),
+    ]
+
+
+def _clipping_values(state: MonitorClippingState) -> list[jax.Array]:
+    weight = jnp.where(state.weight > 0, state.weight, jnp.nan)
+    values = [state.coordinate_shares / weight, 1 - state.norm_shares / weight]
+    if state.raw_mean is not None:
+        rows = state.norm_shares.size
+        values.append(_cosines(state.raw_mean, state.clipped_mean)[:rows])
+    return values
+
+
+def _cosines(a: Any, b: Any) -> jax.Array:
+    """In rows; NaN where a length is 0."""
+    lengths = [_rows.norms(tree, True, None) for tree in (a, b)]
+
+    def product(x, y, i):  # of unit vectors: it neither over- nor underflows
+        units = [
+            _tree.safe_divide(v, norm[i])
+            for v, norm in zip((x, y), lengths, strict=True)
+        ]
+        return jnp.sum(units[0] * units[1])
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    each = jnp.array([product(x, y, i) for i, (x, y) in enumerate(pairs, 1)]).reshape(
+        -1
+    )
+    # The share of each leaf in the two lengths.
+    weights = [_tree.safe_divide(norm[1:], norm[:1]) for norm in lengths]
+    whole = jnp.sum(each * weights[0] * weights[1])[None]
+    has_length = (lengths[0] > 0) & (lengths[1] > 0)
+    return jnp.where(has_length, jnp.concatenate([whole, each]), jnp.nan)

@@ -1,0 +1,111 @@
+"""One number for all leaves and one for each, in one array."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_heavytail import _tree
+
+
+def leaf_rows(params: Any, per_leaf: bool) -> Any:
+    """The row of each leaf: a tree like ``params``, which says what the rows are of.
+
+    Row 0 is for all leaves together, and the only one without ``per_leaf``.
+    """
+    if not per_leaf:
+        return None
+    leaves, treedef = jax.tree.flatten(params)
+    numbers = [jnp.asarray(row, jnp.int32) for row in range(1, len(leaves) + 1)]
+    return treedef.unflatten(numbers)
+
+
+def names(rows: Any) -> list[str]:
+    """What each row is of: "" for all leaves, "/encoder/kernel" for one of them."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(rows)]
+    return ["", *("/" + name if name else "" for name in path_names(paths))]
+
+
+def path_names(paths: list[Any]) -> list[str]:
+    """Paths as ``encoder/kernel``; in full where that does not tell them apart."""
+    short = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    if len(set(short)) == len(short):
+        return short
+    return [jax.tree_util.keystr(path) for path in paths]
+
+
+def num_rows(params: Any, per_leaf: bool) -> int:
+    """How many rows `leaf_rows` counts."""
+    return 1 + per_leaf * len(jax.tree.leaves(params))
+
+
+def dtype(params: Any) -> jnp.dtype:
+    """float32, or wider if a leaf is."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+
+
+def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
+    """The norm over all leaves, and with ``per_leaf`` those of the leaves."""
+    tree = _tree.at_least_float32(tree)
+    leaves = jax.tree.leaves(tree)
+    if not per_leaf or not leaves:
+        return _tree.global_norm(tree, axis_name).value[None]
+    axes = _tree.leaf_axes(axis_name, tree)
+    each = _leaf_norms(leaves, axes, dtype(tree)).value
+    return jnp.concatenate([_tree.global_norm(each).value[None], each])
+
+
+def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:
+    """As `_tree.leaf_norms`, in one array.
+
+    What follows the sums is one small program then, and not one for each leaf, and the
+    second pass has no scale of its own for each: less to run, and to compile.
+    """
+
+    def squares(scale):
+        pairs = zip(leaves, axes, strict=True)
+        sums = [_tree.psum(_tree.sum_of_squares(x, wide, scale), a) for x, a in pairs]
+        return jnp.stack(sums)
+
+    first = squares(1)
+    scales = _tree.rescaling(first)
+
+    def rescaled():
+        # There are three scales. As constants XLA would take them out of the squares,
+        # and overflow.
+        large = jnp.where(scales > 1, squares(jnp.max(scales)), first)
+        return jnp.where(scales < 1, squares(jnp.min(scales)), large)
+
+    sums = jax.lax.cond(jnp.any(scales != 1), rescaled, lambda: first)
+    norm = _tree.Norm(_tree.safe_sqrt(sums), scales)
+    # Without the barrier XLA may copy the whole reduction into each of its consumers.
+    return jax.lax.optimization_barrier(norm)
+
+
+def shares(flags: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
+    """The share of entries that are true, of all leaves and with ``per_leaf`` of each.
+
+    0 where there are no entries.
+    """
+    axes = _tree.leaf_axes(axis_name, flags)
+    # As floats ones would stop adding up at 2^24.
+    counts = [
+        (jnp.sum(x, dtype=jnp.int32).astype(jnp.float32), jnp.float32(x.size))
+        for x in jax.tree.leaves(flags)
+    ]
+    each = [_tree.psum(n, axis) for n, axis in zip(counts, axes, strict=True)]
+    table = jnp.array(each, jnp.float32).reshape(-1, 2)
+    table = jnp.concatenate(
+        [jnp.sum(table, axis=0)[None], table[: per_leaf * len(each)]]
+    )
+    return _tree.safe_divide(table[:, 0], table[:, 1])
+
+
+def cast(values: jax.Array, like: jax.Array) -> jax.Array:
+    """In the dtype of ``like``; finite numbers stay finite."""
+    limits = jnp.finfo(like.dtype)
+    if limits.bits < jnp.finfo(values.dtype).bits:
+        largest = limits.max.astype(values.dtype)
+        is_large = jnp.isfinite(values) & (values > largest)
+        values = jnp.where(is_large, largest, values)
+    return values.astype(like.dtype)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optax_heavytail as oht
 from experiments import tasks
@@ -36,6 +37,7 @@ def bert_losses(tx, source, workdir, num_steps, seeds):
     return np.array(means)
 
 
+@pytest.mark.nightly
 def test_a_short_bert_run_is_within_the_spread_of_seeds(tmp_path):
     config = bert_tiny.get_config("smoke")
     config.batch_size = 16

@@ -175,7 +175,7 @@ def compared(tmp_path_factory):
     return workdir, python("-m", "experiments.compare", *argv)
 
 
-OPTIMIZERS = ("acclip", "momentum", "gclip")
+OPTIMIZERS = ("acclip", "gclip")
 
 
 def test_compare_ends_with_table_and_report(compared):

@@ -34,7 +34,7 @@ class Method(NamedTuple):
 class Question(NamedTuple):
     """Samples, and what is asked of them."""
 
-    rows: np.ndarray  # (draws, n), float64, finite, none constant
+    rows: np.ndarray  # (draws, n), float64, at most 1 in size, none constant
     method: Method
     k: int | None
     is_series: bool  # of one row, in the order of time
@@ -46,6 +46,12 @@ def _inverse(statistic: np.ndarray) -> np.ndarray:
         return 1 / np.maximum(statistic, 0)
 
 
+def _standardise(rows: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _stable.standardise(rows, np)
+
+
+# No statistic depends on the scale, so that the range of float32 is enough.
 METHODS: dict[str, Method] = {
     "hill": Method(
         lambda rows, k: 1 / _tail_index.hill(rows, k), _inverse, is_gamma=True
@@ -63,7 +69,7 @@ METHODS: dict[str, Method] = {
     "characteristic_function": Method(
         lambda rows, k: _stable.stable_fit(rows)[0],
         lambda slope: np.clip(slope, 0, 2),
-        prepare=lambda rows: rows - np.median(rows, axis=-1, keepdims=True),
+        prepare=_standardise,
         default_k=None,
     ),
 }
@@ -122,18 +128,14 @@ def _evaluate(statistic, rows, k):
     return statistic(rows, k)
 
 
-def _float32(rows: np.ndarray) -> jax.Array:
-    """Rows within the range of float32: no statistic here depends on the scale."""
-    return jnp.asarray(rows / np.max(np.abs(rows)), jnp.float32)
-
-
 def _statistic(question: Question, rows: np.ndarray) -> np.ndarray:
     """Of every row of ``rows`` (rows, n)."""
     return _prepared_statistic(question, question.method.prepare(rows))
 
 
 def _prepared_statistic(question: Question, prepared: np.ndarray) -> np.ndarray:
-    found = _evaluate(question.method.statistic, _float32(prepared), question.k)
+    rows = jnp.asarray(prepared, jnp.float32)
+    found = _evaluate(question.method.statistic, rows, question.k)
     return np.asarray(found, np.float64)
 
 
@@ -278,4 +280,5 @@ def _stable_rows(
 
 
 def _stable_distance(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(_jitted_stable_fit(_float32(rows))[1])
+    standard = jnp.asarray(_standardise(rows), jnp.float32)
+    return np.asarray(_jitted_stable_fit(standard)[1])

@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_heavytail import _base
 from optax_heavytail.diagnostics import _tail_inference
-from optax_heavytail.diagnostics._tail_inference import METHODS
+from optax_heavytail.diagnostics._tail_methods import METHODS
 
 Over = Literal["iterations", "coordinates"]
 

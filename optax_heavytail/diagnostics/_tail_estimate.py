@@ -144,7 +144,7 @@ def estimate_tail(
     if null is not None:
         null = _unit(_given_null(null, np.shape(samples)).reshape(-1, *rows.shape))
     found = _tail_inference.infer(
-        _tail_inference.Question(_unit(rows), METHODS[method], k, over == "iterations"),
+        _tail_inference.Question(_unit(rows), method, k, over == "iterations"),
         confidence,
         num_bootstrap,
         num_null,

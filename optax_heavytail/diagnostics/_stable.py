@@ -90,7 +90,12 @@ def characteristic_function(samples: jax.typing.ArrayLike) -> jax.Array:
       `Characteristic function based estimation of stable distribution parameters`, in
       *A Practical Guide to Heavy Tails*, 1998.
     """
-    slope, _ = stable_fit(standardise(_checked(samples)))
+    return _limited_slope(_checked(samples))
+
+
+@jax.jit  # else its loop would be compiled in every call
+def _limited_slope(samples: jax.Array) -> jax.Array:
+    slope, _ = stable_fit(standardise(samples))
     return jnp.minimum(slope, 2.0)
 
 

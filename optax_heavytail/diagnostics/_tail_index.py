@@ -200,11 +200,15 @@ def choose_k(samples: jax.typing.ArrayLike) -> jax.Array:
     if n < 2 * _MIN_TAIL:
         raise ValueError(f"samples must be at least {2 * _MIN_TAIL}, got {n}.")
     ks = np.unique(np.geomspace(_MIN_TAIL, n // 2, 64).astype(np.int32))
-    logs = jnp.log(_largest(samples, ks, 1))
-    distances = jax.lax.map(lambda k: pareto_distance(logs, k), jnp.asarray(ks))
+    return _closest(jnp.log(_largest(samples, ks, 1)), jnp.asarray(ks))
+
+
+@jax.jit  # else its loop would be compiled in every call
+def _closest(logs: jax.Array, ks: jax.Array) -> jax.Array:
+    """The k whose tail is closest to a Pareto law, 0 if none is anything."""
+    distances = jax.lax.map(lambda k: pareto_distance(logs, k), ks)
     best = jnp.argmin(jnp.where(jnp.isnan(distances), jnp.inf, distances), axis=0)
-    answered = ~jnp.all(jnp.isnan(distances), axis=0)
-    return jnp.where(answered, jnp.asarray(ks)[best], 0)
+    return jnp.where(jnp.all(jnp.isnan(distances), axis=0), 0, ks[best])
 
 
 def pickands_shape(samples: Any, k: Any) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.scipy.special
 import numpy as np
 
+_NORMAL_IQR = 1.349
 _ndtri = jax.jit(jax.scipy.special.ndtri)
 
 
@@ -46,7 +47,11 @@ def gaussian_series(
 def gaussian_draws(
     draws: np.ndarray, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Gaussian draws with the covariance that the draws have.
+    """Gaussian draws whose coordinates have the scales and correlations of the draws.
+
+    The scale is the interquartile range, or the standard deviation where this is 0.
+    Standard deviations of a few heavy-tailed draws are themselves heavy-tailed, so that
+    a null with these would find nothing: of Pareto draws of index 1.5, a quarter.
 
     Args:
       draws: (n, d), n draws of d coordinates.
@@ -54,12 +59,16 @@ def gaussian_draws(
       rng: where the numbers come from.
 
     Returns:
-      Array (number, n, d): random combinations of the centered draws.
+      Array (number, n, d): random combinations of the centered and scaled draws.
     """
     n = len(draws)
-    centered = (draws - draws.mean(axis=0)).astype(np.float32)
+    low, high = np.quantile(draws, [0.25, 0.75], axis=0)
+    deviation = np.std(draws, axis=0)
+    scale = np.where(high > low, (high - low) / _NORMAL_IQR, deviation)
+    standard = (draws - draws.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    scaled = (standard * scale).astype(np.float32)
     weights = rng.standard_normal((number * n, n), np.float32) / math.sqrt(n)
-    return (weights @ centered).reshape(number, *draws.shape)
+    return (weights @ scaled).reshape(number, *draws.shape)
 
 
 def block_length(series: np.ndarray) -> int:

@@ -9,9 +9,9 @@ import jax.scipy.special
 import numpy as np
 
 from optax_heavytail.diagnostics import (
+    _choose_k,
     _stable,
     _surrogates,
-    _tail_index,
     _tail_intervals,
     _tail_methods,
 )
@@ -21,7 +21,7 @@ _MIN_SIMULATED_INDEX = 0.2  # below, stable samples leave the range of float32
 
 
 _log_ndtr = jax.jit(jax.scipy.special.log_ndtr)
-_jitted_pareto_distance = jax.jit(_tail_index.pareto_distance)
+_jitted_pareto_distance = jax.jit(_choose_k.pareto_distance)
 _jitted_stable_fit = jax.jit(_stable.stable_fit)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "estimators.jsonl"
 FEW = [
     estimators.Cell(known_laws.Law("Pareto", 1.5), "coordinates", 200, "hill"),
-    estimators.Cell(known_laws.GAUSSIAN, "iterations, 0.5", 200, "hill"),
+    estimators.Cell(known_laws.GAUSSIAN, "coordinates", 200, "hill"),
     estimators.Cell(known_laws.GAUSSIAN, "coordinates", 200, "pickands"),
 ]
 

@@ -43,7 +43,7 @@ def expected(name, samples, k):
 
 
 @each_tail
-@pytest.mark.parametrize("k", [4, 39, 199])
+@pytest.mark.parametrize("k", [4, 199])
 def test_tail_estimators_are_their_formulas(name, k):
     rows = student((3, 2, 200))
     want = [[expected(name, row, k) for row in pair] for pair in rows]
@@ -199,7 +199,8 @@ def test_a_traced_k(name):
     x = student((2, 300))
     traced = jax.jit(TAIL[name])
     for k in (4, 77, 299):
-        np.testing.assert_allclose(traced(x, k), TAIL[name](x, k), rtol=1e-5)
+        want = [expected(name, row, k) for row in x]
+        np.testing.assert_allclose(traced(x, k), want, rtol=2e-4)
     for k in (-3, 0, 301):
         assert np.all(np.isnan(traced(x, k)))
 
@@ -229,13 +230,12 @@ def test_there_is_no_answer(name, kind):
         assert diagnostics.choose_k(NOTHING[kind](good)) == 0 or kind == "mostly zero"
 
 
-def test_zeros_below_the_tail_do_not_matter():
-    x = student(400)
-    padded = np.concatenate([x, np.zeros(400)])
-    for name, estimate in TAIL.items():
-        np.testing.assert_allclose(
-            estimate(padded, 100), estimate(x, 100), err_msg=name
-        )
+@each_tail
+def test_zeros_below_the_tail_do_not_matter(name):
+    x = student((2, 200))
+    padded = np.concatenate([x, np.zeros((2, 200))], axis=1)
+    want = [expected(name, row, 40) for row in x]
+    np.testing.assert_allclose(TAIL[name](padded, 40), want, rtol=2e-4)
 
 
 @pytest.mark.parametrize(

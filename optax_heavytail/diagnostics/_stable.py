@@ -87,7 +87,7 @@ def characteristic_function(samples: jax.typing.ArrayLike) -> jax.Array:
     References:
       Koutrouvelis, `Regression-type estimation of the parameters of stable laws
       <https://doi.org/10.1080/01621459.1980.10477573>`_, 1980. Kogon and Williams,
-      `Characteristic function based estimation of stable distribution parameters`, in
+      "Characteristic function based estimation of stable distribution parameters", in
       *A Practical Guide to Heavy Tails*, 1998.
     """
     return _limited_slope(_checked(samples))

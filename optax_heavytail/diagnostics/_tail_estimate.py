@@ -114,8 +114,8 @@ def estimate_tail(
     begins late, as that of a stable law of an index near 2, no interval covers.
 
     Args:
-      samples: real numbers, anything that `numpy.asarray` takes. (n,) over iterations,
-        in the order of time; (d,) or (n, d) over coordinates.
+      samples: real numbers, anything that ``numpy.asarray`` takes. Over iterations (n,)
+        in the order of time; over coordinates (d,) or (n, d).
       over: "iterations" or "coordinates".
       method: "hill", "moment_ratio", "pickands", "log_moment" or
         "characteristic_function", as the functions of these names.

@@ -47,6 +47,11 @@ def color(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def line_style(index: int) -> str:
+    """The style of the line of the run at ``index``."""
+    return LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]
+
+
 def loss_png(title: str, runs: Sequence[Run], baselines: Mapping[str, float]) -> bytes:
     """Validation loss with the training loss faint behind it."""
     height = max(5.2, _label_height(runs, baselines))
@@ -67,13 +72,29 @@ def loss_svg(kind: Kind, runs: Sequence[Run], baselines: Mapping[str, float]) ->
     figure = Figure(figsize=(4.6, max(3.4, _label_height(runs, baselines))))
     axes = figure.subplots()
     draw(axes, runs, kind, baselines)
-    svg = _save(figure, "svg").decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    opening = rf'<svg \1 role="img" aria-label="{escape(caption(kind, runs))}">'
-    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg)
-    svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{kind}-", svg)
-    return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], svg)
+    return svg(figure, kind, caption(kind, runs))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a picture."""
+    return _save(figure, "png")
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """A figure as an element of a page, in whose colours it is drawn.
+
+    Args:
+      figure: drawn in `INK`, `MUTED`, `GRID` and `SERIES`.
+      name: of the figure, another for each on a page.
+      label: what it shows, for readers who cannot see it.
+    """
+    text = _save(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    opening = rf'<svg \1 role="img" aria-label="{escape(label)}">'
+    text = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, text)
+    text = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], text)
 
 
 def _label_height(runs: Sequence[Run], baselines: Mapping[str, float]) -> float:
@@ -96,7 +117,7 @@ def draw(
             steps, losses = _smooth(steps, losses)
         if not len(steps):
             continue
-        style = LINE_STYLES[i // len(SERIES) % len(LINE_STYLES)]
+        style = line_style(i)
         axes.plot(steps, losses, color=color(i), linestyle=style, linewidth=1.8)
         if run.is_complete:
             labels.append(Label(losses[-1], run.name, color(i)))
@@ -130,15 +151,20 @@ def _smooth(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _style(axes: Axes) -> None:
+    style(axes, "step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def style(axes: Axes, x_label: str) -> None:
+    """The frame that all figures have."""
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=MUTED)
     axes.tick_params(color=MUTED, labelcolor=INK, length=3)
     axes.tick_params(axis="y", which="both", left=False)
-    axes.set_xlabel("step", color=INK, loc="right")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(x_label, color=INK, loc="right")
 
 
 def _caption(axes: Axes, text: str) -> None:
@@ -160,8 +186,10 @@ def _limit_height(
     ends = losses.min(), max(losses.min(), min(losses.max(), ceiling))
     low, high = scale.transform(np.array(ends))
     margin = 0.05 * (high - low) or 0.1
-    ends = scale.inverted().transform(np.array([low - margin, high + margin]))
-    axes.set_ylim(*ends)
+    low, high = scale.inverted().transform(np.array([low - margin, high + margin]))
+    axes.set_ylim(low, high)
+    if runs[0].loss_scale == "log" and high < 10 * low:  # maybe no power of 10 in it
+        axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:

@@ -1,6 +1,20 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
 from optax_heavytail.diagnostics._choose_k import choose_k
+from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
+from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
+from optax_heavytail.diagnostics._smoothness import (
+    LocalSmoothness,
+    SmoothnessFit,
+    fit_smoothness,
+    local_smoothness,
+)
+from optax_heavytail.diagnostics._spectrum import (
+    ExtremeEigenvalues,
+    Spectrum,
+    extreme_eigenvalues,
+    spectral_density,
+)
 from optax_heavytail.diagnostics._stable import characteristic_function, log_moment
 from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
 from optax_heavytail.diagnostics._tail_index import (
@@ -11,13 +25,25 @@ from optax_heavytail.diagnostics._tail_index import (
 )
 
 __all__ = [
+    "ExtremeEigenvalues",
+    "Lanczos",
+    "LocalSmoothness",
+    "SmoothnessFit",
+    "Spectrum",
     "TailEstimate",
     "characteristic_function",
     "choose_k",
     "estimate_tail",
+    "extreme_eigenvalues",
+    "fit_smoothness",
     "hill",
     "hill_plot",
+    "hvp",
+    "lanczos",
+    "local_smoothness",
     "log_moment",
+    "mean_gradient",
     "moment_ratio",
     "pickands",
+    "spectral_density",
 ]

@@ -74,7 +74,7 @@ def infer(
         "index": index,
         "low": interval[0],
         "high": interval[1],
-        "p_value": _p_value(question, index, num_null, rng),
+        "p_value": _p_value(question, num_null, rng),
         "null_low": null_interval[0],
         "null_high": null_interval[1],
         "null_p_value": _share(np.count_nonzero(nulls <= index), len(nulls)),
@@ -112,9 +112,7 @@ def _null_indices(
     return in_batches(indices, number if null is None else len(null), rows.size)
 
 
-def _p_value(
-    question: Question, index: float, number: int, rng: np.random.Generator
-) -> float:
+def _p_value(question: Question, number: int, rng: np.random.Generator) -> float:
     """Of the hypothesis that the tail is a power law, or that the law is stable.
 
     Of several draws, twice the median of their p-values: a p-value however the draws
@@ -122,7 +120,9 @@ def _p_value(
     """
     if question.k is None:
         measured = _stable_distance(question.rows)
-        simulate = functools.partial(_stable_rows, question, index, rng)
+        # The index that the distance is measured at, whatever the method's is.
+        slope = float(np.median(_stable_fit(question.rows)[0]))
+        simulate = functools.partial(_stable_rows, question, min(slope, 2.0), rng)
         distance = _stable_distance
     else:
         measured = _pareto_distance(np.log(_largest(np.abs(question.rows), question.k)))
@@ -177,5 +177,10 @@ def _stable_rows(
 
 
 def _stable_distance(rows: np.ndarray) -> np.ndarray:
+    return _stable_fit(rows)[1]
+
+
+def _stable_fit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     standard = jnp.asarray(_tail_methods.standardise(rows), jnp.float32)
-    return np.asarray(_jitted_stable_fit(standard)[1])
+    slope, distance = _jitted_stable_fit(standard)
+    return np.asarray(slope), np.asarray(distance)

@@ -1,5 +1,6 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
+from optax_heavytail.diagnostics._choose_k import choose_k
 from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
 from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
 from optax_heavytail.diagnostics._monitor import MonitorState, monitor
@@ -25,6 +26,14 @@ from optax_heavytail.diagnostics._spectrum import (
     extreme_eigenvalues,
     spectral_density,
 )
+from optax_heavytail.diagnostics._stable import characteristic_function, log_moment
+from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
+from optax_heavytail.diagnostics._tail_index import (
+    hill,
+    hill_plot,
+    moment_ratio,
+    pickands,
+)
 
 __all__ = [
     "ExtremeEigenvalues",
@@ -36,14 +45,23 @@ __all__ = [
     "NormSample",
     "SmoothnessFit",
     "Spectrum",
+    "TailEstimate",
+    "characteristic_function",
+    "choose_k",
+    "estimate_tail",
     "extreme_eigenvalues",
     "fit_smoothness",
+    "hill",
+    "hill_plot",
     "hvp",
     "lanczos",
     "local_smoothness",
+    "log_moment",
     "mean_gradient",
+    "moment_ratio",
     "monitor",
     "monitor_clipping",
+    "pickands",
     "read_monitor",
     "read_reservoir",
     "spectral_density",

@@ -25,7 +25,7 @@ class MonitorClippingState(NamedTuple):
     weight: jax.Array  #: (), what the weights of the averages add up to, up to 1
     raw_mean: Any  #: like the parameters, average of what is clipped, or ``None``
     clipped_mean: Any  #: like the parameters, average of what comes out, or ``None``
-    #: like the parameters, (), int32: the row of each leaf; ``None`` without per_leaf
+    #: like the parameters, (), int32, the row of each leaf; ``None`` without per_leaf
     leaf_rows: Any
     inner_state: optax.OptState
 

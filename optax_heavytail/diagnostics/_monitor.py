@@ -19,7 +19,7 @@ class MonitorState(NamedTuple):
     """
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: like the parameters, (), int32: the row of each leaf; ``None`` without per_leaf
+    #: like the parameters, (), int32, the row of each leaf; ``None`` without per_leaf
     leaf_rows: Any
     gradient_norms: jax.Array  #: (rows,), of the last update, as they came in
     update_norms: jax.Array  #: (rows,), of what ``inner`` made of them

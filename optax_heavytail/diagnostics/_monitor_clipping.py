@@ -25,7 +25,7 @@ class MonitorClippingState(NamedTuple):
     weight: jax.Array  #: (), what the weights of the averages add up to, up to 1
     raw_mean: Any  #: like the parameters, average of what is clipped, or ``None``
     clipped_mean: Any  #: like the parameters, average of what comes out, or ``None``
-    #: like the parameters, (), int32: the row of each leaf; ``None`` without per_leaf
+    #: like the parameters, (), int32, the row of each leaf; ``None`` without per_leaf
     leaf_rows: Any
     inner_state: optax.OptState
 
@@ -67,8 +67,8 @@ def monitor_clipping(
 
     Args:
       clip: the transform. What is clipped are the updates that it receives, but for
-        `clip_by_moment` and `scale_by_acclip`, where it is what ``inner`` makes of
-        them, in the units of the output.
+        `~optax_heavytail.clip_by_moment` and `~optax_heavytail.scale_by_acclip`, where
+        it is what ``inner`` makes of them, in the units of the output.
       window: about how many updates the averages span, at least 1.
       bias: whether to measure the cosine, which takes two more copies of the
         parameters in float32 or wider.

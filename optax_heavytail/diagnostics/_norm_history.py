@@ -18,12 +18,12 @@ class NormHistory(NamedTuple):
     """Norms of all steps in constant memory, in rows of a kind each."""
 
     num_seen: jax.Array  #: (), int32, steps whose norms were all finite
-    #: (rows, 1 + 1024), int32, finite norms by size: those below 2^-64, then from 2^-64
-    #: to 2^64 in steps of 2^(1/8); larger ones are in the last bin
+    #: (rows, 1 + 1024), int32, how many finite norms are below 2^-64, and then in each
+    #: bin from 2^-64 to 2^64 in steps of 2^(1/8); larger ones are in the last
     histogram: jax.Array
     #: (reservoir_size, rows), the norms of steps drawn evenly from those in num_seen
     reservoir: jax.Array
-    #: (reservoir_size,), int32, when these came: 1 for the first update; 0 if none
+    #: (reservoir_size,), int32, which updates these were, from 1 on; 0 if there is none
     drawn_at: jax.Array
     key: jax.Array  #: (2,), uint32, the data of the random key that draws
 

@@ -28,7 +28,7 @@ _RATIOS = ("trust_ratio", "raw_trust_ratio")
 class NormSample(NamedTuple):
     """What `read_reservoir` returns: of steps in the order of time."""
 
-    counts: np.ndarray  #: (n,), int32, which updates: 1 is the first
+    counts: np.ndarray  #: (n,), int32, which updates these are, from 1 on
     norms: dict[str, np.ndarray]  #: (n,) for each name, as in `read_monitor`
 
 

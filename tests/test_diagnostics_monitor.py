@@ -1,6 +1,7 @@
 """The monitors against NumPy, and what is read out of their states."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,20 @@ def test_the_reservoir_is_in_the_order_of_time_and_the_same_for_all_leaves():
             want = np.linalg.norm(np.ravel(g[leaf]))
             got = sample.norms[f"gradient_norm/{leaf}"][i]
             np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [99, 160, 400])
+def test_the_tail_index_is_that_of_the_reservoir(steps):
+    """Also while it is not full."""
+    rng = np.random.default_rng(0)
+    grads = [{"w": np.float32([x])} for x in rng.pareto(1.5, steps) + 1]
+    tx = diagnostics.monitor(optax.identity(), reservoir_size=200)
+    state = follow(tx, grads, {"w": np.float32([1.0])})[2]
+    got = diagnostics.read_monitor(state)["tail_index/w"]
+    sample = np.sort(diagnostics.read_reservoir(state).norms["gradient_norm/w"])[::-1]
+    k = math.isqrt(len(sample))
+    want = 1 / np.mean(np.log(sample[:k] / sample[k])) if steps >= 100 else np.nan
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_bad_gradients_are_counted_and_poison_nothing():

@@ -11,8 +11,11 @@ from optax_heavytail import _readers, _tree
 from optax_heavytail.diagnostics import _norm_history, _rows
 from optax_heavytail.diagnostics._monitor import MonitorState
 from optax_heavytail.diagnostics._monitor_clipping import MonitorClippingState
+from optax_heavytail.diagnostics._norm_history import NormHistory
+from optax_heavytail.diagnostics._tail_index import hill
 
 _FRACTIONS = (0.1, 0.5, 0.9)
+_LEAST_NORMS = 100  # for a tail index
 _MONITOR = (
     "gradient_norm",
     "update_norm",
@@ -20,6 +23,7 @@ _MONITOR = (
     "update_ratio",
     "nonfinite_gradients",
     *(f"gradient_norm_q{100 * fraction:.0f}" for fraction in _FRACTIONS),
+    "tail_index",
 )
 _CLIPPING = ("clipped_coordinates", "clipped_norm", "clip_cosine")
 _RATIOS = ("trust_ratio", "raw_trust_ratio")
@@ -48,6 +52,9 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
                                most a factor of :math:`2^{1/16}`
     ``gradient_norm_q10``      the quantile of a tenth, and ``gradient_norm_q90`` that
                                of nine tenths
+    ``tail_index``             `hill` of the reservoir's n norms from 100 on, with
+                               :math:`k = \lfloor \sqrt{n} \rfloor`; `estimate_tail` of
+                               `read_reservoir` adds the errors and a test
     ``clipped_coordinates``    share of the coordinates that were clipped
     ``clipped_norm``           share of the norm that was taken away
     ``clip_cosine``            between the averages before and after the clip
@@ -179,7 +186,15 @@ def _monitor_values(state: MonitorState) -> list[jax.Array]:
         jnp.where(norms == 0, jnp.nan, _tree.safe_divide(state.update_norms, norms)),
         state.nonfinite_counts,
         *(quantiles[:, i] for i in range(len(_FRACTIONS))),
+        _tail_index(state.history),
     ]
+
+
+def _tail_index(history: NormHistory) -> jax.Array:
+    num_norms = jnp.minimum(history.num_seen, history.drawn_at.size)
+    root = jnp.sqrt(num_norms).astype(jnp.int32)
+    k = jnp.where(num_norms >= _LEAST_NORMS, root, 0)  # of 0: NaN
+    return hill(history.reservoir.T, k)  # an empty place is 0, the smallest there is
 
 
 def _clipping_values(state: MonitorClippingState) -> list[jax.Array]:

@@ -67,13 +67,24 @@ def loss_svg(kind: Kind, runs: Sequence[Run], baselines: Mapping[str, float]) ->
     figure = Figure(figsize=(4.6, max(3.4, _label_height(runs, baselines))))
     axes = figure.subplots()
     draw(axes, runs, kind, baselines)
-    svg = _save(figure, "svg").decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    opening = rf'<svg \1 role="img" aria-label="{escape(caption(kind, runs))}">'
-    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg)
-    svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{kind}-", svg)
-    return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], svg)
+    return svg(figure, kind, caption(kind, runs))
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """A figure as an element of a page, in whose colours it is drawn.
+
+    Args:
+      figure: drawn in `INK`, `MUTED`, `GRID` and `SERIES`.
+      name: of the figure, another for each on a page.
+      label: what it shows, for readers who cannot see it.
+    """
+    text = _save(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    opening = rf'<svg \1 role="img" aria-label="{escape(label)}">'
+    text = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, text)
+    text = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub("|".join(PAGE_COLORS), lambda match: PAGE_COLORS[match.group()], text)
 
 
 def _label_height(runs: Sequence[Run], baselines: Mapping[str, float]) -> float:
@@ -130,15 +141,20 @@ def _smooth(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _style(axes: Axes) -> None:
+    style(axes, "step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def style(axes: Axes, x_label: str) -> None:
+    """The frame that all figures have."""
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=MUTED)
     axes.tick_params(color=MUTED, labelcolor=INK, length=3)
     axes.tick_params(axis="y", which="both", left=False)
-    axes.set_xlabel("step", color=INK, loc="right")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(x_label, color=INK, loc="right")
 
 
 def _caption(axes: Axes, text: str) -> None:

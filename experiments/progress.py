@@ -27,7 +27,7 @@ def run_bar(
       console: where to show it. ``None``: standard output.
 
     Yields:
-      A bar with ``update(step, loss, note="")``; ``step`` counts finished steps.
+      A bar with ``update(step, loss=None, note="")``; ``step`` counts finished steps.
     """
     console = console or rich.get_console()
     bar = RunBar(label, total_steps, console)
@@ -65,8 +65,8 @@ class RunBar:
             self._task = live.add_task(f"{label:<12}", total=total_steps, facts="")
             self.live = live
 
-    def update(self, step: int, loss: float, note: str = "") -> None:
-        """Takes the number of finished steps and the newest loss."""
+    def update(self, step: int, loss: float | None = None, note: str = "") -> None:
+        """Takes the number of finished steps and the newest loss, if there is one."""
         self._step, self._loss, self._note = step, loss, note
         self._now = monotonic()
         interval = LIVE_SECONDS if self.live else PLAIN_SECONDS
@@ -99,11 +99,10 @@ class RunBar:
     def _facts(self) -> str:
         width = len(f"{self._total:,}")
         step = f"{self._step:>{width},}/{self._total:,}"
-        if self._loss is None:
-            return step
         rate = self._rate()
         speed = "" if rate is None else f"{_three_digits(rate):>5} steps/s"
-        return _join(step, speed, f"loss {self._loss:.3f}")
+        loss = "" if self._loss is None else f"loss {self._loss:.3f}"
+        return _join(step, speed, loss)
 
     def _time_left(self) -> str:
         if self._first is None:

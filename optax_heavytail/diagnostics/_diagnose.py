@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -19,6 +18,7 @@ from optax_heavytail.diagnostics._noise import (
 from optax_heavytail.diagnostics._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200
+_NAMED = 5  # layers that a sentence names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,26 +166,30 @@ def _share(part: LayerNoise, whole: LayerNoise) -> float:
 
 
 def _verdict(layers: list[LayerDiagnosis], whole: LayerDiagnosis) -> str:
-    heavy = [layer for layer in layers if layer.verdict.label == "heavy"]
-    labels = Counter(layer.verdict.label for layer in layers)
-    counts = ", ".join(f"{labels[label]} {label}" for label in _ORDER if labels[label])
-    text = f"{_OPENING[whole.verdict.label]}: {whole.verdict.text}."
-    text += f" Of {len(layers)} layers: {counts}."
+    by_label = {
+        label: [x.noise.name for x in layers if x.verdict.label == label]
+        for label in ("heavy", "undecided", "not heavy", "unknown")
+    }
+    counts = [f"{len(names)} {label}" for label, names in by_label.items() if names]
+    heavy = by_label["heavy"]
     if heavy:
-        text += f" Heavy: {', '.join(layer.noise.name for layer in heavy)}."
-    spiky = [x.noise.name for x in layers if x.coordinate_verdict.label == "heavy"]
-    if spiky:
-        text += f" With single coordinates that spike: {', '.join(spiky)}."
-    return text
+        text = f"Heavy-tailed in {len(heavy)} of {len(layers)} layers: {_some(heavy)}."
+        spiky = [x for x in layers if x.noise.name in heavy and x.is_spiky]
+        if spiky:
+            names = _some([layer.noise.name for layer in spiky])
+            text += f" A few coordinates at a time spike in {names}."
+    else:
+        text = "No layer is found to be heavy-tailed."
+    text += f" Of {len(layers)} layers: {', '.join(counts)}. All layers as one vector: "
+    if whole.verdict.label == "unknown":
+        return f"{text}{whole.verdict.text}."
+    certainty = f"with a confidence of {whole.verdict.confidence:.1%}"
+    return f"{text}{whole.verdict.label}, {certainty}; {whole.verdict.text}."
 
 
-_ORDER = ("heavy", "undecided", "not heavy", "unknown")
-_OPENING = {
-    "heavy": "The gradient noise as a whole is heavy-tailed",
-    "not heavy": "The gradient noise as a whole is not heavy-tailed",
-    "undecided": "Whether the gradient noise as a whole is heavy-tailed is undecided",
-    "unknown": "Nothing can be said of the gradient noise as a whole",
-}
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _layer_json(layer: LayerDiagnosis) -> dict[str, Any]:
@@ -201,11 +205,14 @@ def _layer_json(layer: LayerDiagnosis) -> dict[str, Any]:
             "signal_to_noise": noise.signal_to_noise,
             "largest_share_of_variance": _largest_share(noise),
             "verdict": dataclasses.asdict(layer.verdict),
+            "norm_verdict": dataclasses.asdict(layer.norm_verdict),
+            "entry_verdict": dataclasses.asdict(layer.entry_verdict),
             "coordinate_verdict": dataclasses.asdict(layer.coordinate_verdict),
-            "iterations": {
+            "norms": {
                 method: dataclasses.asdict(estimate)
-                for method, estimate in layer.iterations.items()
+                for method, estimate in layer.norms.items()
             },
+            "entries": layer.entries and dataclasses.asdict(layer.entries),
             "coordinates": layer.coordinates and dataclasses.asdict(layer.coordinates),
             "groups": [dataclasses.asdict(group) for group in layer.groups],
         }

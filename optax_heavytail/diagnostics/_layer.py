@@ -1,36 +1,18 @@
-"""The tail of one layer's noise: estimates, groups of coordinates, verdicts."""
+"""The tail of one layer's noise: three questions, and a verdict from the answers."""
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
+from optax_heavytail.diagnostics import _entries
+from optax_heavytail.diagnostics._entries import CoordinateGroup, tail_size
 from optax_heavytail.diagnostics._noise import LayerNoise
 from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
-from optax_heavytail.diagnostics._tail_index import hill
 from optax_heavytail.diagnostics._verdict import Verdict, judge, unknown
 
 NORM_METHODS = ("hill", "moment_ratio", "pickands")
 STABLE_METHODS = ("log_moment", "characteristic_function")
 _ROUNDING = 1e-6  # noise that is smaller, as a part of the whole, is rounding
-_MOST_DRAWS = 64  # that the estimate across coordinates looks at
-_QUARTERS = 4
-_GAUSSIAN_DRAWS = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class CoordinateGroup:
-    """A quarter of a layer's coordinates, by the size of their noise.
-
-    Attributes:
-      scale: median of the absolute noise.
-      index: median over the coordinates of their Hill indices across iterations.
-      gaussian_index: the same of Gaussian noise.
-    """
-
-    scale: float
-    index: float
-    gaussian_index: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,22 +22,36 @@ class LayerDiagnosis:
     Attributes:
       noise: what was measured.
       noise_share: its part of the variance of the whole.
-      iterations: of the norms across batches, by method: "hill", "moment_ratio" and
-        "pickands" of the norms, "log_moment" and "characteristic_function" of the noise
-        along one random direction. Empty if nothing can be estimated.
-      coordinates: Hill across the coordinates within a batch; ``None`` likewise.
-      groups: the quarters of the coordinates, from the quietest on.
-      verdict: of the norms across batches, by Hill.
-      coordinate_verdict: across the coordinates.
+      norms: of the norms across iterations, by method: "hill", "moment_ratio" and
+        "pickands" of the norms themselves, "log_moment" and "characteristic_function"
+        of the noise along one random direction. Empty if nothing can be estimated.
+      entries: of single coordinates across iterations, by Hill: the median of up to 32
+        coordinates; ``None`` if nothing can be estimated.
+      coordinates: across the coordinates within an iteration, each in units of its own
+        typical size, by Hill: the median of up to 64 iterations; ``None`` likewise.
+      groups: quarters of the coordinates, from the quietest on.
+      verdict: heavy if the norms or the single coordinates are.
+      norm_verdict: of the norms across iterations.
+      entry_verdict: of single coordinates across iterations.
+      coordinate_verdict: of the coordinates within an iteration: "heavy" if what makes
+        an iteration large is a few coordinates, and not all of them.
     """
 
     noise: LayerNoise
     noise_share: float
-    iterations: dict[str, TailEstimate]
+    norms: dict[str, TailEstimate]
+    entries: TailEstimate | None
     coordinates: TailEstimate | None
     groups: tuple[CoordinateGroup, ...]
     verdict: Verdict
+    norm_verdict: Verdict
+    entry_verdict: Verdict
     coordinate_verdict: Verdict
+
+    @property
+    def is_spiky(self) -> bool:
+        """Whether a few coordinates make an iteration large."""
+        return self.coordinate_verdict.label == "heavy"
 
 
 def diagnose_layer(
@@ -65,7 +61,7 @@ def diagnose_layer(
     confidence: float,
     seed: int,
 ) -> LayerDiagnosis:
-    """Estimates the tail of one layer's noise.
+    """Estimates the tails of one layer's noise.
 
     Args:
       noise: its measurements.
@@ -77,45 +73,65 @@ def diagnose_layer(
     reason = _no_estimate(noise, noise_share)
     if reason is not None:
         told = unknown(reason)
-        return LayerDiagnosis(noise, noise_share, {}, None, (), told, told)
+        return LayerDiagnosis(
+            noise, noise_share, {}, None, None, (), told, told, told, told
+        )
+    n = len(noise.norms)
+    norms = _norms(noise, null_norms, confidence, seed)
+    scaled = _entries.scaled(noise.coordinates)
+    entries = _entries.across_iterations(scaled, confidence, seed)
+    coordinates = _entries.across_coordinates(scaled, confidence, seed)
+    norm_verdict, entry_verdict = judge(norms["hill"], n), judge(entries, n)
+    return LayerDiagnosis(
+        noise=noise,
+        noise_share=noise_share,
+        norms=norms,
+        entries=entries,
+        coordinates=coordinates,
+        groups=_entries.groups(noise.coordinates, seed),
+        verdict=_together(norm_verdict, entry_verdict),
+        norm_verdict=norm_verdict,
+        entry_verdict=entry_verdict,
+        coordinate_verdict=judge(coordinates, n),
+    )
 
-    def estimate(samples: np.ndarray, over: str, method: str, null=None):
-        return estimate_tail(
-            samples,
-            over=over,
+
+def _norms(
+    noise: LayerNoise, null: np.ndarray | None, confidence: float, seed: int
+) -> dict[str, TailEstimate]:
+    """Across iterations, by every method."""
+    n = len(noise.norms)
+    signs = np.random.default_rng(seed).choice(
+        np.array([-1.0, 1.0]), noise.coordinates.shape[1]
+    )
+    along_one_direction = noise.coordinates @ signs
+    found = {
+        method: estimate_tail(
+            noise.norms,
+            over="iterations",
             method=method,
+            k=tail_size(n),
             confidence=confidence,
             null=null,
             seed=seed,
         )
-
-    iterations = {
-        method: estimate(noise.norms, "iterations", method, null_norms)
         for method in NORM_METHODS
     }
-    direction = _along_one_direction(noise, seed)
     for method in STABLE_METHODS:
-        iterations[method] = estimate(direction, "iterations", method)
-    step = -(-len(noise.norms) // _MOST_DRAWS)
-    coordinates = estimate(noise.coordinates[::step], "coordinates", "hill")
-    n = len(noise.norms)
-    return LayerDiagnosis(
-        noise,
-        noise_share,
-        iterations,
-        coordinates,
-        _groups(noise, iterations["hill"].k, seed),
-        judge(iterations["hill"], n),
-        judge(coordinates, n),
-    )
+        found[method] = estimate_tail(
+            along_one_direction,
+            over="iterations",
+            method=method,
+            confidence=confidence,
+            seed=seed,
+        )
+    return found
 
 
 def _no_estimate(noise: LayerNoise, noise_share: float) -> str | None:
     """Why nothing can be said of a layer, if that is so."""
     if noise.num_nonfinite:
-        return (
-            f"{noise.num_nonfinite} of {len(noise.norms)} batches have an inf or NaN"
-        )
+        return f"{noise.num_nonfinite} of {len(noise.norms)} batches have an inf or NaN"
     if not noise.norms.any():
         return "constant: the gradient is the same for every batch"
     if noise_share < _ROUNDING**2:
@@ -126,34 +142,18 @@ def _no_estimate(noise: LayerNoise, noise_share: float) -> str | None:
     return None
 
 
-def _along_one_direction(noise: LayerNoise, seed: int) -> np.ndarray:
-    signs = np.random.default_rng(seed).choice(
-        np.array([-1.0, 1.0]), noise.coordinates.shape[1]
-    )
-    return noise.coordinates @ signs
+def _together(norms: Verdict, entries: Verdict) -> Verdict:
+    """A norm is at least as large as each coordinate, so its tail is as heavy."""
+    of_norms = _about("the norm across iterations has", norms)
+    of_entries = _about("single coordinates across iterations have", entries)
+    if norms.label == "heavy" or entries.label in ("unknown", "not heavy"):
+        return of_norms
+    if entries.label == "heavy" or norms.label in ("unknown", "not heavy"):
+        return of_entries
+    return of_norms
 
 
-def _groups(
-    noise: LayerNoise, k: int | None, seed: int
-) -> tuple[CoordinateGroup, ...]:
-    n, c = noise.coordinates.shape
-    sizes = np.abs(noise.coordinates).T
-    varied = np.median(sizes, axis=1) > 0
-    sizes = sizes[varied]
-    if k is None or len(sizes) < _QUARTERS:
-        return ()
-    sizes = sizes[np.argsort(np.median(sizes, axis=1))]
-    gaussian = np.random.default_rng(seed).standard_normal((_GAUSSIAN_DRAWS, n))
-    expected = float(np.median(_hill(gaussian, k)))
-    return tuple(
-        CoordinateGroup(
-            float(np.median(part)), float(np.median(_hill(part, k))), expected
-        )
-        for part in np.array_split(sizes, _QUARTERS)
-    )
-
-
-def _hill(samples: np.ndarray, k: int) -> np.ndarray:
-    # Scale-free, and float32 has no room for noise of 1e-40.
-    scaled = samples / np.median(np.abs(samples), axis=-1, keepdims=True)
-    return np.asarray(hill(jnp.asarray(scaled, jnp.float32), k))
+def _about(what: str, verdict: Verdict) -> Verdict:
+    if verdict.label == "unknown":
+        return verdict
+    return dataclasses.replace(verdict, text=f"{what} a {verdict.text}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from optax_heavytail.diagnostics._effect import Clip, ClipEffect, clip_effect
 from optax_heavytail.diagnostics._layer import LayerDiagnosis
+from optax_heavytail.diagnostics._tail_estimate import TailEstimate
 
 _MOST_CLIPPED = 0.1  # of the batches, or of the coordinates
 _LARGE_SHARE = 0.1  # of the noise's variance: a layer that decides for the whole
@@ -60,35 +61,35 @@ def _clips(
     layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis
 ) -> dict[str, Clip]:
     """A threshold for each heavy layer, or one for all."""
-    by_norm = [layer for layer in layers if layer.verdict.label == "heavy"]
-    by_coordinate = [
-        layer for layer in layers if layer.coordinate_verdict.label == "heavy"
-    ]
+    heavy = [layer for layer in layers if layer.verdict.label == "heavy"]
     judged = [layer for layer in layers if layer.verdict.label != "unknown"]
-    is_everywhere = 2 * len(by_norm) >= len(judged)
-    if not by_coordinate and whole.verdict.label == "heavy" and is_everywhere:
-        return {whole.noise.name: _norm_clip(whole)}
-    found = {layer.noise.name: _norm_clip(layer) for layer in by_norm}
     # Where single entries spike, a clip of the norm would shrink all the others.
-    found |= {layer.noise.name: _coordinate_clip(layer) for layer in by_coordinate}
-    if not found and whole.verdict.label == "heavy":
+    by_coordinate = [layer for layer in heavy if layer.is_spiky]
+    is_everywhere = 2 * len(heavy) >= len(judged) and not by_coordinate
+    if whole.verdict.label == "heavy" and (is_everywhere or not heavy):
         return {whole.noise.name: _norm_clip(whole)}
-    return found
+    return {
+        layer.noise.name: (
+            _coordinate_clip(layer) if layer in by_coordinate else _norm_clip(layer)
+        )
+        for layer in heavy
+    }
 
 
 def _norm_clip(layer: LayerDiagnosis) -> Clip:
     """Where the power law of the noise begins: what is beyond it is clipped."""
-    estimate = layer.iterations["hill"]
+    estimate = layer.norms["hill"]
     return Clip("norm", _tail_start(layer.noise.gradient_norms, estimate))
 
 
 def _coordinate_clip(layer: LayerDiagnosis) -> Clip:
     noise = layer.noise
     raw = np.abs(noise.coordinates + noise.mean_coordinates).reshape(-1)
-    return Clip("coordinate", _tail_start(raw, layer.coordinates))
+    return Clip("coordinate", _tail_start(raw, layer.entries))
 
 
-def _tail_start(sizes: np.ndarray, estimate) -> float:
+def _tail_start(sizes: np.ndarray, estimate: TailEstimate | None) -> float:
+    assert estimate is not None  # the layer is heavy, so there is one
     share = min((estimate.k or 0) / estimate.num_samples, _MOST_CLIPPED)
     # Three digits: more would claim a precision that no quantile has.
     return float(f"{np.quantile(sizes, 1 - share):.3g}")
@@ -105,7 +106,7 @@ def _clip(
     )
     effect = clip_effect(parts)
     where = _where(clips, layers, whole)
-    measured = _effect_in_words(effect)
+    measured = _effect_in_words(effect, clips)
     if effect.gain_high is not None and effect.gain_high < 1:
         return Recommendation(
             "none",
@@ -115,8 +116,8 @@ def _clip(
             effect=effect,
         )
     text = (
-        f"Clip {where}, where the power law of the noise begins, and at most one in "
-        f"{1 / _MOST_CLIPPED:.0f}. {measured[0].upper()}{measured[1:]}."
+        f"Clip {where}, where the power law of the noise begins. "
+        f"{measured[0].upper()}{measured[1:]}."
     )
     return Recommendation("clip", text, clips, effect, code(clips, name))
 
@@ -140,11 +141,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _effect_in_words(effect: ClipEffect) -> str:
+def _effect_in_words(effect: ClipEffect, clips: dict[str, Clip]) -> str:
+    scopes = {"norm": "batches", "coordinate": "coordinates"}
+    of = " or ".join(sorted({scopes[clip.scope] for clip in clips.values()}))
     direction = (
-        f"on the batches measured it acts on {effect.clipped:.1%} of them or of the "
-        f"coordinates, and the mean of the clipped gradients has a cosine of "
-        f"{effect.cosine:.3f} with that of the raw ones"
+        f"on the batches measured it acts on up to {effect.clipped:.0%} of the {of}, and "
+        f"the mean of the clipped gradients has a cosine of {effect.cosine:.3f} with "
+        "that of the raw ones"
     )
     if effect.gain is None:
         return f"{direction}; whether that is progress is lost in the noise"
@@ -199,7 +202,7 @@ def _nothing(
             f" Undecided, but under {_LARGE_SHARE:.0%} of the noise each: "
             f"{_listed(rest)}."
         )
-    if whole.iterations["hill"].heavier_than_null:
+    if whole.norms["hill"].heavier_than_null:
         text += (
             " The noise is heavier than Gaussian noise all the same, so now and then a "
             "gradient will be large; its variance is finite, and averages tame it."

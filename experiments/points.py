@@ -58,6 +58,15 @@ def places(checkpoint: str | None, wanted: Sequence[str]) -> list[Place]:
     return sorted({_place(step, found) for step in wanted})
 
 
+def run_folder(checkpoint: str | None) -> Path | None:
+    """The folder of the run that ``checkpoint`` is of; its tokenizer is there."""
+    if checkpoint is None:
+        return None
+    folder = Path(checkpoint)
+    is_one = (folder / checkpoint_files.ABOUT).is_dir()
+    return folder.absolute().parents[1] if is_one else folder
+
+
 def _kept(folder: Path) -> dict[int, Path]:
     """The checkpoints of a run by their steps."""
     checkpoints = folder / folders.CHECKPOINTS_FOLDER

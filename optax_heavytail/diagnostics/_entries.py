@@ -52,9 +52,7 @@ def scaled(coordinates: np.ndarray) -> np.ndarray:
     return coordinates[:, sizes > 0] / sizes[sizes > 0]
 
 
-def across_iterations(
-    scaled: np.ndarray, confidence: float, seed: int
-) -> TailEstimate:
+def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailEstimate:
     """Of single coordinates: the median of their indices.
 
     The interval is a jackknife over blocks of iterations, which all coordinates share.
@@ -86,7 +84,10 @@ def _log_error(rows: np.ndarray) -> float:
     n = rows.shape[1]
     block = n // _FOLDS
     left = np.stack(
-        [np.delete(rows, slice(i, i + block), 1) for i in range(0, block * _FOLDS, block)]
+        [
+            np.delete(rows, slice(i, i + block), 1)
+            for i in range(0, block * _FOLDS, block)
+        ]
     )
     indices = _hill(left, tail_size(n - block))
     logs = np.log(np.median(indices, axis=1))

@@ -30,6 +30,9 @@ class LayerDiagnosis:
       coordinates: across the coordinates within an iteration, each in units of its own
         typical size, by Hill: the median of up to 64 iterations; ``None`` likewise.
       groups: quarters of the coordinates, from the quietest on.
+      null_norms: (3, n) order statistics of the norms of Gaussian noise, in rising
+        order: the lower end, the median and the upper end of their intervals; ``None``
+        likewise.
       verdict: heavy if the norms or the single coordinates are.
       norm_verdict: of the norms across iterations.
       entry_verdict: of single coordinates across iterations.
@@ -43,6 +46,7 @@ class LayerDiagnosis:
     entries: TailEstimate | None
     coordinates: TailEstimate | None
     groups: tuple[CoordinateGroup, ...]
+    null_norms: np.ndarray | None
     verdict: Verdict
     norm_verdict: Verdict
     entry_verdict: Verdict
@@ -74,7 +78,7 @@ def diagnose_layer(
     if reason is not None:
         told = unknown(reason)
         return LayerDiagnosis(
-            noise, noise_share, {}, None, None, (), told, told, told, told
+            noise, noise_share, {}, None, None, (), None, told, told, told, told
         )
     n = len(noise.norms)
     norms = _norms(noise, null_norms, confidence, seed)
@@ -89,11 +93,21 @@ def diagnose_layer(
         entries=entries,
         coordinates=coordinates,
         groups=_entries.groups(noise.coordinates, seed),
+        null_norms=_order_statistics(null_norms, confidence),
         verdict=_together(norm_verdict, entry_verdict),
         norm_verdict=norm_verdict,
         entry_verdict=entry_verdict,
         coordinate_verdict=judge(coordinates, n),
     )
+
+
+def _order_statistics(
+    null_norms: np.ndarray | None, confidence: float
+) -> np.ndarray | None:
+    if null_norms is None:
+        return None
+    levels = ((1 - confidence) / 2, 0.5, (1 + confidence) / 2)
+    return np.quantile(np.sort(null_norms, axis=1), levels, axis=0)
 
 
 def _norms(

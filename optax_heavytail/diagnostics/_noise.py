@@ -15,7 +15,9 @@ WHOLE = "all layers"
 # Inner products are exact for smaller layers; their error in larger ones, relative to
 # the product of the norms, is at most about 1 / sqrt(2048) = 2%.
 _SKETCH_SIZE = 2048
-_MOST_COORDINATES = 256  # of each layer, at random places that are the same in all draws
+_MOST_COORDINATES = (
+    256  # of each layer, at random places that are the same in all draws
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -57,9 +57,7 @@ def recommend(
     return _wait(open_ones) if open_ones else _nothing(layers, whole)
 
 
-def _clips(
-    layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis
-) -> dict[str, Clip]:
+def _clips(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> dict[str, Clip]:
     """A threshold for each heavy layer, or one for all."""
     heavy = [layer for layer in layers if layer.verdict.label == "heavy"]
     judged = [layer for layer in layers if layer.verdict.label != "unknown"]
@@ -157,9 +155,7 @@ def _effect_in_words(effect: ClipEffect, clips: dict[str, Clip]) -> str:
     )
 
 
-def _repair(
-    layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis
-) -> Recommendation:
+def _repair(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> Recommendation:
     bad = [layer.noise.name for layer in layers if layer.noise.num_nonfinite]
     count, of = whole.noise.num_nonfinite, len(whole.noise.norms)
     return Recommendation(
@@ -190,13 +186,9 @@ def _wait(open_ones: Sequence[LayerDiagnosis]) -> Recommendation:
     )
 
 
-def _nothing(
-    layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis
-) -> Recommendation:
+def _nothing(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> Recommendation:
     text = "Save yourself the trouble: no layer asks for clipping."
-    rest = [
-        layer.noise.name for layer in layers if layer.verdict.label == "undecided"
-    ]
+    rest = [layer.noise.name for layer in layers if layer.verdict.label == "undecided"]
     if rest:
         text += (
             f" Undecided, but under {_LARGE_SHARE:.0%} of the noise each: "

@@ -155,9 +155,7 @@ def _bounded(confidence: float) -> float:
     return round(min(max(confidence, 0.5), 0.999), 3)
 
 
-def _more_batches(
-    estimate: TailEstimate, error: float, num_batches: int
-) -> int | None:
+def _more_batches(estimate: TailEstimate, error: float, num_batches: int) -> int | None:
     """Until the interval, narrowing like 1 / sqrt(n), leaves 2 outside."""
     distance = abs(math.log(LIMIT) - math.log(estimate.index or LIMIT))
     wanted = _quantile(estimate.confidence) * error

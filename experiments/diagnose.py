@@ -91,7 +91,10 @@ def _on_one_program(config: Config) -> Config:
 def _at_all(
     wanted: Sequence[points.Place], built: Program, config: Config, num_batches: int
 ) -> list[tuple[int, Diagnosis]]:
-    batches = points.Batches(built, num_batches)
+    batches, gradients = (
+        points.Batches(built, num_batches),
+        points.gradients(built, config.seed),
+    )
     layers = len(jax.tree.leaves(jax.eval_shape(built.init_state).params))
     found, per_point = [], 2 * num_batches + layers + 1
     total = per_point * len(wanted)
@@ -104,7 +107,7 @@ def _at_all(
                 bar.update(start + done, note=f"of step {step:,}: {part}")
 
             diagnosis = diagnostics.diagnose(
-                points.Gradient(built, state, config.seed),
+                gradients(state),
                 state.params,
                 batches,
                 seed=config.seed,

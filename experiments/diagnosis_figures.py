@@ -21,7 +21,7 @@ _ORDERS = 8  # random ones, beside the order in which the batches came
 _POINTS = 200
 _SUBS, _FEW = (1.0, 2.0, 3.0, 5.0, 7.0), 20  # ticks, where axes span few decades
 _ROW = 0.24  # inches of a layer
-_LONGEST = 34  # letters of a layer's name
+_LONGEST = 26  # letters of a layer's name
 
 
 class Picture(NamedTuple):
@@ -30,6 +30,7 @@ class Picture(NamedTuple):
     name: str
     caption: str
     svg: str
+    is_dense: bool = False  # with many names, which large letters would not fit
 
 
 def pictures(layer: LayerDiagnosis) -> list[Picture]:
@@ -100,10 +101,9 @@ def _density(samples: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _quantiles(layer: LayerDiagnosis) -> Picture:
     norms = np.sort(layer.noise.norms)
-    n, figure_axes = len(norms), _axes()
-    normal = statistics.NormalDist()
+    n, normal = len(norms), statistics.NormalDist()
     expected = np.array([normal.inv_cdf((i + 0.5) / n) for i in range(n)])
-    figure, axes = figure_axes
+    figure, axes = _axes()
     axes.plot(expected, (norms - norms.mean()) / norms.std(), ".", color=DATA, ms=4)
     axes.plot(expected, expected, "--", color=NULL, label="normal law")
     axes.set_ylabel("norm, standardised", color=INK)
@@ -202,7 +202,8 @@ def layers_picture(diagnosis: Diagnosis) -> Picture:
     names = [_shortened(layer.noise.name) for layer in reversed(shown)]
     axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
     caption = "Tail index across iterations by layer; left of 2 there is no variance"
-    return _picture(figure, axes, "layers", caption, "tail index")
+    picture = _picture(figure, axes, "layers", caption, "tail index")
+    return picture._replace(is_dense=True)
 
 
 def _shortened(name: str) -> str:

@@ -103,8 +103,8 @@ def _recommendation(diagnosis: Diagnosis) -> list[str]:
 def _reading(diagnosis: Diagnosis) -> str:
     noise = diagnosis.whole.noise
     return (
-        f"<p>{len(noise.norms):,} batches, the gradient of each against the mean of all, "
-        "as one vector: the noise is the difference. Its signal-to-noise ratio is "
+        f"<p>{len(noise.norms):,} batches, the gradient of each against the mean of "
+        "all, as one vector: the noise is the difference. Its signal-to-noise ratio is "
         f"{escape(_signal(diagnosis.whole))}.</p>"
     )
 
@@ -125,7 +125,8 @@ def _figures(pictures: Sequence[Picture]) -> list[str]:
     return [
         '<div class="curves">',
         *(
-            f"<figure><figcaption>{escape(p.caption)}</figcaption>\n{p.svg}</figure>"
+            f'<figure class="{"dense" if p.is_dense else "loose"}">'
+            f"<figcaption>{escape(p.caption)}</figcaption>\n{p.svg}</figure>"
             for p in pictures
         ),
         "</div>",
@@ -140,18 +141,20 @@ def _curvature(pictures: Sequence[Picture], facts: Mapping[str, str]) -> list[st
 
 def _explanation() -> str:
     return (
-        "<p>A tail index a means that sizes beyond x come with a probability that falls "
-        "as x to the power -a: below 2 there is no variance, and averages over batches "
-        "do not settle. In brackets the interval, and beside it what Gaussian noise of "
-        "the same size and dependence would have. The norm and the single coordinates "
-        "are followed across iterations; within an iteration the coordinates are "
-        "compared with each other, each in units of its own typical size.</p>"
+        "<p>A tail index a means that sizes beyond x come with a probability that "
+        "falls as x to the power -a: below 2 there is no variance, and averages over "
+        "batches do not settle. In brackets the interval, and beside it what Gaussian "
+        "noise of the same size and dependence would have. The norm and the single "
+        "coordinates are followed across iterations; within an iteration the "
+        "coordinates are compared with each other, each in units of its own typical "
+        "size.</p>"
     )
 
 
 def _table(headings: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first cells are headings; the flags are for numbers."""
-    kinds = [' class="number"' if number else "" for _, number in headings]
+    names = ("number" if number else "words" for _, number in headings)
+    kinds = [f' class="{name}"' for name in names]
     head = "".join(
         f'<th scope="col"{kind}>{escape(text)}</th>'
         for (text, _), kind in zip(headings, kinds, strict=True)

@@ -1,7 +1,7 @@
 """A model at points of its training: new, or as checkpoints of a run have it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,9 +154,11 @@ class Batches:
     number: int
 
     def __len__(self) -> int:
+        """How many."""
         return self.number
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        """From the first one."""
         plan = self.built.plan
         size = int(plan.microbatches[0])
         stream = self.built.task.train_batches(plan.position(plan.num_steps))
@@ -165,23 +167,27 @@ class Batches:
             yield index, self.built.layout.place(stacked)
 
 
-class Gradient:
-    """(parameters, (number, batch)) -> gradient, as the training step takes it.
+def gradients(
+    built: Program, seed: int
+) -> Callable[[TrainState], Callable[[PyTree, tuple[int, Batch]], PyTree]]:
+    """state -> ((parameters, (number, batch)) -> gradient), compiled once for all.
 
-    Of the mean loss over the whole batch, with another dropout for each number.
+    Of the mean loss over the whole batch, as the training step takes it, with another
+    dropout for each number.
     """
+    gradient, key = (
+        steps.make_gradient(built.task, None, aggregate.MEAN),
+        jax.random.key(seed),
+    )
 
-    def __init__(self, built: Program, state: TrainState, seed: int):
-        gradient = steps.make_gradient(built.task, None, aggregate.MEAN)
-        self._state, self._key = state, jax.random.key(seed)
+    @jax.jit
+    def grads(params: PyTree, model_state: PyTree, batch: Batch, number: jax.Array):
+        number_key = jax.random.fold_in(key, number)
+        return gradient(params, model_state, batch, number_key).grads
 
-        def grads(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
-            return gradient(params, model_state, batch, key).grads
+    def at(state: TrainState) -> Callable[[PyTree, tuple[int, Batch]], PyTree]:
+        return lambda params, batch: grads(
+            params, state.model_state, batch[1], np.uint32(batch[0])
+        )
 
-        self._grads = jax.jit(grads)
-
-    def __call__(self, params: PyTree, batch: tuple[int, Batch]) -> PyTree:
-        number, arrays = batch
-        key = jax.random.fold_in(self._key, np.uint32(number))
-        grads = self._grads(params, self._state.model_state, arrays, key)
-        return jax.device_get(grads)
+    return at

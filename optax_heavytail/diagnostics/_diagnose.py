@@ -220,7 +220,7 @@ def _layer_json(layer: LayerDiagnosis) -> dict[str, Any]:
 
 
 def _largest_share(noise: LayerNoise) -> float:
-    """Of the largest draw in the sum of squares: towards 0 if the variance is finite."""
+    """Of the largest draw in the sum of squares; falls to 0 if there is a variance."""
     squares = noise.norms**2
     return float(squares.max() / squares.sum()) if squares.any() else math.nan
 

@@ -143,9 +143,9 @@ def _effect_in_words(effect: ClipEffect, clips: dict[str, Clip]) -> str:
     scopes = {"norm": "batches", "coordinate": "coordinates"}
     of = " or ".join(sorted({scopes[clip.scope] for clip in clips.values()}))
     direction = (
-        f"on the batches measured it acts on up to {effect.clipped:.0%} of the {of}, and "
-        f"the mean of the clipped gradients has a cosine of {effect.cosine:.3f} with "
-        "that of the raw ones"
+        f"on the batches measured it acts on up to {effect.clipped:.0%} of the {of}, "
+        f"and the mean of the clipped gradients has a cosine of {effect.cosine:.3f} "
+        "with that of the raw ones"
     )
     if effect.gain is None:
         return f"{direction}; whether that is progress is lost in the noise"

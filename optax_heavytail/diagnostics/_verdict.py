@@ -112,8 +112,8 @@ def _below(
 
 def _above(estimate: TailEstimate, interval: str, confidence: float) -> Verdict:
     against = (
-        f"heavier than Gaussian noise, which would have {_null(estimate)}, but above 2: "
-        "the variance is finite"
+        f"heavier than Gaussian noise, which would have {_null(estimate)}, but above "
+        "2: the variance is finite"
         if estimate.heavier_than_null
         else f"as Gaussian noise would have it ({_null(estimate)})"
     )

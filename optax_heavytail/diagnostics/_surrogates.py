@@ -2,9 +2,11 @@
 
 import math
 
-import jax.numpy as jnp
+import jax
 import jax.scipy.special
 import numpy as np
+
+_ndtri = jax.jit(jax.scipy.special.ndtri)
 
 
 def normal_scores(series: np.ndarray) -> np.ndarray:
@@ -12,7 +14,7 @@ def normal_scores(series: np.ndarray) -> np.ndarray:
     n = len(series)
     ranks = np.empty(n)
     ranks[np.argsort(series, kind="stable")] = np.arange(n)
-    return np.asarray(jax.scipy.special.ndtri(jnp.asarray((ranks + 0.5) / n)))
+    return np.asarray(_ndtri((ranks + 0.5) / n))
 
 
 def gaussian_series(

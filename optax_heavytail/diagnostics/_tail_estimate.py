@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_heavytail import _base
 from optax_heavytail.diagnostics import _tail_inference
-from optax_heavytail.diagnostics._tail_inference import METHODS
+from optax_heavytail.diagnostics._tail_methods import METHODS
 
 Over = Literal["iterations", "coordinates"]
 
@@ -142,9 +142,9 @@ def estimate_tail(
     if reason:
         return dataclasses.replace(blank, reason=reason)
     if null is not None:
-        null = _given_null(null, np.shape(samples)).reshape(-1, *rows.shape)
+        null = _unit(_given_null(null, np.shape(samples)).reshape(-1, *rows.shape))
     found = _tail_inference.infer(
-        _tail_inference.Question(rows, METHODS[method], k, over == "iterations"),
+        _tail_inference.Question(_unit(rows), METHODS[method], k, over == "iterations"),
         confidence,
         num_bootstrap,
         num_null,
@@ -205,6 +205,12 @@ def _given_null(null: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.all(np.isfinite(array)):
         raise ValueError("null must be finite.")
     return array
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    """At most 1 in size, and within the range of float32."""
+    largest = np.max(np.abs(array))
+    return array if largest == 0 else array / largest
 
 
 def _why_not(rows: np.ndarray, k: int | None) -> str | None:

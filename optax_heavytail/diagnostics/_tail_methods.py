@@ -1,0 +1,83 @@
+"""The estimators as statistics of prepared samples, many rows at a time."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_heavytail.diagnostics import _stable, _tail_index
+
+_MAX_ELEMENTS = 2**22  # of a batch of rows: 16 MiB in float32
+
+
+class Method(NamedTuple):
+    """An estimator: a statistic of prepared samples, and the index it stands for."""
+
+    statistic: Callable[[jax.Array, int | None], jax.Array]  # (rows, n) -> (rows,)
+    index: Callable[[np.ndarray], np.ndarray]  # monotone
+    prepare: Callable[[Any], Any] = np.abs
+    default_k: Callable[[int], int] | None = math.isqrt  # None: fits a stable law
+    # Its error for independent samples of a power law is that of the mean of so many
+    # exponential numbers for each of k; None: not known.
+    precision: float | None = None
+
+
+def _inverse(statistic: np.ndarray) -> np.ndarray:
+    """1 / x, and inf for what is not positive."""
+    with np.errstate(divide="ignore"):
+        return 1 / np.maximum(statistic, 0)
+
+
+def standardise(rows: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _stable.standardise(rows, np)
+
+
+# No statistic depends on the scale, so that the range of float32 is enough.
+METHODS: dict[str, Method] = {
+    "hill": Method(
+        lambda rows, k: 1 / _tail_index.hill(rows, k), _inverse, precision=1
+    ),
+    "moment_ratio": Method(
+        lambda rows, k: 1 / _tail_index.moment_ratio(rows, k), _inverse, precision=0.5
+    ),
+    "pickands": Method(
+        _tail_index.pickands_shape, _inverse, default_k=lambda n: 4 * math.isqrt(n)
+    ),
+    "log_moment": Method(
+        lambda rows, k: _stable.log_moment_statistic(rows),
+        lambda inverse_square: np.maximum(inverse_square, 0.25) ** -0.5,
+        prepare=_stable.halves_apart,
+        default_k=None,
+    ),
+    "characteristic_function": Method(
+        lambda rows, k: _stable.stable_fit(rows)[0],
+        lambda slope: np.clip(slope, 0, 2),
+        prepare=standardise,
+        default_k=None,
+    ),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _evaluate(statistic, rows, k):
+    return statistic(rows, k)
+
+
+def evaluate(method: Method, prepared: np.ndarray, k: int | None) -> np.ndarray:
+    """The statistic of every row of prepared samples."""
+    rows = jnp.asarray(prepared, jnp.float32)
+    return np.asarray(_evaluate(method.statistic, rows, k), np.float64)
+
+
+def in_batches(
+    compute: Callable[[int, int], np.ndarray], number: int, size: int
+) -> np.ndarray:
+    """``compute(start, stop)`` of ``number`` items with ``size`` numbers each."""
+    step = max(1, _MAX_ELEMENTS // size)
+    starts = range(0, number, step)
+    return np.concatenate([compute(i, min(i + step, number)) for i in starts])

@@ -7,11 +7,13 @@ every array. What is read has the fingerprints of what was saved, or is refused.
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import hashlib
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +21,27 @@ from typing import Any, NamedTuple
 
 import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 import optax_heavytail as oht
-from experiments import fingerprints, parallel
+from experiments import distributed, fingerprints, parallel
 from experiments.errors import UserError, one_line
 from experiments.program import Program
 from experiments.steps import TrainState, Window
 
 FORMAT = 1
 ARRAYS, ABOUT = "arrays", "about"
+# Of a storage, or of the limits of this process.
+PASSING = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ETIMEDOUT,
+)
 About = dict[str, Any]
 
 
@@ -84,12 +95,18 @@ def to_save(
 
 
 def read_about(where: Path) -> About:
-    """The JSON object of a checkpoint, or as ``damage`` what is wrong with it."""
+    """The JSON object of a checkpoint, or as ``damage`` what is wrong with it.
+
+    Raises:
+      UserError: it cannot be read now.
+    """
     try:
         directory: Any = where / ABOUT
         about = dict(ocp.JsonCheckpointHandler().restore(directory))
         found = about.pop("sha256")
     except Exception as error:  # whatever a damaged file leads to
+        if is_passing(error):
+            raise _not_readable(where, error) from None
         return {"damage": one_line(error)}
     if found != sha256(about):
         return {"damage": f"{ABOUT} is not what was saved"}
@@ -142,18 +159,42 @@ def read(
 
     Raises:
       DamagedError: they are not what was saved.
+      UserError: they cannot be read now.
     """
     arrays = _arrays(where, by_path(shapes))
     found = fingerprints.take(arrays, layout)
-    changed = [n for n, value in found.items() if value != about["fingerprints"][n]]
+    own = [n for n, value in found.items() if value != about["fingerprints"][n]]
+    # Of whatever the processes find, all must draw the same conclusion.
+    changed = next(filter(None, distributed.gather(own)), [])
     if changed:
         raise DamagedError(f"{', '.join(changed):.300} not as saved")
     state, window = jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())
     return Resumed(state, window, Progress(**about["progress"]))
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether the next attempt may read what this one could not: it is no damage."""
+    text = str(error)  # tensorstore has the system's words in its own errors
+    return isinstance(error, MemoryError) or any(
+        os.strerror(number) in text for number in PASSING
+    )
+
+
+def _not_readable(where: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{where}: cannot be read now ({one_line(error)}); if that stays so, move it "
+        "away, and the checkpoint before it is taken"
+    )
+
+
 def _arrays(where: Path, shapes: dict[str, Any]) -> fingerprints.Arrays:
-    arrays, damage = {}, ""
+    """The arrays of a checkpoint, if every process can read its part.
+
+    Raises:
+      DamagedError: one cannot.
+      UserError: one cannot now.
+    """
+    arrays, damage, refusal = {}, "", ""
     # Not through a manager: its barriers would wait for a process that fails.
     handler = ocp.StandardCheckpointHandler()
     directory: Any = where / ARRAYS
@@ -163,15 +204,18 @@ def _arrays(where: Path, shapes: dict[str, Any]) -> fingerprints.Arrays:
         except jax.errors.JaxRuntimeError:  # of the devices, not of the files
             raise
         except Exception as error:  # whatever a damaged file leads to
-            damage = one_line(error)
-        if damage:
+            if is_passing(error):
+                refusal = str(_not_readable(where, error))
+            else:
+                damage = one_line(error)
+        if damage or refusal:
             gc.collect()  # the other failures speak when they are freed
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.bool_(damage))
-        if failed.any():
-            damage = damage or f"process {int(failed.argmax())} cannot read it"
-    if damage:
-        raise DamagedError(damage)
+    # All processes must draw the same conclusion.
+    damages, refusals = zip(*distributed.gather([damage, refusal]), strict=True)
+    for message in filter(None, refusals):
+        raise UserError(message)
+    for message in filter(None, damages):
+        raise DamagedError(message)
     return {name: arrays[name] for name in shapes}
 
 

@@ -66,7 +66,11 @@ class Keeper:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Can save within; at the end a save that is under way is waited for."""
+        """Can save within; at the end a save that is under way is waited for.
+
+        Raises:
+          UserError: that save failed, and nothing else has.
+        """
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -76,8 +80,18 @@ class Keeper:
                 lightweight_initialize=True,
             ),
         )
-        with checkpoint_files.quiet(), contextlib.closing(self._manager):
-            yield
+        with checkpoint_files.quiet():
+            try:
+                yield
+            except BaseException:
+                # What ended the run is said, not what followed from it.
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                raise
+            try:
+                self._manager.close()
+            except Exception as error:  # whatever the storage raises
+                raise self._failed(error) from None
 
     def save(self, state: TrainState, window: Window, progress: Progress) -> None:
         """Starts to save; returns when the arrays may change again.

@@ -1,6 +1,7 @@
 """Several processes: how they find each other, and what one of them does for all."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -123,19 +124,23 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+# JAX agrees on one call of all that this program makes, whatever run it is in.
+_sync_points = itertools.count(1)
+
+
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Yields (step) -> whether to stop after it, the same one on every process.
+def on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields a function: whether to stop after this step, the same on every process.
 
     It is to be called at every step.
     """
-    if jax.process_count() > 1:  # JAX has a handler of its own, and agrees on a step
-        yield multihost_utils.reached_preemption_sync_point
+    if jax.process_count() > 1:  # JAX has a handler of its own
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        yield lambda step: bool(received)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
 

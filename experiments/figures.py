@@ -70,6 +70,11 @@ def loss_svg(kind: Kind, runs: Sequence[Run], baselines: Mapping[str, float]) ->
     return svg(figure, kind, caption(kind, runs))
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a picture."""
+    return _save(figure, "png")
+
+
 def svg(figure: Figure, name: str, label: str) -> str:
     """A figure as an element of a page, in whose colours it is drawn.
 
@@ -176,8 +181,10 @@ def _limit_height(
     ends = losses.min(), max(losses.min(), min(losses.max(), ceiling))
     low, high = scale.transform(np.array(ends))
     margin = 0.05 * (high - low) or 0.1
-    ends = scale.inverted().transform(np.array([low - margin, high + margin]))
-    axes.set_ylim(*ends)
+    low, high = scale.inverted().transform(np.array([low - margin, high + margin]))
+    axes.set_ylim(low, high)
+    if runs[0].loss_scale == "log" and high < 10 * low:  # maybe no power of 10 in it
+        axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _write_labels(axes: Axes, labels: Sequence[Label]) -> None:

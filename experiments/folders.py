@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,24 @@ PARAMS_FOLDER = "params"
 MODEL_STATE_FOLDER = "model_state"
 CHECKPOINTS_FOLDER = "checkpoints"
 # Fields that leave a run the same in exact arithmetic, and may change when it goes on.
-FREE = ("parallel", "num_devices", "fsdp", "sharding_rules", "checkpoint")
+FREE = (
+    "parallel",
+    "num_devices",
+    "target_devices",
+    "fsdp",
+    "sharding_rules",
+    "checkpoint",
+)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is whole or not there; text as UTF-8."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        # A power cut must not leave the new name with nothing in it.
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 
@@ -67,10 +79,15 @@ def finished(
                 "of this program or an empty one"
             )
         return None
-    found = runs.read_config(workdir)
-    if check_same(f"--workdir={workdir}", found, plain(config), with_changes):
+    if changes(workdir, config, with_changes):
         return None
     return _final_record(metrics) if metrics.exists() else None
+
+
+def changes(workdir: Path, config: Config, with_changes: bool) -> list[str]:
+    """Returns what `check_same` does, of the config in ``workdir`` and ``config``."""
+    found = runs.read_config(workdir)
+    return check_same(f"--workdir={workdir}", found, plain(config), with_changes)
 
 
 def check_same(
@@ -81,8 +98,7 @@ def check_same(
     Raises:
       UserError: it is not wanted.
     """
-    old, new = ({k: v for k, v in c.items() if k not in FREE} for c in (old, new))
-    differing = differences(old, new)
+    differing = differences(without_free(old), without_free(new))
     if differing and not with_changes:
         raise UserError(
             f"{where}: holds a run of another config; choose another folder, undo "
@@ -90,6 +106,11 @@ def check_same(
             f"{'; '.join(differing)}"
         )
     return differing
+
+
+def without_free(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that may not change."""
+    return {name: value for name, value in config.items() if name not in FREE}
 
 
 def check_agreement(config: Config) -> None:
@@ -134,26 +155,27 @@ def write_config(workdir: Path, config: Config) -> None:
 def start(workdir: Path, config: Config, step: int | None) -> None:
     """Gets ``workdir`` ready for a run that goes on after ``step``, or starts anew.
 
-    Records of later steps are dropped. Of a run that starts anew, whatever an
-    interrupted one left is moved to ``interrupted-<n>``.
+    Records of later steps are dropped, and the parameters of a finished run that is
+    made longer. Of a run that starts anew, whatever an interrupted one left is moved to
+    ``interrupted-<n>``.
 
     Raises:
       UserError: not writable.
     """
-    write_config(workdir, config)
-    if not (workdir / METRICS_FILE).exists():
-        return
     try:
         if step is None:
             _set_aside(workdir)
         else:
-            _cut_back(workdir / METRICS_FILE, step)
+            _cut_back(workdir, step)
     except OSError as error:
         raise not_writable(workdir, error) from None
+    # Last: with the final record of another config, this one would count as finished.
+    write_config(workdir, config)
 
 
-def _cut_back(metrics: Path, step: int) -> None:
-    lines = metrics.read_bytes().splitlines(keepends=True)
+def _cut_back(workdir: Path, step: int) -> None:
+    metrics = workdir / METRICS_FILE
+    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
     kept = []
     for line in lines:
         try:
@@ -163,6 +185,9 @@ def _cut_back(metrics: Path, step: int) -> None:
         if record["step"] <= step and record["kind"] != "final":
             kept.append(line)
     write_atomically(metrics, b"".join(kept))
+    for name in (PARAMS_FOLDER, MODEL_STATE_FOLDER):
+        if (workdir / name).exists():
+            shutil.rmtree(workdir / name)
 
 
 def make(folder: Path) -> None:
@@ -224,6 +249,8 @@ def numbered(workdir: Path, name: str) -> Path:
 
 
 def _set_aside(workdir: Path) -> None:
+    if not (workdir / METRICS_FILE).exists():
+        return
     folder = numbered(workdir, "interrupted")
     folder.mkdir()
     for pattern in (

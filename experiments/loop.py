@@ -29,15 +29,16 @@ class Outcome:
     state: TrainState
     progress: Progress
     lost_step: int = 0  # the step that ended the run early, or 0
+    stop: bool = False  # SIGTERM has come in the last step
 
 
 class Todo(NamedTuple):
     """What follows a step."""
 
-    record: bool
-    evaluate: bool
-    save: bool
-    stop: bool
+    record: bool = False
+    evaluate: bool = False
+    save: bool = False
+    stop: bool = False
 
 
 class Loop:
@@ -80,25 +81,31 @@ class Loop:
             step is saved.
         """
         at, num_steps = self._at, self._built.plan.num_steps
+        # What a stopped run has left out.
+        missed = at.evaluated < at.step and at.step % self._config.eval_every == 0
+        todo = Todo(evaluate=missed)
+        if not self._do(todo, self._layout.leave(self._window)):
+            return self._outcome(at.step, todo)
         started = time.perf_counter()
         with distributed.on_sigterm() as wants_stop:
             for step in range(at.step + 1, num_steps + 1):
                 self._step(step)
                 self._keeper.check()
-                todo = self._todo(step, wants_stop(step))
+                todo = self._todo(step, wants_stop())
                 if not any(todo):
                     continue
                 window = self._layout.leave(self._window)
                 lost_step = int(window.lost_step)
                 at.seconds += time.perf_counter() - started
                 if lost_step or not self._do(todo, window):
-                    return self._outcome(lost_step or step)
+                    return self._outcome(lost_step or step, todo)
                 started = time.perf_counter()
-        self._keeper.wait()
-        return self._outcome(0)
+        return self._outcome(0, todo)
 
-    def _outcome(self, lost_step: int) -> Outcome:
-        return Outcome(self._layout.leave(self._state), self._at, lost_step)
+    def _outcome(self, lost_step: int, todo: Todo) -> Outcome:
+        self._keeper.wait()
+        state = self._layout.leave(self._state)
+        return Outcome(state, self._at, lost_step, todo.stop)
 
     def _step(self, step: int) -> None:
         count = int(self._built.plan.microbatches[step - 1])
@@ -118,9 +125,10 @@ class Loop:
         evaluate = is_last or step % config.eval_every == 0
         return Todo(
             record=evaluate or step % config.log_every == 0,
-            evaluate=evaluate,
+            # Who sends SIGTERM does not wait long.
+            evaluate=evaluate and (is_last or not wants_stop),
             save=is_last or wants_stop or step % config.checkpoint.every == 0,
-            stop=wants_stop and not is_last,
+            stop=wants_stop,
         )
 
     def _do(self, todo: Todo, window: Window) -> bool:
@@ -139,7 +147,7 @@ class Loop:
             self._recorder.write("eval", at.step, **at.metrics)
         if todo.save:
             self._keeper.save(state, window, at)
-        if todo.stop:
+        if todo.stop and at.step < self._built.plan.num_steps:
             self._keeper.wait()
             raise UserError(
                 f"stopped by SIGTERM after step {at.step}, which is saved; the same "

@@ -49,7 +49,9 @@ def write_report(workdir: Path, names: Sequence[str]) -> str:
 
 def _check_comparable(found: Sequence[Run]) -> None:
     """Refuses a table of runs with, say, different texts."""
-    first, *others = [{**run.config, "optimizer": None} for run in found]
+    first, *others = [
+        {**folders.without_free(run.config), "optimizer": None} for run in found
+    ]
     for run, config in zip(found[1:], others, strict=True):
         differing = folders.differences(first, config)
         if differing:

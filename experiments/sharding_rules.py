@@ -20,9 +20,17 @@ def build(config: Config) -> tuple[Rule, ...]:
     """Those of ``config.sharding_rules``.
 
     Raises:
-      UserError: one is not a regular expression and names of axes.
+      UserError: one is not a regular expression and names of axes, or has the axis of
+        the rows where parameters must be whole on each device.
     """
-    return tuple(map(_rule, config.sharding_rules))
+    rules = tuple(map(_rule, config.sharding_rules))
+    for rule in rules:
+        if config.parallel != "jit" and DATA in rule.spec:
+            raise UserError(
+                f"config.sharding_rules: {rule.pattern!r} names {DATA}, along which "
+                f"config.parallel={config.parallel} lays the rows alone"
+            )
+    return rules
 
 
 def _rule(rule: tuple[str, tuple[str | None, ...]]) -> Rule:

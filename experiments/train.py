@@ -31,6 +31,7 @@ from experiments import (
     runs,
     tasks,
 )
+from experiments.checkpoint_files import Resumed
 from experiments.errors import UserError
 from experiments.program import Program
 from experiments.tasks import PyTree
@@ -41,7 +42,11 @@ MOST_STEPS = 10**7  # a plan has some bytes for each
 
 
 def resolve(config: Config, source: tasks.Source) -> Config:
-    """The config of one run: its optimizer alone, and the hash of its data."""
+    """The config of one run: its optimizer alone, and the hash of its data.
+
+    Where gradients are not summed, it also has how many of them a step has, which
+    depends on the devices and changes the result.
+    """
     resolved = config.copy_and_resolve_references()
     chosen = optimizers.settings(config).copy_and_resolve_references()
     with resolved.unlocked():
@@ -49,6 +54,9 @@ def resolve(config: Config, source: tasks.Source) -> Config:
         for key in ("optimizers", "compare", "sweep"):
             del resolved[key]
         resolved.data.sha256 = source.sha256
+        if resolved.aggregation.name != "mean":
+            numbers = parallel.layout(config).gradients(plan.make(config))
+            resolved.aggregation.num_gradients = sorted(numbers)
     return resolved
 
 
@@ -132,15 +140,13 @@ def _run(
 ) -> runs.Record:
     keeper = checkpoints.Keeper(built, config, workdir)
     resumed = keeper.resume(with_changes)
+    changes = distributed.by_main(
+        lambda: folders.changes(workdir, config, with_changes)
+    )
+    check_goes_on(workdir, built.plan.num_steps, resumed, changes)
     step = resumed.progress.step if resumed else None
-    if resumed and not resumed.progress.can_end_at(built.plan.num_steps):
-        raise UserError(
-            f"config.steps={config.steps}: the run now ends at step "
-            f"{built.plan.num_steps}, and the checkpoint is of step {step}"
-        )
     distributed.by_main(lambda: folders.start(workdir, config, step))
-    if distributed.is_main():
-        built.task.save_assets(workdir)
+    distributed.by_main(lambda: built.task.save_assets(workdir))
     distributed.say(describe(built, config))
     label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
     with (
@@ -149,7 +155,42 @@ def _run(
         keeper.opened(),
     ):
         outcome = loop.Loop(built, config, recorder, bar, keeper, resumed).fit()
-        return finish(built, config, workdir, recorder, outcome)
+        final = finish(built, config, workdir, recorder, outcome)
+    if outcome.stop:
+        raise UserError(
+            f"stopped by SIGTERM; {workdir} is {final['status']}, and the same command "
+            "does what is left"
+        )
+    return final
+
+
+def check_goes_on(
+    workdir: Path, num_steps: int, resumed: Resumed | None, changes: list[str]
+) -> None:
+    """Refuses a run that has no step left, or whose changes are to go on from nothing.
+
+    Raises:
+      UserError: it says why.
+    """
+    lines = "; ".join(changes)
+    if resumed is None:
+        if changes:
+            raise UserError(
+                f"--resume_with_changes: {workdir} has no checkpoint to go on from; "
+                f"choose another folder for: {lines}"
+            )
+        return
+    at = resumed.progress
+    if not at.can_end_at(num_steps):
+        raise UserError(
+            f"config.steps: the run now ends at step {num_steps}, and the checkpoint "
+            f"is of step {at.step}"
+        )
+    if changes and at.step == num_steps:
+        raise UserError(
+            f"--resume_with_changes: {workdir} has all its {num_steps} steps; none is "
+            f"left to train with: {lines}"
+        )
 
 
 def finish(

@@ -1,126 +1,46 @@
-"""Runs that are interrupted, damaged, starved of room or moved go on as if not."""
+"""Runs that are interrupted, damaged or starved of room go on as if not."""
 
 import dataclasses
 import errno
 import json
-import math
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 
 from experiments import (
     checkpoint_files,
     checkpoints,
+    distributed,
     fingerprints,
     parallel,
-    program,
     tasks,
     train,
 )
 from experiments.errors import UserError
-from tests import make_checkpoint_fixture, toy_task
-
-TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
-ROOT = Path(__file__).parent.parent
-
-
-def toy(optimizer="acclip", **changes):
-    """Twelve steps: records, evaluations and checkpoints at different ones."""
-    settings = {
-        "steps": 12,
-        "log_every": 5,
-        "eval_every": 6,
-        "checkpoint": {"every": 4, "keep": 2},
-        "batch_size": 16,
-        "accumulate": 2,
-    }
-    return toy_task.config(optimizer, **{**settings, **changes})
-
-
-def growing(**changes):
-    """Twelve steps of a batch that grows from 2 microbatches to 4."""
-    return toy(**{"steps": 15, "max_batch_size": 32, **changes})
-
-
-def go(config, workdir, built=None, source=None, **kwargs):
-    return train.run(config, workdir, source or toy_task.source(), built, **kwargs)
-
-
-def timeless(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
-
-
-def saved(workdir):
-    names = [path.name for path in (workdir / "checkpoints").iterdir()]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def about(workdir, step):
-    path = workdir / "checkpoints" / str(step) / "about/metadata"
-    return json.loads(path.read_text())
-
-
-def read(folder):
-    """Arrays that Orbax has saved."""
-    handler = ocp.PyTreeCheckpointHandler()
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-        handler.metadata(epath.Path(folder)).tree,
-    )
-    return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def arrays_of(workdir, step):
-    return read(workdir / "checkpoints" / str(step) / "arrays")
-
-
-def assert_same(left, right):
-    """Bit for bit."""
-    assert left.keys() == right.keys()
-    for name, array in left.items():
-        one, other = np.asarray(array), np.asarray(right[name])
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        assert one.tobytes() == other.tobytes(), name
-
-
-def interrupted_at(built, position, how):
-    """``built``, in which ``how`` is called before a microbatch is taken."""
-
-    def train_batches(start):
-        batches = built.task.train_batches(start)
-        for number, batch in enumerate(batches, start):
-            if number == position:
-                how()
-            yield batch
-
-    task = dataclasses.replace(built.task, train_batches=train_batches)
-    return dataclasses.replace(built, task=task)
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
-def cut_short(config, workdir, built, step, how=interrupt):
-    """Runs until ``how`` ends it in the step after ``step``."""
-    position = built.plan.position(step)
-    with pytest.raises((KeyboardInterrupt, UserError)) as caught:
-        go(config, workdir, interrupted_at(built, position, how))
-    return str(caught.value)
+from tests import toy_task
+from tests.toy_runs import (
+    ROOT,
+    arrays_of,
+    assert_ends_like,
+    assert_same,
+    cut_short,
+    go,
+    growing,
+    interrupt,
+    interrupted_at,
+    saved,
+    timeless,
+    toy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +49,6 @@ def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
     _, built = go(growing(), workdir)
     return workdir, built
-
-
-def assert_ends_like(workdir, other):
-    last = saved(other)[-1]
-    assert timeless(workdir) == timeless(other)
-    assert about(workdir, last)["fingerprints"] == about(other, last)["fingerprints"]
-    assert_same(arrays_of(workdir, last), arrays_of(other, last))
-    left, right = (read(folder / "params") for folder in (workdir, other))
-    assert_same(left["dense"], right["dense"])
 
 
 def test_the_batch_of_these_runs_grows(whole):
@@ -174,7 +85,7 @@ def test_states_of_optimizers_go_on(tmp_path, name, entry):
     assert_ends_like(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_fresh_process_traces_the_same(tmp_path, whole):
+def test_a_program_that_is_built_anew_does_the_same(tmp_path, whole):
     other, built = whole
     cut_short(growing(), tmp_path, built, 9)
     go(growing(), tmp_path)
@@ -212,13 +123,35 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 def test_sigterm_saves_the_step_and_stops(tmp_path, whole):
     other, built = whole
     before = signal.getsignal(signal.SIGTERM)
-    message = cut_short(
-        growing(), tmp_path, built, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    message = cut_short(growing(), tmp_path, built, 4, sigterm)
     assert message.startswith("stopped by SIGTERM after step 5, which is saved")
     assert signal.getsignal(signal.SIGTERM) is before
     assert saved(tmp_path) == [4, 5]
     go(growing(), tmp_path, built)
+    assert_ends_like(tmp_path, other)
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_does_not_wait_for_an_evaluation(tmp_path, whole):
+    other, built = whole
+    message = cut_short(growing(), tmp_path, built, 5, sigterm)
+    assert message.startswith("stopped by SIGTERM after step 6, which is saved")
+    assert [(r["kind"], r["step"]) for r in timeless(tmp_path)] == [
+        ("train", 5),
+        ("train", 6),
+    ]
+    go(growing(), tmp_path, built)
+    assert_ends_like(tmp_path, other)
+
+
+def test_sigterm_in_the_last_step_ends_the_command(tmp_path, whole):
+    """The next run of a comparison must not start."""
+    other, built = whole
+    message = cut_short(growing(), tmp_path, built, 11, sigterm)
+    assert message.startswith(f"stopped by SIGTERM; {tmp_path} is complete, and ")
     assert_ends_like(tmp_path, other)
 
 
@@ -346,6 +279,48 @@ def test_without_a_whole_checkpoint_a_run_starts_anew(tmp_path, whole, capsys):
     assert_ends_like(tmp_path, other)
 
 
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [
+        (ocp.JsonCheckpointHandler, OSError(errno.EIO, os.strerror(errno.EIO))),
+        (
+            ocp.StandardCheckpointHandler,
+            ValueError("a/b [OS error 24: Too many open files]"),
+        ),
+        (ocp.StandardCheckpointHandler, MemoryError()),
+    ],
+)
+def test_what_cannot_be_read_now_is_no_damage(
+    tmp_path, whole, monkeypatch, handler, error
+):
+    other, built = whole
+    shutil.copytree(other / "checkpoints", tmp_path / "checkpoints")
+    config = train.resolve(growing(), toy_task.source())
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(handler, "restore", fail)
+    with pytest.raises(UserError, match=r"checkpoints/12: cannot be read now \("):
+        checkpoints.Keeper(built, config, tmp_path).resume(False)
+    assert saved(tmp_path) == saved(other)
+
+
+def test_damage_that_another_process_finds_is_damage(tmp_path, whole, monkeypatch):
+    other, built = whole
+    where = other / "checkpoints/12"
+    monkeypatch.setattr(
+        distributed, "gather", lambda own: [own, ["state/step"] if own == [] else own]
+    )
+    with pytest.raises(checkpoint_files.DamagedError, match="state/step not as saved"):
+        checkpoint_files.read(
+            where,
+            checkpoint_files.read_about(where),
+            checkpoint_files.shapes(built),
+            built.layout,
+        )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
 def test_fingerprints_tell_arrays_apart(dtype):
     layout = parallel.layout(toy_task.config())
@@ -425,6 +400,27 @@ def test_a_failed_save_is_noticed_before_the_next(tmp_path, whole, monkeypatch):
     assert "the checkpoint of step 4 cannot be written" in message
 
 
+@pytest.mark.parametrize("fails_within", [False, True])
+def test_a_save_that_fails_at_the_end_is_said_unless_something_else_was(
+    tmp_path, whole, monkeypatch, fails_within
+):
+    keeper = checkpoints.Keeper(
+        whole[1], train.resolve(growing(), toy_task.source()), tmp_path
+    )
+    close = ocp.CheckpointManager.close
+
+    def close_and_fail(self):
+        close(self)
+        full_disk()
+
+    monkeypatch.setattr(ocp.CheckpointManager, "close", close_and_fail)
+    error, words = (
+        (ZeroDivisionError, "zero") if fails_within else (UserError, "No space left")
+    )
+    with pytest.raises(error, match=words), keeper.opened():
+        _ = 1 // (not fails_within)
+
+
 def run_in_a_process(**options):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
@@ -485,143 +481,6 @@ def test_killed_at_random_moments_a_run_ends_the_same(tmp_path, kills, steps):
     assert (process.returncode, error) == (0, "")
     assert not list(workdir.glob("damaged-*"))
     assert_ends_like(workdir, tmp_path / "whole")
-
-
-def test_another_config_is_refused_by_field_or_gone_on_with(tmp_path, whole):
-    built = whole[1]
-    cut_short(growing(), tmp_path, built, 9)
-    changed = growing(seed=3)
-    changed.optimizers.acclip.learning_rate = 0.5
-    with pytest.raises(UserError) as caught:
-        go(changed, tmp_path)
-    message = str(caught.value)
-    assert message.endswith(
-        "config.optimizer.learning_rate was 0.004, now 0.5; config.seed was 0, now 3"
-    )
-    assert "--resume_with_changes" in message
-    final, _ = go(changed, tmp_path, with_changes=True)
-    assert final["learning_rate"] == 0.5
-    assert [record["step"] for record in timeless(tmp_path)] == [
-        5,
-        6,
-        6,
-        10,
-        12,
-        12,
-        12,
-    ]
-    assert go(changed, tmp_path)[0] == final
-
-
-def test_a_finished_run_can_be_made_longer(tmp_path, whole):
-    shutil.copytree(whole[0], tmp_path / "run")
-    final, _ = go(growing(steps=20), tmp_path / "run", with_changes=True)
-    assert (final["status"], final["step"]) == ("complete", 16)
-    assert [r["step"] for r in timeless(tmp_path / "run") if r["kind"] == "final"] == [
-        16
-    ]
-    with pytest.raises(UserError, match=r"ends at step 14, .* step 16"):
-        go(growing(steps=18), tmp_path / "run", with_changes=True)
-
-
-def test_the_checkpoint_of_another_config_is_refused_by_field(tmp_path, whole):
-    other, built = whole
-    shutil.copytree(other / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"12: .*config.seed was 0, now 1"):
-        go(growing(seed=1), tmp_path, built)
-
-
-def test_another_state_is_refused_by_leaf(tmp_path, whole):
-    shutil.copytree(whole[0], tmp_path / "run")
-    with pytest.raises(UserError) as caught:
-        go(growing(optimizer="momentum"), tmp_path / "run", with_changes=True)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "threshold/dense/bias is not expected" in message
-    assert "trace/dense/kernel is missing" in message
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["optimizer"]["name"] == "acclip"
-
-
-def rewrite(path, **changes):
-    content = {**json.loads(path.read_text()), **changes}
-    del content["sha256"]
-    content["sha256"] = checkpoint_files.sha256(content)
-    path.write_text(json.dumps(content))
-
-
-def test_another_format_is_refused_by_number(tmp_path, whole):
-    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
-    rewrite(tmp_path / "checkpoints/12/about/metadata", format=99)
-    with pytest.raises(UserError, match=r"has format 99, this version reads 1; optax"):
-        go(growing(), tmp_path, whole[1])
-
-
-@pytest.mark.parametrize("name", make_checkpoint_fixture.OPTIMIZERS)
-def test_a_state_of_version_0_1_0_goes_on(tmp_path, name):
-    archive = ROOT / "tests/fixtures/checkpoints_0.1.0.tar.gz"
-    with tarfile.open(archive) as files:
-        files.extractall(tmp_path, filter="data")
-    config = make_checkpoint_fixture.config(name)
-    # A later version may have fields that this one had not.
-    final, _ = go(config, tmp_path / name, with_changes=True)
-    assert final["status"] == "complete"
-    assert [(r["kind"], r["step"]) for r in timeless(tmp_path / name)] == [
-        ("train", 4),
-        ("train", 6),
-        ("eval", 6),
-        ("final", 6),
-    ]
-
-
-def without_dropout():
-    """The task, in which each device has no randomness of its own."""
-    task = toy_task.make()
-
-    def loss_sum(params, model_state, batch, key):
-        return task.eval_sums(params, model_state, batch)["loss"], model_state
-
-    return dataclasses.replace(task, loss_sum=loss_sum)
-
-
-@pytest.mark.parametrize(
-    ("parallel_", "fsdp"), [("jit", 2), ("shard_map", 1), ("pmap", 1)]
-)
-def test_a_run_moves_to_other_devices(tmp_path, parallel_, fsdp):
-    """From eight to four and to one; sums over devices are rounded differently."""
-    rules = (("kernel", (None, "fsdp")),)
-
-    def laid_out(devices):
-        return toy(
-            parallel=parallel_,
-            num_devices=devices,
-            fsdp=min(fsdp, devices),
-            sharding_rules=rules if parallel_ == "jit" else (),
-        )
-
-    source = tasks.Source("0" * 64, lambda workdir: without_dropout())
-    _, built = go(laid_out(8), tmp_path / "whole", source=source)
-    cut_short(laid_out(8), tmp_path / "run", built, 5)
-    before = arrays_of(tmp_path / "run", 4)
-    four = laid_out(4)
-    built = program.build(train.resolve(four, source), without_dropout())
-    resolved = train.resolve(four, source)
-    resumed = checkpoints.Keeper(built, resolved, tmp_path / "run").resume(False)
-    found = checkpoint_files.by_path((resumed.state, resumed.window))
-    assert_same(found, before)
-    kernel = resumed.state.params["dense"]["kernel"]
-    assert len(kernel.sharding.device_set) == 4
-    assert kernel.addressable_shards[0].data.shape == (3, 2 // fsdp)
-    cut_short(four, tmp_path / "run", built, 9)
-    go(laid_out(1), tmp_path / "run", source=source)
-    want = arrays_of(tmp_path / "whole", 12)
-    for name, array in arrays_of(tmp_path / "run", 12).items():
-        # Twelve steps of float32 sums in another order.
-        np.testing.assert_allclose(array, want[name], rtol=2e-5, atol=1e-6)
-    assert [r["step"] for r in timeless(tmp_path / "run")] == [
-        r["step"] for r in timeless(tmp_path / "whole")
-    ]
-    assert math.isfinite(timeless(tmp_path / "run")[-1]["loss"])
 
 
 @pytest.mark.parametrize("name", ["every", "keep"])

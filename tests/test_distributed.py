@@ -1,6 +1,7 @@
 """Two processes of four devices each train as one process of eight does."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -126,18 +127,37 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_others_stop_when_a_process_dies(tmp_path):
+def start_endless(workdir):
+    """Two processes that have made their first steps."""
     endless = ("--config.steps=1000000", "--heartbeat_seconds=10")
-    processes = start(tmp_path, 2, *endless)
-    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 200
+    processes = start(workdir, 2, *endless)
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 200
     while not (metrics.exists() and metrics.stat().st_size):
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)
         time.sleep(0.2)
+    return processes
+
+
+def test_the_others_stop_when_a_process_dies(tmp_path):
+    processes = start_endless(tmp_path)
     processes[1].kill()
     # Three heartbeats: one to miss, and the others' time to hear of it.
     assert processes[0].wait(timeout=30) != 0
     finish(processes)
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
+    processes = start_endless(tmp_path)
+    processes[1].terminate()
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    lines = {errors.strip().splitlines()[-1] for _, errors in outputs}
+    (line,) = lines
+    found = re.fullmatch(r"error: stopped by SIGTERM after step (\d+), .*", line)
+    assert found, line
+    steps = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert found[1] in steps
 
 
 def test_what_the_main_process_refuses_ends_all(tmp_path):

@@ -257,6 +257,10 @@ def test_the_batch_grows_where_the_rate_would_fall():
         ({"sharding_rules": (("k", ("x",)),)}, "names an axis that is not data or"),
         ({"sharding_rules": (("k", ("fsdp",) * 2),)}, "or one of them twice"),
         ({"sharding_rules": ((b"k", ("fsdp",)),)}, "must be a regular expression"),
+        (
+            {"parallel": "pmap", "sharding_rules": (("k", ("data",)),)},
+            "'k' names data, along which config.parallel=pmap lays the rows alone",
+        ),
         ({"steps": 10**8}, "steps=100000000: must be at most"),
         ({"aggregation": {"name": "mode", "kwargs": {}}}, "name=mode: must be one of"),
         (

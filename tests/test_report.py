@@ -9,6 +9,7 @@ import types
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
@@ -404,6 +405,35 @@ def test_a_log_scale_shows_every_positive_loss(tmp_path):
     positive = [record["loss"] for record in run.eval if record["loss"] > 0]
     assert 0 < low < min(positive)
     assert max(positive) < high < 10
+
+
+@pytest.mark.parametrize("spread", [1.005, 1.5, 8.0, 100.0])
+def test_a_log_scale_has_numbers_whatever_it_shows(tmp_path, spread):
+    (name,) = write_comparison(tmp_path, adamw=0.031)
+    run = runs.read_run(tmp_path / name)
+    run.config["report"] = {**SHARED["report"], "loss_scale": "log"}
+    for record, loss in zip(run.eval, (0.031 * spread, 0.031), strict=False):
+        record["loss"] = loss
+    del run.eval[2:]
+    figure = Figure()
+    axes = figure.subplots()
+    figures.draw(axes, [run], "eval", {})
+    FigureCanvasAgg(figure).draw()
+    low, high = axes.get_ylim()
+    ticks = axes.yaxis.get_major_ticks()
+    shown = [t.label1.get_text() for t in ticks if low <= t.get_loc() <= high]
+    assert len(set(filter(None, shown))) == len(shown) >= 2
+
+
+def test_runs_on_other_devices_are_comparable(tmp_path):
+    names = write_comparison(tmp_path, adamw=4.4, momentum=4.5)
+    path = tmp_path / names[1] / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "num_devices": 8, "parallel": "pmap"}))
+    report.write_report(tmp_path, names)
+    path.write_text(json.dumps({**config, "seed": 1}))
+    with pytest.raises(UserError, match=r"differ in more than .*seed was 0, now 1"):
+        report.write_report(tmp_path, names)
 
 
 @pytest.mark.parametrize(

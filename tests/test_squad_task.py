@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +203,17 @@ def test_bad_config_is_refused(changes, message):
 def test_full_config_needs_a_file():
     with pytest.raises(UserError, match=r"config.data.path=: must name a SQuAD v1.1"):
         tasks.load(squad_config.get_config())
+
+
+def test_a_tokenizer_that_finds_no_room_is_one_line(tmp_path, monkeypatch):
+    def full_disk(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    tokens = text.train_tokenizer(["some text"], 60)
+    with pytest.raises(UserError, match="No space left on device"):
+        tokenizer.save(tokens, tmp_path)
+    assert not (tmp_path / tokenizer.FILE).exists()
 
 
 @pytest.fixture(scope="module")

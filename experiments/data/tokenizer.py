@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from experiments import folders
 from experiments.data import text
 from experiments.errors import UserError
 
@@ -45,8 +46,12 @@ def read(path: Path) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a file that is whole or not there."""
-    path = folder / FILE
-    partial = path.with_suffix(".partial")
-    tokenizer.save(str(partial))
-    partial.replace(path)
+    """Writes a file that is whole or not there.
+
+    Raises:
+      UserError: not writable.
+    """
+    try:
+        folders.write_atomically(folder / FILE, tokenizer.to_str(pretty=True))
+    except OSError as error:
+        raise folders.not_writable(folder, error) from None

@@ -292,6 +292,7 @@ def test_api_pages_have_every_name_exactly_once():
     )
     kit = [f"testing.{name}" for name in testing.__all__]
     kit += [f"aggregation.{name}" for name in oht.aggregation.__all__]
+    kit += [f"diagnostics.{name}" for name in oht.diagnostics.__all__]
     assert counts == Counter([*oht.__all__, *kit])
 
 

@@ -3,9 +3,23 @@
 from optax_heavytail.diagnostics._diagnose import Diagnosis, diagnose
 from optax_heavytail.diagnostics._effect import Clip, ClipEffect
 from optax_heavytail.diagnostics._entries import CoordinateGroup
+from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
+from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
 from optax_heavytail.diagnostics._layer import LayerDiagnosis
 from optax_heavytail.diagnostics._noise import LayerNoise, Noise, collect_noise
 from optax_heavytail.diagnostics._recommend import Recommendation
+from optax_heavytail.diagnostics._smoothness import (
+    LocalSmoothness,
+    SmoothnessFit,
+    fit_smoothness,
+    local_smoothness,
+)
+from optax_heavytail.diagnostics._spectrum import (
+    ExtremeEigenvalues,
+    Spectrum,
+    extreme_eigenvalues,
+    spectral_density,
+)
 from optax_heavytail.diagnostics._stable import characteristic_function, log_moment
 from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
 from optax_heavytail.diagnostics._tail_index import (
@@ -22,10 +36,15 @@ __all__ = [
     "ClipEffect",
     "CoordinateGroup",
     "Diagnosis",
+    "ExtremeEigenvalues",
+    "Lanczos",
     "LayerDiagnosis",
     "LayerNoise",
+    "LocalSmoothness",
     "Noise",
     "Recommendation",
+    "SmoothnessFit",
+    "Spectrum",
     "TailEstimate",
     "Verdict",
     "characteristic_function",
@@ -33,9 +52,16 @@ __all__ = [
     "collect_noise",
     "diagnose",
     "estimate_tail",
+    "extreme_eigenvalues",
+    "fit_smoothness",
     "hill",
     "hill_plot",
+    "hvp",
+    "lanczos",
+    "local_smoothness",
     "log_moment",
+    "mean_gradient",
     "moment_ratio",
     "pickands",
+    "spectral_density",
 ]

@@ -1,5 +1,6 @@
 """Pictures of gradient noise: its law, its tail, its layers, its course in training."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments import figures
 from experiments.figures import INK, MUTED, SERIES
 from optax_heavytail import diagnostics
-from optax_heavytail.diagnostics import Diagnosis, LayerDiagnosis
+from optax_heavytail.diagnostics import Diagnosis, LayerDiagnosis, TailEstimate
 
 DATA, NULL, POWER = SERIES[0], MUTED, SERIES[1]
 _BEYOND = 0.99  # of the norms are in the histogram
@@ -44,19 +45,21 @@ def pictures(layer: LayerDiagnosis) -> list[Picture]:
     ]
 
 
-def _axes(height: float = 3.0) -> tuple[Figure, Axes]:
+def new_axes(height: float = 3.0) -> tuple[Figure, Axes]:
+    """An empty figure of the page, so many inches high."""
     figure = Figure(figsize=(4.6, height))
     return figure, figure.subplots()
 
 
-def _picture(figure: Figure, axes: Axes, name: str, caption: str, x: str) -> Picture:
+def picture(figure: Figure, axes: Axes, name: str, caption: str, x: str) -> Picture:
+    """What is drawn, with its frame and its legend."""
     figures.style(axes, x)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return Picture(name, caption, figures.svg(figure, name, caption))
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
     """Numbers on a log axis that spans less than a decade too."""
     low, high = axis.get_view_interval()
     subs = _SUBS if high / low < _FEW else (1.0,)
@@ -70,7 +73,7 @@ def _histogram(layer: LayerDiagnosis) -> Picture:
     end = np.quantile(norms, _BEYOND)
     counts, edges = np.histogram(norms[norms <= end], "fd")
     widths = np.diff(edges)
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.bar(
         edges[:-1],
         counts / (len(norms) * widths),
@@ -87,7 +90,7 @@ def _histogram(layer: LayerDiagnosis) -> Picture:
     )
     beyond = int(np.sum(norms > end))
     caption = f"Norms of the noise ({beyond} of {len(norms)} are further right)"
-    return _picture(figure, axes, "histogram", caption, "norm of the noise")
+    return picture(figure, axes, "histogram", caption, "norm of the noise")
 
 
 def _density(samples: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -103,19 +106,19 @@ def _quantiles(layer: LayerDiagnosis) -> Picture:
     norms = np.sort(layer.noise.norms)
     n, normal = len(norms), statistics.NormalDist()
     expected = np.array([normal.inv_cdf((i + 0.5) / n) for i in range(n)])
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.plot(expected, (norms - norms.mean()) / norms.std(), ".", color=DATA, ms=4)
     axes.plot(expected, expected, "--", color=NULL, label="normal law")
     axes.set_ylabel("norm, standardised", color=INK)
     caption = "QQ plot: norms against a normal law"
-    return _picture(figure, axes, "qq", caption, "normal quantile")
+    return picture(figure, axes, "qq", caption, "normal quantile")
 
 
 def _survival(layer: LayerDiagnosis) -> Picture:
     norms, estimate = np.sort(layer.noise.norms), layer.norms["hill"]
     n = len(norms)
     share = 1 - np.arange(n) / n
-    figure, axes = _axes()
+    figure, axes = new_axes()
     if layer.null_norms is not None:
         low, middle, high = layer.null_norms
         axes.fill_betweenx(share, low, high, color=NULL, alpha=0.25, linewidth=0)
@@ -129,17 +132,17 @@ def _survival(layer: LayerDiagnosis) -> Picture:
         axes.plot(x, power, color=POWER, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _log_ticks(axes.xaxis)
+    log_ticks(axes.xaxis)
     axes.set_ylim(0.5 / n, 1.5)
     axes.set_ylabel("share of the batches beyond", color=INK)
     caption = "Survival on log axes: a power law is a straight line"
-    return _picture(figure, axes, "survival", caption, "norm of the noise")
+    return picture(figure, axes, "survival", caption, "norm of the noise")
 
 
 def _variance(layer: LayerDiagnosis) -> Picture:
     squares = layer.noise.norms**2
     n, rng = len(squares), np.random.default_rng(0)
-    figure, axes = _axes()
+    figure, axes = new_axes()
     counts = np.arange(1, n + 1)
     for _ in range(_ORDERS):
         values = np.cumsum(rng.permutation(squares)) / counts
@@ -154,13 +157,13 @@ def _variance(layer: LayerDiagnosis) -> Picture:
         "Empirical variance: settles if there is one (the largest batch alone is "
         f"{share:.1%} of it)"
     )
-    return _picture(figure, axes, "variance", caption, "number of batches")
+    return picture(figure, axes, "variance", caption, "number of batches")
 
 
 def _hill(layer: LayerDiagnosis) -> Picture:
     norms, estimate = layer.noise.norms, layer.norms["hill"]
     ks, indices = map(np.asarray, diagnostics.hill_plot(norms / np.median(norms)))
-    figure, axes = _axes()
+    figure, axes = new_axes()
     shown = (ks >= 5) & np.isfinite(indices)
     ks, indices = ks[shown], indices[shown]
     width = 1.645 / np.sqrt(ks)
@@ -172,19 +175,23 @@ def _hill(layer: LayerDiagnosis) -> Picture:
         axes.axvline(
             estimate.k, color=INK, linewidth=0.8, label=f"k = {estimate.k} is used"
         )
-        ends = [estimate.null_low, estimate.null_high]
-        axes.plot([estimate.k] * 2, ends, color=NULL, linewidth=4, label="Gaussian")
+        null = dataclasses.replace(
+            estimate, low=estimate.null_low, high=estimate.null_high
+        )
+        axes.plot(
+            [estimate.k] * 2, _ends(null), color=NULL, linewidth=4, label="Gaussian"
+        )
     axes.set_yscale("log")
-    _log_ticks(axes.yaxis)
+    log_ticks(axes.yaxis)
     axes.set_ylabel("tail index", color=INK)
     caption = "Hill plot: the index by the number k of norms that are the tail"
-    return _picture(figure, axes, "hill", caption, "k")
+    return picture(figure, axes, "hill", caption, "k")
 
 
 def layers_picture(diagnosis: Diagnosis) -> Picture:
     """The two indices across iterations of every layer that has them."""
     shown = [x for x in (*diagnosis.layers, diagnosis.whole) if x.norms]
-    figure, axes = _axes(max(3.0, 1.0 + _ROW * len(shown)))
+    figure, axes = new_axes(max(3.0, 1.0 + _ROW * len(shown)))
     for row, layer in enumerate(reversed(shown)):
         for estimate, color, shift, label in (
             (layer.norms["hill"], DATA, 0.12, "norm"),
@@ -192,18 +199,24 @@ def layers_picture(diagnosis: Diagnosis) -> Picture:
         ):
             if estimate is None or estimate.index is None:
                 continue
-            y, ends = row + shift, [estimate.low, estimate.high]
-            axes.plot(ends, [y, y], color=color, linewidth=1.5)
+            y = row + shift
+            axes.plot(_ends(estimate), [y, y], color=color, linewidth=1.5)
             name = label if row == 0 else None
             axes.plot(estimate.index, y, "o", color=color, ms=3.5, label=name)
     axes.axvline(2, color=INK, linewidth=0.8)
     axes.set_xscale("log")
-    _log_ticks(axes.xaxis)
+    log_ticks(axes.xaxis)
     names = [_shortened(layer.noise.name) for layer in reversed(shown)]
     axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
     caption = "Tail index across iterations by layer; left of 2 there is no variance"
-    picture = _picture(figure, axes, "layers", caption, "tail index")
-    return picture._replace(is_dense=True)
+    drawn = picture(figure, axes, "layers", caption, "tail index")
+    return drawn._replace(is_dense=True)
+
+
+def _ends(estimate: TailEstimate) -> list[float]:
+    """Of the interval; NaN where there is none."""
+    ends = (estimate.low, estimate.high)
+    return [float("nan") if end is None else end for end in ends]
 
 
 def _shortened(name: str) -> str:
@@ -213,7 +226,7 @@ def _shortened(name: str) -> str:
 
 def course_picture(found: Sequence[tuple[int, Diagnosis]]) -> Picture:
     """How the indices of the whole move in training."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for of, color, label in (
         (lambda d: d.whole.norms.get("hill"), DATA, "norm"),
         (lambda d: d.whole.entries, POWER, "single coordinates"),
@@ -225,11 +238,10 @@ def course_picture(found: Sequence[tuple[int, Diagnosis]]) -> Picture:
             steps, [e.index for _, e in points], "o-", color=color, ms=4, label=label
         )
         for step, estimate in points:
-            ends = [estimate.low, estimate.high]
-            axes.plot([step, step], ends, color=color, linewidth=1.5)
+            axes.plot([step, step], _ends(estimate), color=color, linewidth=1.5)
     axes.axhline(2, color=INK, linewidth=0.8)
     axes.set_yscale("log")
-    _log_ticks(axes.yaxis)
+    log_ticks(axes.yaxis)
     axes.set_ylabel("tail index", color=INK)
     caption = "Tail index of all layers in the course of training"
-    return _picture(figure, axes, "course", caption, "step")
+    return picture(figure, axes, "course", caption, "step")

@@ -199,7 +199,9 @@ def _reasons(diagnosis: Diagnosis) -> str:
 
 
 def _estimators(whole: LayerDiagnosis) -> str:
-    estimates = {f"{name}, across iterations": e for name, e in whole.norms.items()}
+    estimates: dict[str, TailEstimate | None] = {
+        f"{name}, across iterations": e for name, e in whole.norms.items()
+    }
     estimates["hill, single coordinates across iterations"] = whole.entries
     estimates["hill, within an iteration"] = whole.coordinates
     headings = ["estimator", "samples", "k", "index", "Gaussian", "p of null", "fit, p"]

@@ -1,6 +1,7 @@
 """What clipping at a threshold does to gradients that were measured."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class _Products(NamedTuple):
     clipped: float
 
 
-def clip_effect(layers: list[tuple[LayerNoise, Clip | None]]) -> ClipEffect:
+def clip_effect(layers: Sequence[tuple[LayerNoise, Clip | None]]) -> ClipEffect:
     """The effect of clipping some layers, each at its own threshold.
 
     Args:

@@ -20,7 +20,7 @@ DATA, NULL, POWER = SERIES[0], MUTED, SERIES[1]
 _BEYOND = 0.99  # of the norms are in the histogram
 _ORDERS = 8  # random ones, beside the order in which the batches came
 _POINTS = 200
-_SUBS, _FEW = (1.0, 2.0, 3.0, 5.0, 7.0), 20  # ticks, where axes span few decades
+_SUBS, _FEW = (1.0, 2.0, 3.0, 5.0, 7.0), 8  # ticks, where an axis spans no decade
 _ROW = 0.24  # inches of a layer
 _LONGEST = 26  # letters of a layer's name
 
@@ -62,7 +62,7 @@ def picture(figure: Figure, axes: Axes, name: str, caption: str, x: str) -> Pict
 def log_ticks(axis: Axis) -> None:
     """Numbers on a log axis that spans less than a decade too."""
     low, high = axis.get_view_interval()
-    subs = _SUBS if high / low < _FEW else (1.0,)
+    subs = _SUBS if high / low < _FEW else _SUBS[:2] + _SUBS[3:4]
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from optax_heavytail import _base
 from optax_heavytail.diagnostics._layer import LayerDiagnosis, diagnose_layer
 from optax_heavytail.diagnostics._noise import (
+    Batches,
     LayerNoise,
     Progress,
     collect_noise,
@@ -59,7 +60,7 @@ class Diagnosis:
 def diagnose(
     grad_fn: Callable[[Any, Any], Any],
     params: Any,
-    batches: Collection[Any],
+    batches: Batches,
     *,
     confidence: float = 0.9,
     seed: int = 0,
@@ -120,7 +121,16 @@ def diagnose(
     diagnosed = []
     for number, (part, null) in enumerate(zip(everything, nulls, strict=True), 1):
         share = _share(part, noise.whole)
-        diagnosed.append(diagnose_layer(part, share, null, confidence, seed))
+        diagnosed.append(
+            diagnose_layer(
+                part,
+                share,
+                null,
+                confidence,
+                seed,
+                is_whole=part is noise.whole,
+            )
+        )
         steps.of_layers(number, len(everything), noise.num_batches)
     *layers, whole = diagnosed
     return Diagnosis(
@@ -180,7 +190,7 @@ def _verdict(layers: list[LayerDiagnosis], whole: LayerDiagnosis) -> str:
             text += f" A few coordinates at a time spike in {names}."
     else:
         text = "No layer is found to be heavy-tailed."
-    text += f" Of {len(layers)} layers: {', '.join(counts)}. All layers as one vector: "
+    text += f" Layers: {', '.join(counts)}. All of them as one vector: "
     if whole.verdict.label == "unknown":
         return f"{text}{whole.verdict.text}."
     certainty = f"with a confidence of {whole.verdict.confidence:.1%}"

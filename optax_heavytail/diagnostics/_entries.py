@@ -11,9 +11,10 @@ import numpy as np
 from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
 from optax_heavytail.diagnostics._tail_index import hill
 
+_FEWEST = 10  # of a tail, for any estimate
 _MOST_ENTRIES = 32
 _MOST_DRAWS = 64
-_NUM_NULLS = 99
+_NUM_NULLS = 49
 _FOLDS = 20  # of the jackknife
 _QUARTERS = 4
 _GAUSSIAN_SERIES = 200
@@ -40,7 +41,7 @@ def tail_size(num_samples: int) -> int:
     With a tenth, intervals of some hundreds of samples are narrow enough to decide, at
     the price of some bias that a Hill plot shows.
     """
-    return max(num_samples // 10, math.isqrt(num_samples))
+    return max(num_samples // 10, math.isqrt(num_samples), _FEWEST)
 
 
 def scaled(coordinates: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailE
     rows = scaled[:, chosen].T
     if not there:
         return _without_scale("iterations", confidence, n)
-    null = np.moveaxis(_like(scaled[:, chosen], n, seed), 1, 2)
+    null = np.moveaxis(_like(scaled[:, chosen], seed), 1, 2)
     found = estimate_tail(
         rows if len(rows) > 1 else rows[0],
         over="coordinates",  # each row has its own index, as a draw has there
@@ -101,13 +102,15 @@ def across_coordinates(
     n, c = scaled.shape
     if not c:
         return _without_scale("coordinates", confidence, n)
-    draws = scaled[:: -(-n // _MOST_DRAWS)]
+    step = -(-n // _MOST_DRAWS)
+    null = _like(scaled, seed)
+    null /= np.median(np.abs(null), axis=1, keepdims=True)  # measured, as there
     return estimate_tail(
-        draws,
+        scaled[::step],
         over="coordinates",
-        k=max(tail_size(c), 10),
+        k=tail_size(c),
         confidence=confidence,
-        null=_like(scaled, len(draws), seed),
+        null=null[:, ::step],
         seed=seed,
     )
 
@@ -123,21 +126,21 @@ def _without_scale(over: str, confidence: float, n: int) -> TailEstimate:
     )
 
 
-def _like(scaled: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
+def _like(scaled: np.ndarray, seed: int) -> np.ndarray:
     """Gaussian draws whose coordinates depend on each other as the ranks of these do.
 
     Their covariance is that of the normal scores: the largest spikes count as what
     comes first in rank, no more.
 
     Returns:
-      Array (nulls, num_draws, c), each coordinate of variance 1.
+      Array (nulls, n, c), each coordinate of variance 1.
     """
     rng, (n, c) = np.random.default_rng(seed), scaled.shape
     levels = [NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)]
     scores = np.asarray(levels, np.float32)[np.argsort(np.argsort(scaled, 0), 0)]
-    weights = rng.standard_normal((_NUM_NULLS * num_draws, n), np.float32)
+    weights = rng.standard_normal((_NUM_NULLS * n, n), np.float32)
     draws = weights @ scores / np.linalg.norm(scores[:, 0])
-    return draws.reshape(_NUM_NULLS, num_draws, c)
+    return draws.reshape(_NUM_NULLS, n, c)
 
 
 def groups(coordinates: np.ndarray, seed: int) -> tuple[CoordinateGroup, ...]:

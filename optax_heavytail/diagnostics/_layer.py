@@ -1,6 +1,7 @@
 """The tail of one layer's noise: three questions, and a verdict from the answers."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from optax_heavytail.diagnostics._verdict import Verdict, judge, unknown
 
 NORM_METHODS = ("hill", "moment_ratio", "pickands")
 STABLE_METHODS = ("log_moment", "characteristic_function")
+_SAME = 1e-12  # relative noise of a gradient that is the same for every batch
 _ROUNDING = 1e-6  # noise that is smaller, as a part of the whole, is rounding
 
 
@@ -22,8 +24,8 @@ class LayerDiagnosis:
     Attributes:
       noise: what was measured.
       noise_share: its part of the variance of the whole.
-      norms: of the norms across iterations, by method: "hill", "moment_ratio" and
-        "pickands" of the norms themselves, "log_moment" and "characteristic_function"
+      norms: of the norms across iterations, by method: "hill", and of the whole also
+        "moment_ratio" and "pickands", with "log_moment" and "characteristic_function"
         of the noise along one random direction. Empty if nothing can be estimated.
       entries: of single coordinates across iterations, by Hill: the median of up to 32
         coordinates; ``None`` if nothing can be estimated.
@@ -64,6 +66,8 @@ def diagnose_layer(
     null_norms: np.ndarray | None,
     confidence: float,
     seed: int,
+    *,
+    is_whole: bool,
 ) -> LayerDiagnosis:
     """Estimates the tails of one layer's noise.
 
@@ -73,6 +77,7 @@ def diagnose_layer(
       null_norms: norms of Gaussian noise; ``None`` if there is an inf or NaN.
       confidence: of the intervals.
       seed: of the bootstraps.
+      is_whole: whether it is all of them, which every estimator looks at.
     """
     reason = _no_estimate(noise, noise_share)
     if reason is not None:
@@ -81,7 +86,8 @@ def diagnose_layer(
             noise, noise_share, {}, None, None, (), None, told, told, told, told
         )
     n = len(noise.norms)
-    norms = _norms(noise, null_norms, confidence, seed)
+    methods = (*NORM_METHODS, *STABLE_METHODS) if is_whole else NORM_METHODS[:1]
+    norms = _norms(noise, methods, null_norms, confidence, seed)
     scaled = _entries.scaled(noise.coordinates)
     entries = _entries.across_iterations(scaled, confidence, seed)
     coordinates = _entries.across_coordinates(scaled, confidence, seed)
@@ -111,32 +117,27 @@ def _order_statistics(
 
 
 def _norms(
-    noise: LayerNoise, null: np.ndarray | None, confidence: float, seed: int
+    noise: LayerNoise,
+    methods: Sequence[str],
+    null: np.ndarray | None,
+    confidence: float,
+    seed: int,
 ) -> dict[str, TailEstimate]:
-    """Across iterations, by every method."""
+    """Across iterations, by these methods."""
     n = len(noise.norms)
     signs = np.random.default_rng(seed).choice(
         np.array([-1.0, 1.0]), noise.coordinates.shape[1]
     )
-    along_one_direction = noise.coordinates @ signs
-    found = {
-        method: estimate_tail(
-            noise.norms,
-            over="iterations",
-            method=method,
-            k=tail_size(n),
-            confidence=confidence,
-            null=null,
-            seed=seed,
-        )
-        for method in NORM_METHODS
-    }
-    for method in STABLE_METHODS:
+    found = {}
+    for method in methods:
+        is_stable = method in STABLE_METHODS
         found[method] = estimate_tail(
-            along_one_direction,
+            noise.coordinates @ signs if is_stable else noise.norms,
             over="iterations",
             method=method,
+            k=None if is_stable else tail_size(n),
             confidence=confidence,
+            null=None if is_stable else null,
             seed=seed,
         )
     return found
@@ -146,7 +147,7 @@ def _no_estimate(noise: LayerNoise, noise_share: float) -> str | None:
     """Why nothing can be said of a layer, if that is so."""
     if noise.num_nonfinite:
         return f"{noise.num_nonfinite} of {len(noise.norms)} batches have an inf or NaN"
-    if not noise.norms.any():
+    if noise.norms.max() <= _SAME * noise.gradient_norm:
         return "constant: the gradient is the same for every batch"
     if noise_share < _ROUNDING**2:
         return (

@@ -1,8 +1,8 @@
 """Gradient noise of a model at one point of training, batch by batch."""
 
 import dataclasses
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,6 +10,20 @@ import numpy as np
 from optax_heavytail import _base
 
 Progress = Callable[[int, int], None]
+
+
+class Batches(Protocol):
+    """What can be counted, and gone through again and again."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]:
+        """From the first one."""
+        ...
+
+
 WHOLE = "all layers"
 
 # Inner products are exact for smaller layers; their error in larger ones, relative to
@@ -98,7 +112,7 @@ class Noise:
 def collect_noise(
     grad_fn: Callable[[Any, Any], Any],
     params: Any,
-    batches: Collection[Any],
+    batches: Batches,
     *,
     seed: int = 0,
     progress: Progress | None = None,

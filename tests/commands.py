@@ -16,11 +16,15 @@ OURS = {
     "config",
     "coordinator",
     "distributed",
+    "lanczos_steps",
+    "loss_batches",
     "num_processes",
     "optimizers",
+    "points",
     "process_id",
     "results",
     "resume_with_changes",
+    "spectra",
     "workdir",
 }
 

@@ -93,7 +93,7 @@ def test_a_line_is_found(l0, l1):
     assert fit.reason is None
 
 
-def noisy(seed, n=60, memory=0.0):
+def noisy(seed, n, memory=0.0):
     """A line of constants 1 and 2 with log-normal factors, perhaps alike in time."""
     rng = np.random.default_rng(seed)
     norms = np.exp(rng.normal(size=n))
@@ -105,16 +105,16 @@ def noisy(seed, n=60, memory=0.0):
 
 def test_intervals_cover_the_constants():
     fits = [
-        diagnostics.fit_smoothness(*noisy(seed), num_bootstrap=200)
-        for seed in range(100)
+        diagnostics.fit_smoothness(*noisy(seed, 150), num_bootstrap=200)
+        for seed in range(80)
     ]
     for name, truth in (("l0", 1.0), ("l1", 2.0)):
         low, high = (
             np.array([getattr(fit, f"{name}_{end}") for fit in fits])
             for end in ("low", "high")
         )
-        # 90% wanted; of 100 fits it varies by 3%, and blocks narrow it a little.
-        assert 0.80 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+        # 90% wanted; of 80 fits it varies by 3%. A thousand have 89%.
+        assert 0.80 <= np.mean((low <= truth) & (truth <= high)) <= 0.98
 
 
 def test_points_that_are_alike_count_less():

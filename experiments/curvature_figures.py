@@ -17,7 +17,7 @@ from experiments.diagnosis_figures import (
 from experiments.figures import INK, SERIES
 
 _FLOOR = 1e-6  # of the density's peak, where the picture ends
-_POINTS = 200
+_LINE = 200  # points of the line
 
 
 def pictures(found: Sequence[tuple[int, Curvature]]) -> list[Picture]:
@@ -31,16 +31,15 @@ def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
     for i, (step, here) in enumerate(found):
         color = SERIES[i % len(SERIES)]
         axes.plot(
-            here.gradient_norms,
-            here.smoothnesses,
+            *_points(here),
             ".",
             color=color,
             label=f"from step {step:,}",
         )
     line = curvature.fit([here for _, here in found])
-    norms = np.concatenate([here.gradient_norms for _, here in found])
+    norms = np.concatenate([_points(here)[0] for _, here in found])
     if line.l0 is not None and line.l1 is not None:
-        x = np.geomspace(norms[norms > 0].min(), norms.max(), _POINTS)
+        x = np.geomspace(norms[norms > 0].min(), norms.max(), _LINE)
         axes.plot(x, line.l0 + line.l1 * x, "--", color=INK, label="L0 + L1 norm")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -51,10 +50,16 @@ def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
     return picture(figure, axes, "smoothness", caption, "gradient norm")
 
 
+def _points(here: Curvature) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(r["gradient_norm"], r["smoothness"]) for r in here.smoothness]
+    norms, smoothnesses = np.array(pairs, float).T
+    return norms, smoothnesses
+
+
 def _spectrum(here: Curvature) -> Picture:
     figure, axes = new_axes()
-    grid = here.spectrum.grid()
-    density = np.asarray(here.spectrum.density(grid))
+    grid = here.nodes.grid()
+    density = np.asarray(here.nodes.density(grid))
     axes.plot(np.asarray(grid), density, color=DATA)
     axes.set_yscale("log")
     axes.set_ylim(_FLOOR * density.max(), 3 * density.max())
@@ -66,12 +71,9 @@ def _spectrum(here: Curvature) -> Picture:
 def _ends(found: Sequence[tuple[int, Curvature]]) -> Picture:
     figure, axes = new_axes()
     steps = [step for step, _ in found]
-    ends = [here.spectrum.ends() for _, here in found]
-    for values, color, label in (
-        ([float(e.largest) for e in ends], DATA, "largest"),
-        ([float(e.smallest) for e in ends], POWER, "smallest"),
-    ):
-        axes.plot(steps, values, "o-", color=color, ms=4, label=label)
+    for name, color in (("largest", DATA), ("smallest", POWER)):
+        values = [here.spectrum[name] for _, here in found]
+        axes.plot(steps, values, "o-", color=color, ms=4, label=name)
     axes.set_yscale("symlog", linthresh=0.1)
     caption = "Extreme Hessian eigenvalues in the course of training"
     return picture(figure, axes, "ends", caption, "step")

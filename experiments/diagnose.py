@@ -50,7 +50,7 @@ CURVATURE = flags.DEFINE_bool(
     "curvature",
     True,
     "Also the smoothness along some steps of the run, and the Hessian's spectrum, for "
-    "which the memory must hold 30 times the parameters.",
+    "which the memory must hold 50 times the parameters.",
 )
 PAGE, RESULTS = "diagnosis.html", "diagnosis.json"
 

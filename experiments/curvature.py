@@ -36,14 +36,19 @@ class Curvature:
     spectrum: Record
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the Hessian could be looked at."""
+        return bool(np.isfinite(self.spectrum["nodes"]).all())
+
+    @property
     def nodes(self) -> Spectrum:
         """The spectrum, to draw it."""
         parts = (self.spectrum[name] for name in Spectrum._fields)
         return Spectrum(*map(jnp.asarray, parts))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return dataclasses.asdict(self)
+        """As JSON has it: what is not finite is ``None``."""
+        return trajectory.finite(dataclasses.asdict(self))
 
 
 class Probe:
@@ -95,13 +100,8 @@ class Probe:
 
 def fit(found: Sequence[Curvature]) -> SmoothnessFit:
     """The line through the trajectories from all points."""
-    return trajectory.fit(
-        [
-            {"kind": "smoothness", **record}
-            for here in found
-            for record in here.smoothness
-        ]
-    )
+    records = [record for here in found for record in here.smoothness]
+    return trajectory.fit([{"kind": "smoothness", **record} for record in records])
 
 
 def in_words(found: Sequence[Curvature]) -> dict[str, str]:

@@ -22,7 +22,9 @@ _LINE = 200  # points of the line
 
 def pictures(found: Sequence[tuple[int, Curvature]]) -> list[Picture]:
     """Those that several points of training, or one, allow."""
-    drawn = [_smoothness(found), _spectrum(found[-1][1])]
+    drawn, last = [_smoothness(found)], found[-1][1]
+    if last.is_finite:
+        drawn.append(_spectrum(last))
     return [*drawn, _ends(found)] if len(found) > 1 else drawn
 
 

@@ -1,6 +1,7 @@
 """A training that is followed: curvature at its steps and along its updates."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -157,6 +158,15 @@ def follow(
 def _copy(state: TrainState) -> tuple[PyTree, PyTree]:
     """The next step uses the state up."""
     return jax.tree.map(jnp.copy, (state.params, state.model_state))
+
+
+def finite(value: Any) -> Any:
+    """JSON in which a number that is not finite is ``None``."""
+    if isinstance(value, dict):
+        return {name: finite(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fit(records: Sequence[Record]) -> diagnostics.SmoothnessFit:

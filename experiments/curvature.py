@@ -61,8 +61,10 @@ class Probe:
 
     def __init__(self, built: Program, config: Config):
         self._built, self._rate = built, np.float32(config.optimizer.learning_rate)
+        params = jax.eval_shape(built.init_state).params
+        number = sum(x.size for x in jax.tree.leaves(params))
         self._instruments = trajectory.Instruments(
-            built, _NUM_BATCHES, LANCZOS_STEPS, config.seed
+            built, _NUM_BATCHES, min(LANCZOS_STEPS, number), config.seed
         )
 
     def at(self, state: TrainState, done: Callable[[], None]) -> Curvature:
@@ -79,13 +81,16 @@ class Probe:
         return Curvature(found, spectrum)
 
     def _trajectory(self, state: TrainState) -> Iterator[tuple[TrainState, TrainState]]:
-        """Steps of the run's optimizer from here, each with the state before it."""
+        """Steps of the run's optimizer from here, each with the state before it.
+
+        The schedule stands still, so that none is beyond its end.
+        """
         built = self._built
         size = int(built.plan.microbatches[0])
-        step = built.train_step(size)
-        state = state._replace(step=jnp.asarray(self._scheduled(int(state.step))))
+        step, scheduled = built.train_step(size), self._scheduled(int(state.step))
         window = built.new_window()
         for _, batch in Batches(built, NUM_STEPS):
+            state = state._replace(step=jnp.asarray(scheduled))
             before = jax.tree.map(jnp.copy, state)  # the step uses its memory again
             state, window = built.layout.settle(step(state, window, batch, self._rate))
             yield before, state

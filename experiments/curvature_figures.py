@@ -22,7 +22,9 @@ _LINE = 200  # points of the line
 
 def pictures(found: Sequence[tuple[int, Curvature]]) -> list[Picture]:
     """Those that several points of training, or one, allow."""
-    drawn, last = [_smoothness(found)], found[-1][1]
+    drawn, last = [], found[-1][1]
+    if any(len(_points(here)[0]) for _, here in found):
+        drawn.append(_smoothness(found))
     if last.is_finite:
         drawn.append(_spectrum(last))
     return [*drawn, _ends(found)] if len(found) > 1 else drawn
@@ -41,7 +43,7 @@ def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
     line = curvature.fit([here for _, here in found])
     norms = np.concatenate([_points(here)[0] for _, here in found])
     if line.l0 is not None and line.l1 is not None:
-        x = np.geomspace(norms[norms > 0].min(), norms.max(), _LINE)
+        x = np.geomspace(norms.min(), norms.max(), _LINE)
         axes.plot(x, line.l0 + line.l1 * x, "--", color=INK, label="L0 + L1 norm")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -53,8 +55,10 @@ def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
 
 
 def _points(here: Curvature) -> tuple[np.ndarray, np.ndarray]:
+    """Norms and smoothnesses that log axes have."""
     pairs = [(r["gradient_norm"], r["smoothness"]) for r in here.smoothness]
-    norms, smoothnesses = np.array(pairs, float).T
+    array = np.array(pairs, float).reshape(-1, 2)
+    norms, smoothnesses = array[(np.isfinite(array) & (array > 0)).all(1)].T
     return norms, smoothnesses
 
 

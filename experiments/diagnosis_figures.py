@@ -190,7 +190,7 @@ def _hill(layer: LayerDiagnosis) -> Picture:
 
 def layers_picture(diagnosis: Diagnosis) -> Picture:
     """The two indices across iterations of every layer that has them."""
-    shown = [x for x in (*diagnosis.layers, diagnosis.whole) if x.norms]
+    shown = [x for x in (*diagnosis.layers, diagnosis.whole) if x.has_index]
     figure, axes = new_axes(max(3.0, 1.0 + _ROW * len(shown)))
     for row, layer in enumerate(reversed(shown)):
         for estimate, color, shift, label in (

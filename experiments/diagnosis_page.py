@@ -112,9 +112,9 @@ def _reading(diagnosis: Diagnosis) -> str:
 def _pictures(found: Found) -> list[Picture]:
     diagnosis = found[-1][1]
     drawn = []
-    if diagnosis.whole.norms:
+    if diagnosis.whole.has_index:
         drawn += diagnosis_figures.pictures(diagnosis.whole)
-    if any(layer.norms for layer in diagnosis.layers):
+    if any(layer.has_index for layer in diagnosis.layers):
         drawn.append(diagnosis_figures.layers_picture(diagnosis))
     if len(found) > 1:
         drawn.append(diagnosis_figures.course_picture(found))

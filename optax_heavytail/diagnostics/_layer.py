@@ -55,6 +55,11 @@ class LayerDiagnosis:
     coordinate_verdict: Verdict
 
     @property
+    def has_index(self) -> bool:
+        """Whether there is an index of the norms across iterations."""
+        return bool(self.norms) and self.norms["hill"].index is not None
+
+    @property
     def is_spiky(self) -> bool:
         """Whether a few coordinates make an iteration large."""
         return self.coordinate_verdict.label == "heavy"

@@ -42,7 +42,7 @@ def places(checkpoint: str | None, wanted: Sequence[str]) -> list[Place]:
                 f"--steps={','.join(wanted)}: --checkpoint must name the run's folder"
             )
         return [Place(INITIAL, None)]
-    folder = Path(checkpoint)
+    folder = Path(checkpoint).absolute()  # which Orbax insists on
     if (folder / checkpoint_files.ABOUT).is_dir():
         if wanted:
             raise UserError(
@@ -62,9 +62,9 @@ def run_folder(checkpoint: str | None) -> Path | None:
     """The folder of the run that ``checkpoint`` is of; its tokenizer is there."""
     if checkpoint is None:
         return None
-    folder = Path(checkpoint)
+    folder = Path(checkpoint).absolute()
     is_one = (folder / checkpoint_files.ABOUT).is_dir()
-    return folder.absolute().parents[1] if is_one else folder
+    return folder.parents[1] if is_one else folder
 
 
 def _kept(folder: Path) -> dict[int, Path]:
@@ -74,7 +74,7 @@ def _kept(folder: Path) -> dict[int, Path]:
     found = {int(path.name): path for path in paths if path.name.isdecimal()}
     if not found:
         raise UserError(
-            f"--checkpoint={folder}: no checkpoint; a run's folder or one of its "
+            f"--checkpoint: {folder} has no checkpoint; a run's folder or one of its "
             f"{folders.CHECKPOINTS_FOLDER}/<step> is needed"
         )
     return found

@@ -298,9 +298,10 @@ def test_how_a_run_was_spread_is_no_other_config(run, tmp_path):
     )
 
 
-def test_one_checkpoint_can_be_named(run, tmp_path):
-    folder = run / "checkpoints" / "8"
-    diagnose.diagnose(toy(), tmp_path, str(folder), num_batches=2, with_curvature=False)
+def test_one_checkpoint_can_be_named(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    folder = f"{run.name}/checkpoints/8"
+    diagnose.diagnose(toy(), tmp_path, folder, num_batches=2, with_curvature=False)
     assert [point["step"] for point in results_of(tmp_path)["points"]] == [8]
 
 
@@ -326,7 +327,7 @@ def test_steps_need_a_run(run, tmp_path):
         points.places(None, ["0"])
     with pytest.raises(UserError, match="is one checkpoint"):
         points.places(str(run / "checkpoints" / "8"), ["8"])
-    with pytest.raises(UserError, match="no checkpoint; a run's folder"):
+    with pytest.raises(UserError, match="has no checkpoint; a run's folder"):
         points.places(str(tmp_path), [])
 
 
@@ -364,7 +365,7 @@ def test_the_command_diagnoses_a_new_model(tmp_path, capsys):
     [
         (["--batches=1"], "batches"),
         (["--steps=4"], "--steps=4: --checkpoint must name"),
-        (["--checkpoint=no/such/run"], "--checkpoint=no/such/run: no checkpoint"),
+        (["--checkpoint=no/such/run"], "no/such/run has no checkpoint"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(tmp_path, flags, words):

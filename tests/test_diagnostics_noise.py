@@ -70,6 +70,13 @@ def test_products_of_large_layers_are_estimated_from_sketches():
     assert {tuple(c) for c in np.round(layer.coordinates.T, 9).tolist()} <= columns
 
 
+def test_coordinates_that_move_together_do_not_add_up_in_sketches():
+    sizes = np.array([1.0, -2.0, 3.0, -2.0])
+    layer = collected([size * np.ones(50_000) for size in sizes]).layers[0]
+    # A sum over 2,048 buckets of squared random walks: known to 3%.
+    np.testing.assert_allclose(layer.gram, 50_000 * np.outer(sizes, sizes), rtol=0.15)
+
+
 def test_the_whole_is_all_layers_as_one_vector():
     batches = [{"a": x[:20], "b": {"c": x[20:]}} for x in draws()]
     noise = diagnostics.collect_noise(identity, {"a": 0.0, "b": {"c": 0.0}}, batches)

@@ -47,6 +47,11 @@ def color(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def line_style(index: int) -> str:
+    """The style of the line of the run at ``index``."""
+    return LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]
+
+
 def loss_png(title: str, runs: Sequence[Run], baselines: Mapping[str, float]) -> bytes:
     """Validation loss with the training loss faint behind it."""
     height = max(5.2, _label_height(runs, baselines))
@@ -112,7 +117,7 @@ def draw(
             steps, losses = _smooth(steps, losses)
         if not len(steps):
             continue
-        style = LINE_STYLES[i // len(SERIES) % len(LINE_STYLES)]
+        style = line_style(i)
         axes.plot(steps, losses, color=color(i), linestyle=style, linewidth=1.8)
         if run.is_complete:
             labels.append(Label(losses[-1], run.name, color(i)))

@@ -193,9 +193,11 @@ def describe(records: Sequence[Record]) -> str:
 
 
 def _number(record: Record, name: str) -> str:
-    if record[name] is None:
+    value, error = record[name], record[f"{name}_error"]
+    if value is None:
         return "not finite"
-    return f"{record[name]:.4g} +- {record[f'{name}_error']:.1g}"
+    is_rounding = error < 1e-5 * abs(value)  # as the products have it too
+    return f"{value:.4g}" if is_rounding else f"{value:.4g} +- {error:.1g}"
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from experiments.types import Config
 from optax_heavytail import diagnostics
 
 Record = dict[str, Any]
+_ROUNDING = 0.1  # of a smoothness, at most
 
 
 class Instruments:
@@ -55,9 +56,15 @@ class Instruments:
         }
 
     def smoothness(self, params: PyTree, model_state: PyTree, update: PyTree) -> Record:
-        """The smoothness along an update, the gradient norm, and the update's."""
+        """The smoothness along an update, the gradient norm, and the update's.
+
+        A smoothness that may be rounding is NaN.
+        """
         found = self._smoothness(params, model_state, update, self._batches)
-        return {name: float(x) for name, x in found.items()}
+        values = {name: float(x) for name, x in found.items()}
+        if values["rounding"] > _ROUNDING * values["smoothness"]:
+            values["smoothness"] = math.nan
+        return values
 
     def _make_spectrum(
         self, params: PyTree, model_state: PyTree, batches: Batch

@@ -16,11 +16,13 @@ from experiments.benchmarks import (
     contestants,
     leaves,
     memory,
+    spectrum,
     step,
     throughput,
     trees,
     two_loop,
 )
+from experiments.tasks import without_data
 
 
 @pytest.fixture(autouse=True)
@@ -369,6 +371,57 @@ def test_the_share_of_an_optimizer_is_what_the_gradient_leaves():
     assert time.startswith("400")
     assert rate == "25"
     assert share == "0.25 [0.25, 0.375]"
+
+
+# Spectra
+
+
+def one_matrix(name, rows, dtype):
+    """In place of `throughput.build`: a model that compiles in no time."""
+    functions = {
+        "init": lambda key: (jax.random.normal(key, (300, 300)) / 300**0.5, {}),
+        "weight": lambda batch: jnp.float32(rows),
+        "loss_sum": lambda w, state, x, key: (jnp.sum(jnp.tanh(x @ w) ** 2), state),
+        "eval_sums": None,
+    }
+    batch = jnp.cos(jnp.arange(rows * 300.0)).reshape(rows, 300)
+    return None, without_data(functions), batch
+
+
+def test_a_search_takes_the_memory_of_its_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(spectrum.throughput, "build", one_matrix)
+    flags = ("--configs=bert_tiny", "--rows=2", "--steps=20", "--repeats=2")
+    page, (record,) = run(spectrum.main, tmp_path, *flags)
+    assert record["parameters"] == 90_000
+    vectors = 4 * 20 * record["parameters"]
+    assert vectors < record["bytes"] < 1.5 * vectors  # no second copy of them
+    assert record["smallest"] < 0 < record["largest"]
+    assert all(len(times) == 2 for times in record["seconds"].values())
+    (row,) = cells(page)
+    assert row[1:3] == [f"{record['parameters']:,}", "20"]
+
+
+def test_a_search_is_told_in_products_of_its_steps():
+    record = {
+        "model": "m",
+        "dtype": "float32",
+        "rows": 1,
+        "parameters": 1_000_000,
+        "steps": 10,
+        "bytes": 80_000_000,
+        "seconds": {"gradient": [1.0], "product": [2.5], "search": [30.0]},
+    }
+    _, *numbers = spectrum.row(record)
+    assert numbers == [
+        "1,000,000",
+        "10",
+        "1 [1, 1]",
+        "2.5 [2.5, 2.5]",
+        "30 [30, 30]",
+        "1.2 [1.2, 1.2]",
+        "0.08",
+        "0.04",
+    ]
 
 
 # Two loops

@@ -42,6 +42,23 @@ def test_the_distance_is_the_one_that_was_stored(dtype):
     assert found.smoothness.dtype == jnp.float32
 
 
+def test_a_step_too_short_for_its_gradients_is_seen():
+    """The gradient has no more digits than 1, and the steps change the tenth."""
+    weights = jax.random.normal(jax.random.key(0), (64, 64))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.tanh(weights @ x) ** 2)))
+    x = jax.random.normal(jax.random.key(1), (64,))
+    long, short = (
+        diagnostics.local_smoothness(gradient, x, scale * jnp.ones(64))
+        for scale in (1e-2, 1e-7)
+    )
+    assert long.rounding < 0.01 * long.smoothness
+    assert short.rounding > 0.1 * short.smoothness
+    half = diagnostics.local_smoothness(
+        gradient, x.astype(jnp.bfloat16), 1e-2 * jnp.ones(64)
+    )
+    assert half.rounding > 1000 * long.rounding
+
+
 def test_what_cannot_be_told_is_not_a_number():
     x = jnp.ones(2)
     still = diagnostics.local_smoothness(jnp.sin, x, jnp.zeros(2))

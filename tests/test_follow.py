@@ -71,6 +71,8 @@ def test_instruments_agree_with_the_dense_hessian(built):
     assert found["smoothness"] == pytest.approx(wanted, rel=1e-4)
     assert found["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
     assert found["update_norm"] == pytest.approx(length, rel=1e-5)
+    short = jax.tree.map(lambda x: 1e-7 * x, params)
+    assert math.isnan(tools.smoothness(params, {}, short)["smoothness"])
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from optax_heavytail import _base, _tree
 
+_ROUNDINGS = 16  # of a gradient, as large as its norm
 _FEWEST = 10  # points for a fit
 _RATIOS = 2001  # candidates for L1 / L0
 _BEYOND = 1e3  # how far they go beyond the ratios at which both terms are equal
@@ -20,6 +21,7 @@ class LocalSmoothness(NamedTuple):
 
     smoothness: jax.Array  #: (), the largest change of the gradient per distance
     gradient_norm: jax.Array  #: (), at the start
+    rounding: jax.Array  #: (), of the smoothness; one that is no larger means nothing
 
 
 def local_smoothness(
@@ -34,9 +36,10 @@ def local_smoothness(
     Under (L0, L1)-smoothness it is at most :math:`L_0 + L_1 \lVert \nabla f(x) \rVert`
     for short steps; `fit_smoothness` looks at many such points.
 
-    The difference of two gradients has their rounding errors. Where :math:`d` is so
-    short that the gradient changes by less than about 1e-6 of its norm in float32, the
-    result is rounding. The distance is that between the points as they are stored.
+    Of two gradients that hardly differ the difference is rounding, and divided by a
+    short distance it is large. ``rounding`` is what 16 roundings of the gradient in its
+    own dtype come to: look at steps that are long enough for the smoothness to be ten
+    times that. The distance is the one between the points as they are stored.
 
     Args:
       grad_fn: from parameters to the gradient at them, traceable, and the same function
@@ -71,9 +74,11 @@ def local_smoothness(
     _base.check_floating(params, "parameters")
     _base.check_static_integer("num_points", num_points, 1)
     wide = _tree.at_least_float32(params)
-    start = _tree.at_least_float32(grad_fn(params))
+    grads = grad_fn(params)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(grads))
+    start = _tree.at_least_float32(grads)
 
-    def ratio(fraction):
+    def lengths(fraction):
         moved = jax.tree.map(
             lambda x, d: x + fraction.astype(x.dtype) * d, wide, direction
         )
@@ -84,12 +89,15 @@ def local_smoothness(
         distance = jax.tree.map(
             lambda new, old: new.astype(old.dtype) - old, moved, wide
         )
-        lengths = _tree.global_norm(change).value, _tree.global_norm(distance).value
-        return lengths[0] / lengths[1]
+        return _tree.global_norm(change).value, _tree.global_norm(distance).value
 
     fractions = jnp.arange(1, num_points + 1) / num_points
-    ratios = jax.lax.map(ratio, fractions)
-    return LocalSmoothness(jnp.max(ratios), _tree.global_norm(start).value)
+    changes, distances = jax.lax.map(lengths, fractions)
+    largest = jnp.argmax(changes / distances)  # the first NaN, if there is one
+    norm, distance = _tree.global_norm(start).value, distances[largest]
+    return LocalSmoothness(
+        changes[largest] / distance, norm, _ROUNDINGS * eps * norm / distance
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Studies: what the methods of this package deliver, measured under one protocol."""

@@ -1,0 +1,194 @@
+"""What do methods stand: rates that are off, spikes, wrong labels, narrow states?
+
+On the digits, each optimizer tuned anew in each condition.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import optax_heavytail as oht
+from experiments import figures
+from experiments.evidence import digits, study
+from experiments.evidence.digits import Contestant, Setup
+from experiments.evidence.study import Cell, Record, Study
+
+STEPS = 500
+SETUPS = {
+    "clean": Setup(STEPS),
+    "spikes": Setup(STEPS, spike_every=100),
+    "label noise": Setup(STEPS, label_noise=0.4),
+    "bfloat16 state": Setup(STEPS),
+}
+BASELINE = "adamw"
+WIDTHS = (1.05, 1.5)  # of the best loss
+
+
+def _momentum(rate: Any, dtype: Any = None) -> optax.GradientTransformation:
+    return optax.sgd(rate, 0.9, accumulator_dtype=dtype)
+
+
+def _clipped_momentum(
+    rate: Any, threshold: Any, dtype: Any = None
+) -> optax.GradientTransformation:
+    """The usual order: the gradient is clipped, and then enters the momentum."""
+    return optax.chain(oht.clip_by_norm(threshold), _momentum(rate, dtype))
+
+
+def _acclip(rate: Any, dtype: Any = None) -> optax.GradientTransformation:
+    return oht.acclip(
+        rate, normalize=True, eps=1e-8, mu_dtype=dtype, threshold_dtype=dtype
+    )
+
+
+def _skipping(rate: Any) -> optax.GradientTransformation:
+    return oht.skip_if_unsafe(optax.adamw(rate), window=32)
+
+
+# Middles of grids; one whose best point is on its edge is moved.
+CONTESTANTS = {
+    "momentum": Contestant(_momentum, 0.1),
+    "momentum after clip": Contestant(_clipped_momentum, 0.1, 1.0),
+    "adamw": Contestant(optax.adamw, 0.02),
+    "skip_if_unsafe(adamw)": Contestant(_skipping, 0.02),
+    "gclip": Contestant(oht.gclip, 2.0, 0.3),
+    "cclip": Contestant(oht.cclip, 2.0, 0.01),
+    "acclip": Contestant(_acclip, 0.02),
+    "lambc": Contestant(oht.lambc, 0.02),
+    "neumann": Contestant(oht.neumann, 0.1, read=oht.neumann_eval_params),
+}
+NARROW: dict[str, Callable[..., Any]] = {
+    "momentum": functools.partial(_momentum, dtype=jnp.bfloat16),
+    "momentum after clip": functools.partial(_clipped_momentum, dtype=jnp.bfloat16),
+    "adamw": functools.partial(optax.adamw, mu_dtype=jnp.bfloat16),
+    "gclip": functools.partial(oht.gclip, mu_dtype=jnp.bfloat16),
+    "cclip": functools.partial(oht.cclip, mu_dtype=jnp.bfloat16),
+    "acclip": functools.partial(_acclip, dtype=jnp.bfloat16),
+}
+
+
+def measure(condition: str, name: str) -> dict[str, Any]:
+    """One optimizer in one condition; on clean data also a fine line of rates."""
+    contestant, setup = CONTESTANTS[name], SETUPS[condition]
+    if condition == "bfloat16 state":
+        contestant = contestant._replace(make=NARROW[name])
+    result = digits.tune_and_run(contestant, setup)
+    if condition != "clean":
+        return result
+    rates = digits.around(result["rate"], digits.POINTS, 2**0.5)
+    line = [digits.Point(rate, result["threshold"]) for rate in rates]
+    losses = digits.run(contestant, setup, line, digits.TUNING_SEEDS)[0]
+    return result | {
+        "line_rates": study.rounded(rates),
+        "line_losses": study.rounded(losses[..., -1].mean(axis=1)),
+    }
+
+
+def cells(scale: str) -> list[Cell]:
+    """Every optimizer in every condition that it has; the same at each scale."""
+    del scale
+    return [
+        Cell(
+            {"condition": condition, "optimizer": name, "steps": STEPS},
+            functools.partial(measure, condition, name),
+        )
+        for condition in SETUPS
+        for name in (NARROW if condition == "bfloat16 state" else CONTESTANTS)
+    ]
+
+
+def tables(records: Sequence[Record]) -> dict[str, str]:
+    """The blocks of the page."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        settings = record["settings"]
+        of_condition = found.setdefault(settings["condition"], {})
+        of_condition[settings["optimizer"]] = record["result"]
+    conditions = {name: _condition(results) for name, results in found.items()}
+    return {
+        "widths": _widths(found["clean"]),
+        **{name.replace(" ", "_"): table for name, table in conditions.items()},
+    }
+
+
+def _condition(results: dict[str, Any]) -> str:
+    """Losses of fresh seeds, and how they compare with the baseline's."""
+    base = np.array(results[BASELINE]["losses"])
+    rows = []
+    for name, result in results.items():
+        losses = np.array(result["losses"])
+        difference = study.mean_interval(losses - base)
+        versus = "" if name == BASELINE else _with_interval(difference)
+        threshold = result["threshold"]
+        accuracy = np.mean(result["accuracies"])
+        rows.append(
+            [
+                name if result["is_inside"] else f"{name} (edge of its grid)",
+                f"{result['rate']:.3g}",
+                "" if threshold is None else f"{threshold:.3g}",
+                f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}",
+                versus,
+                f"{accuracy:.1%}",
+            ]
+        )
+    header = ["optimizer", "rate", "threshold", "loss", f"minus {BASELINE}'s"]
+    return study.table([*header, "accuracy"], rows)
+
+
+def _with_interval(numbers: Sequence[float]) -> str:
+    value, low, high = (f"{number:+.3f}" for number in numbers)
+    return f"{value} [{low}, {high}]"
+
+
+def _widths(results: dict[str, Any]) -> str:
+    """In how many octaves of the rate the loss is near its best."""
+    rows = []
+    for name, result in results.items():
+        rates, losses = np.array(result["line_rates"]), np.array(result["line_losses"])
+        best = int(np.argmin(losses))
+        widths = [f"{octaves(losses, factor):.1f}" for factor in WIDTHS]
+        rows.append([name, f"{rates[best]:.3g}", f"{losses[best]:.3f}", *widths])
+    header = ["optimizer", "best rate", "loss there"]
+    return study.table([*header, "within 5%", "within 50%"], rows)
+
+
+def octaves(losses: np.ndarray, factor: float) -> float:
+    """Width of the unbroken range around the best of rates half an octave apart."""
+    near = losses <= factor * losses.min()
+    low = high = int(np.argmin(losses))
+    while low > 0 and near[low - 1]:
+        low -= 1
+    while high < len(losses) - 1 and near[high + 1]:
+        high += 1
+    return (high - low + 1) / 2
+
+
+def pictures(records: Sequence[Record]) -> dict[str, bytes]:
+    """The figures of the page."""
+    figure = Figure(figsize=(9.0, 5.2), dpi=150, facecolor="white")
+    axes = figure.subplots()
+    clean = [r for r in records if r["settings"]["condition"] == "clean"]
+    for i, record in enumerate(clean):
+        result = record["result"]
+        rates = np.array(result["line_rates"]) / result["rate"]
+        axes.plot(
+            rates,
+            result["line_losses"],
+            color=figures.color(i),
+            linestyle=figures.line_style(i),
+            linewidth=1.8,
+            label=record["settings"]["optimizer"],
+        )
+    figures.style(axes, "rate over the tuned rate")
+    axes.set(xscale="log", yscale="log", ylim=(None, 3))
+    axes.set_ylabel("validation loss, nats per image", color=figures.INK)
+    axes.legend(frameon=False, labelcolor=figures.INK)
+    return {"robustness_rates.png": figures.png(figure)}
+
+
+STUDY = Study(cells, tables, pictures)

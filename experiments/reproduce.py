@@ -1,0 +1,60 @@
+"""Measures a study again, and writes its page's tables and figures.
+
+python -m experiments.reproduce theory --scale=cpu
+
+What is measured already is used again: delete the raw results to measure anew.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import folders, progress
+from experiments.errors import UserError
+from experiments.evidence import robustness, study, theory
+
+STUDIES = {"theory": theory.STUDY, "robustness": robustness.STUDY}
+
+
+def reproduce(name: str, scale: str, results: Path, pages: Path) -> None:
+    """Measures what is missing of a study, and renders its page.
+
+    Raises:
+      UserError: a folder is not writable, or the page has other blocks.
+    """
+    chosen = STUDIES[name]
+    cells, path = chosen.cells(scale), study.raw_file(name, scale, results)
+    with progress.run_bar(name, len(cells)) as bar:
+        for number, cell in enumerate(study.run(cells, path), 1):
+            bar.update(number, note=", ".join(map(str, cell.settings.values())))
+    records = study.wanted(study.read(path), cells)
+    for file, picture in chosen.pictures(records).items():
+        folders.write_atomically(pages / file, picture)
+    page = pages / f"{name}.md"
+    filled = study.fill(page.read_text(encoding="utf-8"), blocks(name, scale, records))
+    folders.write_atomically(page, filled)
+
+
+def blocks(name: str, scale: str, records: Sequence[study.Record]) -> dict[str, str]:
+    """Every block of the page of a study."""
+    tables = STUDIES[name].tables(records)
+    return {**tables, "origin": study.origin(records, name, scale)}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reproduces as the flags say."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--scale", choices=study.SCALES, default="cpu")
+    given = parser.parse_args(argv)
+    reproduce(given.name, given.scale, study.RESULTS, study.PAGES)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,296 @@
+"""Studies: what is measured once is used again, and pages show what was measured."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.integrate
+import scipy.stats
+from flax import nnx
+
+from experiments import reproduce
+from experiments.errors import UserError
+from experiments.evidence import digits, robustness, study, theory, theory_tables
+from experiments.models import perceptron
+
+MADE = [
+    (name, scale)
+    for name in reproduce.STUDIES
+    for scale in study.SCALES
+    if study.raw_file(name, scale).exists()
+]
+
+
+def counted(calls):
+    """Three cells that note when they are measured."""
+
+    def cell(number):
+        def measure():
+            calls.append(number)
+            return {"square": number**2}
+
+        return study.Cell({"number": number}, measure)
+
+    return [cell(number) for number in range(3)]
+
+
+def test_what_is_measured_is_used_again(tmp_path):
+    path, calls = tmp_path / "new" / "raw.jsonl", []
+    cells = counted(calls)
+    done = study.run(cells, path)
+    assert next(done) is cells[0]
+    with path.open("ab") as file:
+        file.write(b'{"settings": {"number": 1}, "res')  # killed here
+    assert list(study.run(cells, path)) == cells
+    assert calls == [0, 1, 2]
+    records = study.wanted(study.read(path), cells)
+    assert [record["result"]["square"] for record in records] == [0, 1, 4]
+    assert {"commit", "hardware", "versions", "command", "time"} < set(records[0])
+    list(study.run(cells, path))
+    assert calls == [0, 1, 2]
+
+
+def test_missing_results_are_said(tmp_path):
+    cells = counted([])
+    path = tmp_path / "raw.jsonl"
+    list(study.run(cells[:2], path))
+    with pytest.raises(UserError, match=r'^1 of 3 results .* {"number": 2}$'):
+        study.wanted(study.read(path), cells)
+    # Those of other settings are not shown.
+    assert len(study.wanted(study.read(path), cells[1:2])) == 1
+
+
+def test_blocks_are_put_between_their_marks():
+    page = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb"
+    filled = study.fill(page, {"x": "| new |"})
+    assert filled == "a\n<!-- begin x -->\n| new |\n<!-- end x -->\nb"
+    assert study.fill(filled, {"x": "| new |"}) == filled
+    for blocks in ({}, {"x": "", "y": ""}):
+        with pytest.raises(UserError, match=r"has blocks \['x'\], not"):
+            study.fill(page, blocks)
+
+
+def test_an_exponent_is_fitted_to_the_mean():
+    sizes = np.array([10, 100, 1000])
+    spread = np.array([0.5, 1.0, 1.5])[:, None]
+    value, low, high = study.fitted_exponent(sizes, spread * 7 * sizes**-0.75)
+    assert [value, low, high] == pytest.approx([-0.75] * 3)
+    errors = np.random.default_rng(0).exponential(sizes**-0.5, (200, 3))
+    value, low, high = study.fitted_exponent(sizes, errors)
+    assert low < -0.5 < high
+    assert low < value < high
+    # Each mean has an error of 1 / sqrt(200); the ends of two decades make the slope.
+    assert 0.5 < (high - low) / (4 * np.sqrt(2 / 200) / np.log(100)) < 2
+
+
+@pytest.mark.parametrize("name", reproduce.STUDIES)
+def test_every_study_has_a_page_and_results(name):
+    assert (study.PAGES / f"{name}.md").exists()
+    assert name in {made for made, _ in MADE}
+
+
+@pytest.mark.parametrize(("name", "scale"), MADE)
+def test_pages_show_what_was_measured(name, scale):
+    cells = reproduce.STUDIES[name].cells(scale)
+    records = study.wanted(study.read(study.raw_file(name, scale)), cells)
+    page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert study.fill(page, reproduce.blocks(name, scale, records)) == page
+    for file in reproduce.STUDIES[name].pictures(records):
+        assert f"({file})" in page
+        assert (study.PAGES / file).exists()
+    assert not any("dirty" in record["commit"] for record in records)
+
+
+def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys):
+    def tables(records):
+        squares = [f"{record['result']['square']}" for record in records]
+        return {"squares": study.table(["square"], [[square] for square in squares])}
+
+    calls = []
+    made = study.Study(
+        lambda scale: counted(calls), tables, lambda records: {"x.png": b"picture"}
+    )
+    monkeypatch.setattr(reproduce, "STUDIES", {"toy": made})
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "PAGES", tmp_path)
+    marks = [f"<!-- begin {n} -->\n<!-- end {n} -->\n" for n in ("squares", "origin")]
+    (tmp_path / "toy.md").write_text("Words.\n" + "".join(marks))
+    reproduce.main(["toy"])
+    page = (tmp_path / "toy.md").read_text()
+    assert page.startswith("Words.\n<!-- begin squares -->\n| square |\n| --- |\n| 0 |")
+    assert "`python -m experiments.reproduce toy --scale=cpu`" in page
+    assert "3 cells in 0 minutes" in page
+    assert (tmp_path / "x.png").read_bytes() == b"picture"
+    assert "3/3" in capsys.readouterr().out
+    reproduce.main(["toy", "--scale=cpu"])
+    assert calls == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        reproduce.main(["none"])
+
+
+def test_a_run_without_noise_is_gradient_descent(monkeypatch):
+    """Of a quadratic and of x^2 + 3 sin^2 x, whose gradients JAX finds."""
+    monkeypatch.setattr(theory, "noise", lambda kind, order: lambda key, shape: 0.0)
+    monkeypatch.setattr(theory, "HORIZONS", (8,))
+    found = theory.horizon("symmetric Pareto", 2.0, "sgd", 2, runs=3)
+    x, squares = np.float32(3.0), []
+    step = (8 / 2) ** 0.5 / theory.SMOOTHNESS / 2
+    for _ in range(2):
+        slope = jax.grad(lambda x: x**2 + 3 * jnp.sin(x) ** 2)(x)
+        squares.append(theory.DIMENSION * slope**2)
+        x = x - step * slope
+    assert found["squares"] == pytest.approx([np.mean(squares)] * 3, rel=1e-4)
+    monkeypatch.setattr(theory, "CHECKPOINTS", (1, 3))
+    found = theory.rate("symmetric Pareto", 2.0, "sgd", runs=2)
+    # Along an eigenvector h the steps 2, 4/3 multiply by 1 - 2 h and 1 - 4/3 h.
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(theory.DIMENSION,) * 2))
+    start = basis.T @ rng.normal(size=theory.DIMENSION)
+    h = np.geomspace(1, theory.MOST_CURVED, theory.DIMENSION)
+    last = (1 - 2 * h) * (1 - 4 / 3 * h)
+    means = [start, start * (1 + 2 * (1 - 2 * h) + 3 * last) / 6]
+    errors = [0.5 * np.sum(h * mean**2) for mean in means]
+    assert found["mean"] == pytest.approx(errors, rel=1e-4)
+    assert theory.dimension("unequal", 3, "cclip", 2, runs=2)["errors"] == [0, 0]
+
+
+def two_sided(kind, x):
+    """P(X <= x) of the noise of order 1.5."""
+    tail = 1.5 + theory.MARGIN
+    if kind == "Student-t":
+        return scipy.stats.t(tail).cdf(x)
+    if kind == "skewed Pareto":
+        return scipy.stats.pareto(tail).cdf(x + tail / (tail - 1))
+    one_sided = scipy.stats.pareto(tail).cdf(np.abs(x))
+    return np.where(x < 0, 1 - one_sided, 1 + one_sided) / 2
+
+
+@pytest.mark.parametrize("kind", theory.NOISES)
+def test_the_noise_has_its_law(kind):
+    samples = theory.noise(kind, 1.5)(jax.random.key(0), (4, 2000))
+    found = scipy.stats.kstest(np.ravel(samples), lambda x: two_sided(kind, x))
+    assert found.pvalue > 0.01
+    assert abs(np.corrcoef(samples)[0, 1]) < 0.1
+
+
+def beyond(kind, x):
+    """P(|X| > x), without cancellation far out."""
+    tail = 1.5 + theory.MARGIN
+    if kind == "Student-t":
+        return 2 * scipy.stats.t(tail).sf(x)
+    law, center = scipy.stats.pareto(tail), tail / (tail - 1)
+    if kind == "skewed Pareto":
+        return law.sf(center + x) + law.cdf(center - x)
+    return law.sf(x)
+
+
+@pytest.mark.parametrize("kind", theory.NOISES)
+def test_moments_are_those_of_the_law(kind):
+    """Against the integral of P(|X|^a > y), by another substitution."""
+    order = 1.5
+
+    # |X| beyond x has about x^(-tail) of the probability, so a power makes it tame.
+    power = 40.0
+    grid = np.linspace(0, 1, 400_001)[1:-1]
+    x = (1 - grid) ** -power - 1
+    values = (
+        beyond(kind, x) * order * x ** (order - 1) * power * (1 - grid) ** (-power - 1)
+    )
+    whole = scipy.integrate.trapezoid(values, grid)
+    assert theory.moment(kind, order) == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("method", theory.METHODS)
+def test_methods_are_those_of_the_theorems(method):
+    """The first two updates, by hand: thresholds G k^(1/a), steps 4 / (k + 1)."""
+    bounds, order = np.array([2.0, 1.0]), 1.5
+    tx = theory.transform(method, order, bounds)
+    grads = np.array([30.0, -0.5])
+    state, params = tx.init(jnp.zeros(2)), jnp.zeros(2)
+    whole = np.sum(bounds**order) ** (1 / order)
+    for k in (1, 2):
+        updates, state = tx.update(jnp.asarray(grads, jnp.float32), state, params)
+        grow = k ** (1 / order)
+        tau = (0.01 * sum(0.99**j for j in range(k))) ** (1 / order) * np.abs(grads)
+        clipped = {
+            "sgd": grads,
+            "gclip": grads * min(1, whole * grow / np.linalg.norm(grads)),
+            "cclip": np.clip(grads, -bounds * grow, bounds * grow),
+            "acclip": np.clip(grads, -tau, tau),
+        }[method]
+        np.testing.assert_allclose(updates, -4 / (k + 1) * clipped, rtol=1e-5)
+
+
+def test_intervals_are_written_beside_their_number():
+    assert theory_tables.with_interval((-0.5, -0.625, 0.25)) == "-0.50 [-0.62, 0.25]"
+
+
+def plain_sgd(rate):
+    return optax.sgd(rate)
+
+
+def test_a_grid_is_moved_until_its_best_point_is_inside(monkeypatch):
+    """Losses by formula: the best rate is 1, eight octaves below the middle."""
+
+    def run(contestant, setup, points, seeds):
+        losses = np.array([[[abs(np.log2(p.rate))] for _ in seeds] for p in points])
+        return losses, losses
+
+    monkeypatch.setattr(digits, "run", run)
+    contestant = digits.Contestant(plain_sgd, 256.0)
+    tuned = digits.tune(contestant, digits.Setup())
+    assert tuned.is_inside
+    assert tuned.best.rate == pytest.approx(1)
+    assert len(tuned.losses) == digits.POINTS
+    assert min(tuned.rates) < tuned.best.rate < max(tuned.rates)
+    far = digits.tune(contestant._replace(rate=2.0**100), digits.Setup())
+    assert not far.is_inside
+    both = digits.tune(contestant._replace(rate=1.0, threshold=4.0), digits.Setup())
+    assert len(both.losses) == digits.POINTS
+    # The formula does not know the threshold: the first is as good as any.
+    assert not both.is_inside
+
+
+def test_lanes_are_single_runs():
+    """Against a loop in NumPy's order, with label noise and a spike."""
+    setup = digits.Setup(
+        steps=4, batch_size=32, label_noise=0.5, spike_every=3, spike=5.0
+    )
+    contestant = digits.Contestant(plain_sgd, 1.0)
+    grid_points = digits.points((0.1, 0.3), ())
+    losses, accuracies = digits.run(contestant, setup, grid_points, (3, 4))
+    assert losses.shape == accuracies.shape == (2, 2, 4)
+    (images, labels), (held_out, truth) = digits.load()
+    labels = digits.noisy_labels(labels, setup, 4)
+    model = perceptron.Perceptron(64, 64, 2, 10, rngs=nnx.Rngs(jax.random.key(4)))
+    graph, params = nnx.split(model, nnx.Param)
+
+    def loss(params, images, labels):
+        logits = nnx.merge(graph, params)(images)
+        chosen = logits[np.arange(len(labels)), labels]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+    for step, rows in enumerate(digits.batch_indices(setup, len(images), 4)):
+        grads = jax.grad(loss)(params, images[rows], labels[rows])
+        # Warm-up over no step, then a cosine over four.
+        rate = 0.3 * (1 + np.cos(np.pi * step / 4)) / 2 * (5.0 if step == 1 else 1.0)
+        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
+        want = loss(params, held_out, truth)
+        assert losses[1, 1, step] == pytest.approx(float(want), rel=1e-4)
+    assert 0.4 < np.mean(labels == digits.load()[0][1]) < 0.65
+
+
+def test_a_lost_run_is_the_worst():
+    setup = digits.Setup(steps=2, batch_size=8)
+    contestant = digits.Contestant(plain_sgd, 1.0)
+    losses, _ = digits.run(contestant, setup, digits.points((1e30,), ()), (0,))
+    assert losses[0, 0, -1] == digits.LOST
+
+
+def test_the_range_of_good_rates_is_unbroken():
+    losses = np.array([1.0, 1.01, 3.0, 1.04, 1.0, 1.02, 1.2, 1.01])
+    losses[4] = 0.99
+    assert robustness.octaves(losses, 1.05) == 1.0  # 1.04 is 5.05% above: 2 points
+    assert robustness.octaves(losses, 1.06) == 1.5
+    assert robustness.octaves(losses, 4.0) == 4.0

@@ -1,5 +1,6 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
+from optax_heavytail.diagnostics._choose_k import choose_k
 from optax_heavytail.diagnostics._diagnose import Diagnosis, diagnose
 from optax_heavytail.diagnostics._effect import Clip, ClipEffect
 from optax_heavytail.diagnostics._entries import CoordinateGroup
@@ -23,7 +24,6 @@ from optax_heavytail.diagnostics._spectrum import (
 from optax_heavytail.diagnostics._stable import characteristic_function, log_moment
 from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
 from optax_heavytail.diagnostics._tail_index import (
-    choose_k,
     hill,
     hill_plot,
     moment_ratio,

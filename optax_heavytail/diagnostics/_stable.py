@@ -87,10 +87,15 @@ def characteristic_function(samples: jax.typing.ArrayLike) -> jax.Array:
     References:
       Koutrouvelis, `Regression-type estimation of the parameters of stable laws
       <https://doi.org/10.1080/01621459.1980.10477573>`_, 1980. Kogon and Williams,
-      `Characteristic function based estimation of stable distribution parameters`, in
+      "Characteristic function based estimation of stable distribution parameters", in
       *A Practical Guide to Heavy Tails*, 1998.
     """
-    slope, _ = stable_fit(standardise(_checked(samples)))
+    return _limited_slope(_checked(samples))
+
+
+@jax.jit  # else its loop would be compiled in every call
+def _limited_slope(samples: jax.Array) -> jax.Array:
+    slope, _ = stable_fit(standardise(samples))
     return jnp.minimum(slope, 2.0)
 
 
@@ -100,11 +105,21 @@ def halves_apart(samples: jax.Array) -> jax.Array:
     return samples[..., :half] - samples[..., half : 2 * half]
 
 
-def log_moment_statistic(differences: jax.Array) -> jax.Array:
+def log_moment_statistic(
+    differences: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
     """The estimate of 1 / alpha^2 from symmetric samples; NaN if one is 0."""
+    weights = _weights(differences, weights)
     logs = jnp.log(jnp.abs(differences))
+    around = logs - (logs @ weights)[..., None]
     # A log of 0 or inf makes the variance NaN by itself.
-    return 6 / math.pi**2 * jnp.var(logs, axis=-1) - 0.5
+    return 6 / math.pi**2 * (around**2 @ weights) - 0.5
+
+
+def _weights(samples: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Weights that sum to 1. The slope by them is what a sample does to a statistic."""
+    n = samples.shape[-1]
+    return jnp.full(n, 1 / n, samples.dtype) if weights is None else weights
 
 
 def standardise(samples: Any, xp: Any = jnp) -> Any:
@@ -117,23 +132,28 @@ def standardise(samples: Any, xp: Any = jnp) -> Any:
     return (samples - middle[..., None]) * (_IQR / (high - low))[..., None]
 
 
-def stable_fit(standard: jax.Array) -> tuple[jax.Array, jax.Array]:
+def stable_fit(
+    standard: jax.Array, weights: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The slope of `characteristic_function`, and how far the law is from the line.
 
     Args:
       standard: standardised samples (..., n), float32 or wider.
+      weights: (n,), of the samples; ``None``: all alike.
 
     Returns:
       The slope, not limited to 2, and the root mean square over the frequencies of the
       difference of :math:`|\\varphi|^2` from the fitted one.
     """
     n = standard.shape[-1]
+    weights = _weights(standard, weights)
     turn = jnp.exp(1j * _STEP * standard)
 
     def squared(power, _):
         """One cosine serves all frequencies, which are multiples of the first."""
         power = power * turn
-        pairs = n * jnp.abs(jnp.mean(power, axis=-1)) ** 2 - 1
+        mean = power @ weights.astype(power.dtype)
+        pairs = n * (mean.real**2 + mean.imag**2) - 1
         return power, jnp.maximum(pairs / (n - 1), 1 / n)
 
     ones = jnp.ones_like(turn)

@@ -31,7 +31,8 @@ class TailEstimate:
       num_samples: how many samples (of each draw) there were.
       index: the tail index alpha; :math:`P(|X| > x)` falls off as :math:`x^{-alpha}`.
       low: lower end of the interval.
-      high: upper end of the interval; may be inf for ``method="pickands"``.
+      high: upper end of the interval. With ``method="pickands"``, this, ``low``,
+        ``index`` and those of the null may be inf: lighter than every power.
       p_value: of the hypothesis that the tail is a power law, or that the law is
         stable. A small one says that the index describes something that is not there.
       null_low: lower end of the central interval, of probability ``confidence``, of
@@ -89,29 +90,41 @@ def estimate_tail(
 
     ``over="iterations"``: one number per step, such as the norm of the noise.
 
-    - Interval: from the variance over resamples made of moving blocks, whose length
-      follows from the autocorrelation (Politis and White's rule).
-    - Null: Gaussian series of the same length, mean, variance and autocorrelation.
+    - Interval: from the estimator's asymptotic law, with the variance multiplied by
+      what dependence adds to it, as the variances of sums over blocks tell.
+    - Null: Gaussian series of the same length, mean, variance and autocorrelation: the
+      normal scores of the samples with random phases.
 
     ``over="coordinates"``: the coordinates of one draw of the noise, or of n draws. Of
     several, the index is the median of the draws' indices.
 
-    - Interval: from resamples of the coordinates, as if they were independent; of
-      several draws, from resamples of the draws.
-    - Null: Gaussian coordinates; of several draws, with the covariance of the draws,
-      that is, each coordinate has its own scale, and they depend on each other as here.
+    - Interval: as above, as if coordinates were independent. Of several draws, from
+      resamples of the draws; it is one for the median index of a draw at this k, whose
+      bias does not shrink with the number of draws.
+    - Null: Gaussian coordinates. Of several draws, each coordinate has its own scale,
+      and they are correlated as in the draws. One draw cannot tell heavy tails from
+      uneven scales.
+
+    ``p_value`` is that of the distance of Kolmogorov and Smirnov between the k largest
+    and a Pareto law, or of the distance between the characteristic function and that of
+    a stable law, among simulated samples that are as dependent. Of several draws it is
+    twice the median of theirs.
+
+    The documentation has tables of bias and coverage on known laws: where the tail
+    begins late, as that of a stable law of an index near 2, no interval covers.
 
     Args:
-      samples: real numbers, anything that `numpy.asarray` takes. (n,) over iterations,
-        in the order of time; (d,) or (n, d) over coordinates.
+      samples: real numbers, anything that ``numpy.asarray`` takes. Over iterations (n,)
+        in the order of time; over coordinates (d,) or (n, d).
       over: "iterations" or "coordinates".
       method: "hill", "moment_ratio", "pickands", "log_moment" or
         "characteristic_function", as the functions of these names.
       k: for the first three, how many of the largest samples are the tail, at least
         10. None: the square root of the number of samples, rounded down (four
-        times it for "pickands"), which is small enough for the intervals to cover.
+        times it for "pickands"). That is fewer than the estimate alone would like, and
+        few enough for most intervals to cover.
       confidence: of the interval, in (0, 1).
-      num_bootstrap: number of resamples, at least 20.
+      num_bootstrap: number of resamples of several draws, at least 20.
       num_null: number of samples of the null, and of those behind ``p_value``, at least
         20.
       null: samples of another null hypothesis, (number, \*samples.shape).
@@ -144,7 +157,7 @@ def estimate_tail(
     if null is not None:
         null = _unit(_given_null(null, np.shape(samples)).reshape(-1, *rows.shape))
     found = _tail_inference.infer(
-        _tail_inference.Question(_unit(rows), METHODS[method], k, over == "iterations"),
+        _tail_inference.Question(_unit(rows), method, k, over == "iterations"),
         confidence,
         num_bootstrap,
         num_null,

@@ -1,13 +1,12 @@
 """Tail indices from the largest samples: Hill, moment ratio, Pickands."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-
-_MIN_TAIL = 10  # of `choose_k`: fewer samples lie close to any law
 
 
 def hill(samples: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
@@ -157,99 +156,40 @@ def pickands(samples: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Arra
     return jnp.where(jnp.isnan(shape), jnp.nan, index)
 
 
-def choose_k(samples: jax.typing.ArrayLike) -> jax.Array:
-    r"""The k at which the tail is closest to a power law.
-
-    For k from 10 to n / 2, at up to 64 values with equal ratios, the distance of
-    Kolmogorov and Smirnov between the k largest magnitudes and the Pareto law that
-    `hill` fits to them; the k with the smallest.
-
-    It is a way to read a Hill plot, and no ground for an interval: as it looks at the
-    samples, and takes as many as the fit allows, an interval that takes its k as given
-    is too narrow and off the mark. `estimate_tail` does not use it.
-
-    Args:
-      samples: as for `hill`, at least 20.
-
-    Returns:
-      The k of each row, int32, of the shape of ``samples`` without its last axis; 0
-      where `hill` has no answer for any k. For the indices at them:
-      ``jax.vmap(hill)(samples, choose_k(samples))``.
-
-    Raises:
-      ValueError: no axis of samples, or fewer than 20 on it.
-      TypeError: the samples are not real numbers.
-
-    Example:
-      A Pareto tail of a tenth of the samples, above others in [0, 1]:
-
-      >>> from optax_heavytail import diagnostics
-      >>> tail = (jnp.arange(1.0, 101.0) / 100) ** (-1 / 1.5)
-      >>> samples = jnp.concatenate([tail, jnp.linspace(0.0, 1.0, 900)])
-      >>> 80 <= diagnostics.choose_k(samples) <= 110
-      Array(True, dtype=bool)
-
-    References:
-      Clauset, Shalizi and Newman, `Power-law distributions in empirical data
-      <https://arxiv.org/abs/0706.1062>`_, 2009. Drees, Janßen, Resnick and Wang, `On a
-      minimum distance procedure for threshold selection in tail analysis
-      <https://arxiv.org/abs/1811.06433>`_, 2020.
-    """
-    samples = as_samples(samples)
-    n = samples.shape[-1]
-    if n < 2 * _MIN_TAIL:
-        raise ValueError(f"samples must be at least {2 * _MIN_TAIL}, got {n}.")
-    ks = np.unique(np.geomspace(_MIN_TAIL, n // 2, 64).astype(np.int32))
-    logs = jnp.log(_largest(samples, ks, 1))
-    distances = jax.lax.map(lambda k: pareto_distance(logs, k), jnp.asarray(ks))
-    best = jnp.argmin(jnp.where(jnp.isnan(distances), jnp.inf, distances), axis=0)
-    answered = ~jnp.all(jnp.isnan(distances), axis=0)
-    return jnp.where(answered, jnp.asarray(ks)[best], 0)
-
-
 def pickands_shape(samples: Any, k: Any) -> jax.Array:
     """What `pickands` estimates before it is inverted; negative for bounded laws."""
     samples = as_samples(samples)
     k = _check_k(k, 4, samples.shape[-1])
-    top = _largest(samples, k, 0)
+    return _pickands_shape(samples, k, _count(samples, k))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _pickands_shape(samples: jax.Array, k: Any, count: int) -> jax.Array:
+    top = largest(samples, count)
     inside = (k >= 4) & (k <= samples.shape[-1])
     places = [jnp.where(inside, m * (k // 4) - 1, -1) for m in (1, 2, 4)]
-    high, middle, low = (_at(top, place) for place in places)
+    high, middle, low = (at(top, place) for place in places)
     upper, lower = high - middle, middle - low
     shape = jnp.log(upper / lower) / np.log(2)
     return jnp.where((upper > 0) & (lower > 0), shape, jnp.nan)
-
-
-def pareto_distance(logs: jax.Array, k: jax.typing.ArrayLike) -> jax.Array:
-    """The Kolmogorov-Smirnov distance of the k largest from the Pareto law of `hill`.
-
-    Args:
-      logs: logarithms of magnitudes in falling order on the last axis, more than k.
-      k: an integer, maybe traced.
-
-    Returns:
-      The distance; NaN where `hill` has no answer.
-    """
-    place = jnp.arange(logs.shape[-1]).reshape((1,) * (logs.ndim - 1) + (-1,))
-    inside = place < k
-    excess = jnp.where(inside, logs - _at(logs, k)[..., None], 0)
-    mean = jnp.sum(excess, axis=-1, keepdims=True) / k
-    survival = jnp.exp(-excess / mean)
-    gap = jnp.maximum((place + 1) / k - survival, survival - place / k)
-    return jnp.max(jnp.where(inside | jnp.isnan(gap), gap, 0), axis=-1)
 
 
 def tail_moments(samples: Any, k: Any) -> tuple[jax.Array, jax.Array]:
     """The first two moments of the logarithms of the k largest over the next one."""
     samples = as_samples(samples)
     k = _check_k(k, 1, samples.shape[-1] - 1)
-    logs = jnp.log(_largest(samples, k, 1))
+    return _tail_moments(samples, k, _count(samples, k, 1))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _tail_moments(samples: jax.Array, k: Any, count: int) -> Any:
+    logs = jnp.log(largest(samples, count))
     # From the largest down, so that the sums are about as small as their differences.
     logs = logs - logs[..., :1]
-    below = _at(logs, k)
-    sums = [_at(jnp.cumsum(p, axis=-1), k - 1) for p in (logs, logs**2)]
-    count = jnp.reshape(k, (1,) * (samples.ndim - 1) + k.shape)
-    first, second = (total / count for total in sums)
+    below = at(logs, k)
+    sums = [at(jnp.cumsum(p, axis=-1), k - 1) for p in (logs, logs**2)]
+    divisor = jnp.reshape(k, (1,) * (samples.ndim - 1) + k.shape)
+    first, second = (total / divisor for total in sums)
     return first - below, second - 2 * below * first + below**2
 
 
@@ -274,16 +214,21 @@ def _check_k(k: Any, low: int, high: int) -> Any:
     return array
 
 
-def _largest(samples: jax.Array, k: Any, more: int) -> jax.Array:
-    """The largest magnitudes in falling order, as many as k may need; NaN for none."""
-    traced = isinstance(k, jax.core.Tracer)
-    count = samples.shape[-1] if traced else int(np.max(k, initial=0)) + more
+def _count(samples: jax.Array, k: Any, more: int = 0) -> int:
+    """How many of the largest a k needs, all of them if its value is not known."""
+    if isinstance(k, jax.core.Tracer):
+        return samples.shape[-1]
+    return int(np.max(k, initial=0)) + more
+
+
+def largest(samples: jax.Array, count: int) -> jax.Array:
+    """The largest magnitudes in falling order, NaN if one is not finite."""
     top, _ = jax.lax.top_k(jnp.abs(samples), count)
     finite = jnp.all(jnp.isfinite(samples), axis=-1, keepdims=True)
     return jnp.where(finite, top, jnp.nan)
 
 
-def _at(values: jax.Array, place: Any) -> jax.Array:
+def at(values: jax.Array, place: Any) -> jax.Array:
     """Entries of the last axis; NaN for places outside it."""
     place = jnp.asarray(place)
     inside = (place >= 0) & (place < values.shape[-1])

@@ -9,19 +9,19 @@ import jax.scipy.special
 import numpy as np
 
 from optax_heavytail.diagnostics import (
+    _choose_k,
     _stable,
     _surrogates,
-    _tail_index,
     _tail_intervals,
     _tail_methods,
 )
-from optax_heavytail.diagnostics._tail_methods import Method, evaluate, in_batches
+from optax_heavytail.diagnostics._tail_methods import METHODS, evaluate, in_batches
 
 _MIN_SIMULATED_INDEX = 0.2  # below, stable samples leave the range of float32
 
 
 _log_ndtr = jax.jit(jax.scipy.special.log_ndtr)
-_jitted_pareto_distance = jax.jit(_tail_index.pareto_distance)
+_jitted_pareto_distance = jax.jit(_choose_k.pareto_distance)
 _jitted_stable_fit = jax.jit(_stable.stable_fit)
 
 
@@ -29,7 +29,7 @@ class Question(NamedTuple):
     """Samples, and what is asked of them."""
 
     rows: np.ndarray  # (draws, n), float64, at most 1 in size, none constant
-    method: Method
+    method: str
     k: int | None
     is_series: bool  # of one row, in the order of time
 
@@ -52,7 +52,8 @@ def infer(
       null: (number, draws, n), or None for the Gaussian null.
       rng: where all random numbers come from.
     """
-    rows, method, k, is_series = question
+    rows, name, k, is_series = question
+    method = METHODS[name]
     statistic = evaluate(method, method.prepare(rows), k)
     if np.isnan(statistic).any():
         return None
@@ -60,14 +61,7 @@ def infer(
     index = float(np.median(indices))
     interval = (
         _tail_intervals.of_one_row(
-            method,
-            rows[0],
-            k,
-            float(statistic[0]),
-            is_series,
-            confidence,
-            num_bootstrap,
-            rng,
+            name, rows[0], k, float(statistic[0]), is_series, confidence
         )
         if len(rows) == 1
         else _tail_intervals.over_draws(indices, confidence, num_bootstrap, rng)
@@ -99,7 +93,7 @@ def _null_indices(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """The index of every null sample, of several draws the median."""
-    rows, method = question.rows, question.method
+    rows, method = question.rows, METHODS[question.method]
 
     def gaussian(count):
         if question.is_series:

@@ -1,4 +1,4 @@
-"""Intervals of a tail index."""
+"""Intervals of a tail index, from the law of the estimators and of dependent sums."""
 
 import math
 import statistics
@@ -6,49 +6,46 @@ import statistics
 import numpy as np
 
 from optax_heavytail.diagnostics import _surrogates
-from optax_heavytail.diagnostics._tail_methods import Method, evaluate, in_batches
+from optax_heavytail.diagnostics._tail_methods import METHODS, Method, influence
 
 Interval = tuple[float, float]
 
+# The error of Hill's estimate is that of a mean of k exponential numbers. The moment
+# ratio has twice its variance.
+_PRECISION = {"hill": 1.0, "moment_ratio": 0.5}
+
 
 def of_one_row(
-    method: Method,
+    name: str,
     row: np.ndarray,
     k: int | None,
     statistic: float,
     is_series: bool,
     confidence: float,
-    number: int,
-    rng: np.random.Generator,
 ) -> Interval:
-    """From the asymptotic law of the estimator, or from resamples.
+    """From the asymptotic law of the estimator.
 
     Args:
-      method: the estimator.
+      name: of the method.
       row: the samples (n,).
-      k: size of the tail.
+      k: size of the tail, or None.
       statistic: what the method makes of the row.
       is_series: whether the samples are in the order of time, and maybe dependent.
       confidence: of the interval.
-      number: of resamples.
-      rng: where the resamples come from.
     """
+    method = METHODS[name]
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     prepared = method.prepare(row[None])[0]
-    if method.precision is not None and k is not None:
-        factor = dependence_factor(prepared, k) if is_series else 1.0
-        size = method.precision * k / factor
+    if k is None:
+        error = math.sqrt(_variance(method, prepared, is_series))
+        return _normal(method, statistic, z * error)
+    factor = dependence_factor(prepared, k) if is_series else 1.0
+    if name in _PRECISION:
+        size = _PRECISION[name] * k / factor
         low, high = (_gamma_quantile(size, sign * z) for sign in (-1, 1))
         return low / statistic, high / statistic
-    length = _surrogates.block_length(prepared) if is_series else 1
-
-    def resampled(start, stop):
-        places = _surrogates.block_indices(len(prepared), length, stop - start, rng)
-        return evaluate(method, prepared[places], k)
-
-    error = float(np.std(in_batches(resampled, number, len(prepared))))
-    ends = method.index(np.array([statistic - z * error, statistic + z * error]))
-    return float(np.min(ends)), float(np.max(ends))
+    error = math.sqrt(factor * _pickands_variance(statistic) / (k // 4))
+    return _normal(method, statistic, z * error)
 
 
 def over_draws(
@@ -79,11 +76,34 @@ def dependence_factor(magnitudes: np.ndarray, k: int) -> float:
     above = magnitudes > threshold
     excess = np.log(np.where(above, magnitudes, threshold) / threshold)
     share = excess - above * excess.sum() / max(1, np.count_nonzero(above))
-    length = min(_surrogates.block_length(magnitudes), n // 5)
-    around = np.concatenate([[0.0], np.cumsum(np.concatenate([share, share]))])
-    sums = around[length : length + n] - around[:n]
-    single = length * float(np.var(share))
-    return max(1.0, float(np.var(sums)) / single) if single > 0 else 1.0
+    single = float(np.var(share))
+    length = _length(magnitudes)
+    return _surrogates.block_variance(share, length) / single if single > 0 else 1.0
+
+
+def _length(series: np.ndarray) -> int:
+    """Of blocks; no fewer than five of them, to have a variance."""
+    return min(_surrogates.block_length(series), len(series) // 5)
+
+
+def _normal(method: Method, statistic: float, reach: float) -> Interval:
+    ends = method.index(np.array([statistic - reach, statistic + reach]))
+    return float(np.min(ends)), float(np.max(ends))
+
+
+def _variance(method: Method, prepared: np.ndarray, is_series: bool) -> float:
+    """Of the statistic of all samples."""
+    shares = influence(method, prepared)
+    if not is_series:
+        return float(np.var(shares)) / len(shares)
+    return _surrogates.block_variance(shares, _length(shares)) / len(shares)
+
+
+def _pickands_variance(shape: float) -> float:
+    """Of Pickands' estimate of the shape, times a quarter of k."""
+    log2 = math.log(2)
+    slope = math.expm1(shape * log2) / shape if shape else log2
+    return (2 ** (2 * shape + 1) + 1) / (2 * log2 * slope) ** 2
 
 
 def _gamma_quantile(shape: float, z: float) -> float:

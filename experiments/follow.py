@@ -11,10 +11,9 @@ trains again, and measures what is missing.
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -114,16 +113,9 @@ class File:
 
     def add(self, kind: str, step: int, values: Record) -> None:
         """Writes a record; a number that is not finite becomes ``None``."""
-        finite = {name: _or_none(value) for name, value in values.items()}
-        self.records.append({"kind": kind, "step": step, **finite})
+        self.records.append({"kind": kind, "step": step, **trajectory.finite(values)})
         lines = [json.dumps(record, allow_nan=False) for record in self.records]
         folders.write_atomically(self._path, "\n".join(lines) + "\n")
-
-
-def _or_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_or_none(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _origin() -> Record:

@@ -15,13 +15,15 @@ STYLE = Path(__file__).with_name("report.css")
 
 def title(found: Sequence[Run]) -> str:
     """Names the model and how many optimizers trained it."""
-    config = found[0].config
-    name, model = config["report"]["model"], config["model"]
     plural = "" if len(found) == 1 else "s"
+    return f"{model_name(found[0].config)} under {len(found)} optimizer{plural}"
+
+
+def model_name(config: Mapping[str, Any]) -> str:
+    """Names the model of a run."""
+    name, model = config["report"]["model"], config["model"]
     layers = f" with {model['num_layers']} layers" if "num_layers" in model else ""
-    return (
-        f"{name}{layers} of width {model['width']} under {len(found)} optimizer{plural}"
-    )
+    return f"{name}{layers} of width {model['width']}"
 
 
 def render(
@@ -43,15 +45,20 @@ def render(
         "<h2>Results</h2>",
         _results(found, rows, baselines),
         "<h2>Settings</h2>",
-        _facts(_settings(found)),
+        facts(_settings(found)),
         "<h2>Versions and hardware</h2>",
-        _facts(_environment(found)),
+        facts(_environment(found)),
         "<h2>Command</h2>",
         *(f"<pre>{escape(line)}</pre>" for line in _distinct(found, "command")),
         "<details><summary>Full config</summary>",
         f"<pre>{escape(json.dumps(config, indent=2, sort_keys=True))}</pre>",
         "</details>",
     ]
+    return document(heading, parts)
+
+
+def document(heading: str, parts: Sequence[str]) -> str:
+    """A whole page of escaped parts."""
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en">
@@ -122,7 +129,7 @@ def _settings(found: Sequence[Run]) -> dict[str, str]:
     training = {k: v for k, v in config.items() if not isinstance(v, dict)}
     if "sequence_length" in config["data"]:
         training["sequence_length"] = config["data"]["sequence_length"]
-    facts = {"training": _listing(training), "model": _listing(config["model"])}
+    facts = {"training": listing(training), "model": listing(config["model"])}
     for final in (run.final for run in found):
         if final:
             facts["parameters"] = f"{final['parameters']:,}"
@@ -147,15 +154,17 @@ def _distinct(found: Sequence[Run], key: str) -> list[str]:
     return list(dict.fromkeys(run.final[key] for run in found if run.final))
 
 
-def _facts(facts: Mapping[str, str]) -> str:
+def facts(values: Mapping[str, str]) -> str:
+    """A table of names and values."""
     rows = "\n".join(
         f'<tr><th scope="row">{escape(_words(name))}</th><td>{escape(value)}</td></tr>'
-        for name, value in facts.items()
+        for name, value in values.items()
     )
     return f'<table class="facts"><tbody>\n{rows}\n</tbody></table>'
 
 
-def _listing(values: Mapping[str, Any]) -> str:
+def listing(values: Mapping[str, Any]) -> str:
+    """Names and values in one line."""
     return ", ".join(f"{_words(name)} {_number(v)}" for name, v in values.items())
 
 

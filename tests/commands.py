@@ -13,8 +13,11 @@ from experiments import cli
 
 ROOT = Path(__file__).parent.parent
 OURS = {
+    "batches",
+    "checkpoint",
     "config",
     "coordinator",
+    "curvature",
     "distributed",
     "lanczos_steps",
     "loss_batches",
@@ -25,6 +28,7 @@ OURS = {
     "results",
     "resume_with_changes",
     "spectra",
+    "steps",
     "workdir",
 }
 

@@ -1090,6 +1090,34 @@ FAULTS = [
         "v",
         ("tests/test_diagnostics_monitor.py", "-k", "does_not_depend_on_the_size"),
     ),
+    Fault(
+        "a verdict on one end of the interval",
+        "diagnostics/_verdict.py",
+        "if high < LIMIT:",
+        "if low < LIMIT:",
+        ("tests/test_diagnostics_noise.py", "-k", "verdicts"),
+    ),
+    Fault(
+        "a power law that does not fit counts",
+        "diagnostics/_verdict.py",
+        "estimate.p_value < _FIT_LEVEL",
+        "estimate.p_value > 2",
+        ("tests/test_diagnostics_noise.py", "-k", "verdicts"),
+    ),
+    Fault(
+        "a gradient is its own signal",
+        "diagnostics/_effect.py",
+        "signal = (cross.sum() - np.trace(cross)) / (n * (n - 1))",
+        "signal = cross.sum() / n**2",
+        ("tests/test_diagnostics_noise.py", "-k", "the_effect"),
+    ),
+    Fault(
+        "sketches without signs",
+        "diagnostics/_noise.py",
+        "padded[: self.size] = noise * self.signs",
+        "padded[: self.size] = noise",
+        ("tests/test_diagnostics_noise.py", "-k", "move_together"),
+    ),
 ]
 
 

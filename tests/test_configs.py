@@ -32,6 +32,7 @@ def module(name):
 def test_every_config_is_here():
     berts = {"bert_tiny", "bert_base6", "bert_base", "bert_large"}
     berts |= {"bert_base_pod", "bert_large_32k"}
+    berts |= {"bert_tiny_gaussian_inputs", "bert_tiny_no_attention"}
     imagenet = {"resnet50_imagenet", "resnet50_imagenet_32k", "resnet101_imagenet"}
     resnets = {"resnet_digits", "resnet18_cifar"} | imagenet
     assert {"digits_zoo", "squad"} | berts | resnets == set(NAMES)

@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
+from experiments.errors import UserError
 from experiments.models import bert
 
 SMALL = bert.BertConfig(
@@ -156,3 +160,64 @@ def test_half_precision_computes_in_bfloat16_with_float32_parameters():
     reference = scores(build(), tokens, mask, [[0]] * 3)
     # bfloat16 has 8 bits: logits of size 0.1 to 0.001 or so, through two layers.
     np.testing.assert_allclose(logits, reference, atol=0.01)
+
+
+def test_without_attention_tokens_see_themselves_alone():
+    config = dataclasses.replace(SMALL, attention=False)
+    model = build(config)
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            nnx.to_pure_dict(nnx.state(model))
+        )
+    ]
+    assert paths
+    assert not any("attention" in path for path in paths)
+    tokens, mask = random_tokens(1), jnp.ones((1, 10), bool)
+    plain = scores(model, tokens, mask, [[4]])
+    other = tokens.at[0, 7].set((tokens[0, 7] - 4) % 35 + 5)
+    np.testing.assert_array_equal(scores(model, other, mask, [[4]]), plain)
+    same = tokens.at[0, 4].set((tokens[0, 4] - 4) % 35 + 5)
+    assert not np.allclose(scores(model, same, mask, [[4]]), plain, atol=1e-6)
+
+
+def test_gaussian_inputs_are_noise_as_large_as_embeddings():
+    config = dataclasses.replace(SMALL, inputs="gaussian", width=64, init_stddev=0.07)
+    tokens = random_tokens(50)
+    noise = bert._gaussian_inputs(config, tokens)
+    # 32,000 numbers: the mean and the deviation are known to 1%.
+    assert float(jnp.std(noise)) == pytest.approx(0.07, rel=0.02)
+    assert abs(float(jnp.mean(noise))) < 0.002
+    np.testing.assert_array_equal(noise, bert._gaussian_inputs(config, tokens))
+    other = tokens.at[0, 3].set((tokens[0, 3] - 4) % 35 + 5)
+    changed = bert._gaussian_inputs(config, other)
+    np.testing.assert_array_equal(changed[1:], noise[1:])
+    correlation = jnp.corrcoef(changed[0].ravel(), noise[0].ravel())[0, 1]
+    assert abs(float(correlation)) < 0.15  # of 640 independent pairs: 0.04
+
+
+def test_with_gaussian_inputs_no_gradient_reaches_the_tokens_embeddings():
+    config = dataclasses.replace(SMALL, inputs="gaussian")
+    tokens, mask = random_tokens(1), jnp.ones((1, 10), bool)
+    model = build(config)
+
+    def total(model):
+        return jnp.sum(model.encoder(tokens, mask) ** 3)
+
+    grads = nnx.grad(total)(model)
+    assert not np.any(grads.encoder.embeddings.token.embedding.get_value())
+    assert np.any(grads.encoder.embeddings.position.embedding.get_value())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": "images"}, "config.model.inputs=images: must be one of tokens, "),
+        ({"attention": 0}, "config.model.attention=0: must be True or False"),
+    ],
+)
+def test_ablations_that_are_not_there_are_refused(change, words):
+    model = ConfigDict({**bert.SIZES["tiny"], "dropout": 0.0, "dtype": "float32"})
+    model.update(change)
+    with pytest.raises(UserError, match=words):
+        bert.check_sizes(model)

@@ -22,6 +22,7 @@ SIZES = {
 }
 NUM_TOKEN_TYPES = 2
 LAYER_NORM_EPS = 1e-12
+INPUTS = ("tokens", "gaussian")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class BertConfig:
     dropout: float = 0.1
     init_stddev: float = 0.02
     dtype: str = "float32"
+    attention: bool = True  # False: layers are their perceptrons alone
+    inputs: str = "tokens"  # or "gaussian": noise in place of the tokens' embeddings
 
 
 def check_sizes(model: Config) -> None:
@@ -58,6 +61,14 @@ def check_sizes(model: Config) -> None:
     if model.dtype not in ("float32", "bfloat16"):
         raise UserError(
             f"config.model.dtype={model.dtype}: must be float32 or bfloat16"
+        )
+    if not isinstance(model.get("attention", True), bool):
+        raise UserError(
+            f"config.model.attention={model.attention}: must be True or False"
+        )
+    if model.get("inputs", "tokens") not in INPUTS:
+        raise UserError(
+            f"config.model.inputs={model.inputs}: must be one of {', '.join(INPUTS)}"
         )
 
 
@@ -82,10 +93,28 @@ def _embed(config: BertConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     )
 
 
+def _gaussian_inputs(config: BertConfig, tokens: jax.Array) -> jax.Array:
+    """Noise as large as new embeddings, the same for the same row of tokens.
+
+    It tells nothing of the tokens: another one in a row changes all of it.
+    """
+    key = jax.random.key(0)
+
+    def row(tokens: jax.Array) -> jax.Array:
+        of_row, _ = jax.lax.scan(
+            lambda key, token: (jax.random.fold_in(key, token), None), key, tokens
+        )
+        return jax.random.normal(of_row, (len(tokens), config.width))
+
+    noise = config.init_stddev * jax.vmap(row)(tokens)
+    return noise.astype(jnp.dtype(config.dtype))
+
+
 class Embeddings(nnx.Module):
     """Sum of token, position and token-type embeddings, normalised."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
         self.token = _embed(config, config.vocab_size, rngs)
         self.position = _embed(config, config.max_length, rngs)
         self.token_type = _embed(config, NUM_TOKEN_TYPES, rngs)
@@ -102,27 +131,36 @@ class Embeddings(nnx.Module):
     ) -> jax.Array:
         """Embeds ``tokens`` (batch, length) as (batch, length, width)."""
         positions = jnp.arange(tokens.shape[1])[None]
-        x = self.token(tokens) + self.position(positions)
+        if self.config.inputs == "gaussian":
+            x = _gaussian_inputs(self.config, tokens)
+        else:
+            x = self.token(tokens)
+        x = x + self.position(positions)
         x = self.norm(x + self.token_type(token_types))
         return self.dropout(x, deterministic=deterministic, rngs=rngs)
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and a two-layer perceptron, each followed by a norm."""
+    """Self-attention and a two-layer perceptron, each followed by a norm.
+
+    Without ``config.attention`` the perceptron and its norm are all there is.
+    """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.attention = nnx.MultiHeadAttention(
-            config.num_heads,
-            config.width,
-            dtype=jnp.dtype(config.dtype),
-            dropout_rate=config.dropout,
-            broadcast_dropout=False,
-            kernel_init=_init(config),
-            decode=False,
-            keep_rngs=False,
-            rngs=rngs,
-        )
-        self.attention_norm = _layer_norm(config, rngs)
+        self.has_attention = config.attention
+        if config.attention:
+            self.attention = nnx.MultiHeadAttention(
+                config.num_heads,
+                config.width,
+                dtype=jnp.dtype(config.dtype),
+                dropout_rate=config.dropout,
+                broadcast_dropout=False,
+                kernel_init=_init(config),
+                decode=False,
+                keep_rngs=False,
+                rngs=rngs,
+            )
+            self.attention_norm = _layer_norm(config, rngs)
         self.mlp_in = _linear(config, config.width, config.mlp_width, rngs)
         self.mlp_out = _linear(config, config.mlp_width, config.width, rngs)
         self.mlp_norm = _layer_norm(config, rngs)
@@ -141,8 +179,11 @@ class EncoderLayer(nnx.Module):
         def drop(value: jax.Array) -> jax.Array:
             return self.dropout(value, deterministic=deterministic, rngs=rngs)
 
-        attended = self.attention(x, mask=mask, deterministic=deterministic, rngs=rngs)
-        x = self.attention_norm(x + drop(attended))
+        if self.has_attention:
+            attended = self.attention(
+                x, mask=mask, deterministic=deterministic, rngs=rngs
+            )
+            x = self.attention_norm(x + drop(attended))
         hidden = nnx.gelu(self.mlp_in(x), approximate=False)
         return self.mlp_norm(x + drop(self.mlp_out(hidden)))
 

@@ -1,19 +1,25 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
 from optax_heavytail.diagnostics._choose_k import choose_k
+from optax_heavytail.diagnostics._diagnose import Diagnosis, diagnose
+from optax_heavytail.diagnostics._effect import Clip, ClipEffect
+from optax_heavytail.diagnostics._entries import CoordinateGroup
 from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
 from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
+from optax_heavytail.diagnostics._layer import LayerDiagnosis
 from optax_heavytail.diagnostics._monitor import MonitorState, monitor
 from optax_heavytail.diagnostics._monitor_clipping import (
     MonitorClippingState,
     monitor_clipping,
 )
+from optax_heavytail.diagnostics._noise import LayerNoise, Noise, collect_noise
 from optax_heavytail.diagnostics._norm_history import NormHistory
 from optax_heavytail.diagnostics._read_monitor import (
     NormSample,
     read_monitor,
     read_reservoir,
 )
+from optax_heavytail.diagnostics._recommend import Recommendation
 from optax_heavytail.diagnostics._smoothness import (
     LocalSmoothness,
     SmoothnessFit,
@@ -34,20 +40,32 @@ from optax_heavytail.diagnostics._tail_index import (
     moment_ratio,
     pickands,
 )
+from optax_heavytail.diagnostics._verdict import Verdict
 
 __all__ = [
+    "Clip",
+    "ClipEffect",
+    "CoordinateGroup",
+    "Diagnosis",
     "ExtremeEigenvalues",
     "Lanczos",
+    "LayerDiagnosis",
+    "LayerNoise",
     "LocalSmoothness",
     "MonitorClippingState",
     "MonitorState",
+    "Noise",
     "NormHistory",
     "NormSample",
+    "Recommendation",
     "SmoothnessFit",
     "Spectrum",
     "TailEstimate",
+    "Verdict",
     "characteristic_function",
     "choose_k",
+    "collect_noise",
+    "diagnose",
     "estimate_tail",
     "extreme_eigenvalues",
     "fit_smoothness",

@@ -20,6 +20,8 @@ myst_heading_anchors = 3
 # Single backticks in docstrings name something of ours, or the build fails.
 default_role = "py:obj"
 nitpicky = True
+# Of other projects' documentation nothing is fetched.
+nitpick_ignore = [("py:class", "numpy.ndarray")]
 # The docstrings say what each argument is; the spelled-out unions hide them.
 autodoc_typehints = "none"
 

@@ -26,6 +26,7 @@ FREE = (
     "fsdp",
     "sharding_rules",
     "checkpoint",
+    "monitor",  # its state is looked at where one is read
 )
 
 

@@ -1113,7 +1113,7 @@ FAULTS = [
     ),
     Fault(
         "sketches without signs",
-        "diagnostics/_noise.py",
+        "diagnostics/_collect_noise.py",
         "padded[: self.size] = noise * self.signs",
         "padded[: self.size] = noise",
         ("tests/test_diagnostics_noise.py", "-k", "move_together"),

@@ -1,6 +1,7 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
 from optax_heavytail.diagnostics._choose_k import choose_k
+from optax_heavytail.diagnostics._collect_noise import collect_noise
 from optax_heavytail.diagnostics._diagnose import Diagnosis, diagnose
 from optax_heavytail.diagnostics._effect import Clip, ClipEffect
 from optax_heavytail.diagnostics._entries import CoordinateGroup
@@ -12,7 +13,7 @@ from optax_heavytail.diagnostics._monitor_clipping import (
     MonitorClippingState,
     monitor_clipping,
 )
-from optax_heavytail.diagnostics._noise import LayerNoise, Noise, collect_noise
+from optax_heavytail.diagnostics._noise import LayerNoise, Noise
 from optax_heavytail.diagnostics._norm_history import NormHistory
 from optax_heavytail.diagnostics._read_monitor import (
     NormSample,

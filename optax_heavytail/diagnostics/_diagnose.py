@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from optax_heavytail import _base
-from optax_heavytail.diagnostics._layer import LayerDiagnosis, diagnose_layer
-from optax_heavytail.diagnostics._noise import (
+from optax_heavytail.diagnostics._collect_noise import (
     Batches,
-    LayerNoise,
     Progress,
     collect_noise,
-    gaussian_norms,
 )
+from optax_heavytail.diagnostics._layer import LayerDiagnosis, diagnose_layer
+from optax_heavytail.diagnostics._noise import LayerNoise, gaussian_norms
 from optax_heavytail.diagnostics._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200

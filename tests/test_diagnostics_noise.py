@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optax_heavytail import diagnostics
-from optax_heavytail.diagnostics import TailEstimate
+from optax_heavytail.diagnostics import TailEstimate, _entries
 from optax_heavytail.diagnostics._effect import Clip, clip_effect
 from optax_heavytail.diagnostics._noise import gaussian_norms
 from optax_heavytail.diagnostics._recommend import code, recommend
@@ -469,3 +469,27 @@ def test_noise_that_is_rounding_is_called_so():
 def test_the_confidence_must_be_a_probability():
     with pytest.raises(ValueError, match="confidence must be in"):
         diagnostics.diagnose(identity, PARAMS, planted(2), confidence=1.0)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("index", "coverage", "below"),
+    [(1.5, 0.88, 0.73), (2.0, 0.86, 0.13), (3.0, 0.58, 0)],
+)
+def test_a_tenth_decides_at_the_price_that_the_guide_names(index, coverage, below):
+    """Of 150 sets of 512 Student-t numbers, as docs/guide/diagnosis.md has it."""
+    rng, held, decided = np.random.default_rng(1), 0, 0
+    for seed in range(150):
+        found = diagnostics.estimate_tail(
+            rng.standard_t(index, 512),
+            over="iterations",
+            k=_entries.tail_size(512),
+            num_bootstrap=20,
+            num_null=20,
+            seed=seed,
+        )
+        held += found.low <= index <= found.high
+        decided += found.high < 2
+    # Four standard errors of the difference of two shares of 150.
+    assert held / 150 == pytest.approx(coverage, abs=0.15)
+    assert decided / 150 == pytest.approx(below, abs=0.15)

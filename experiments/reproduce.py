@@ -42,14 +42,19 @@ def blocks(name: str, scale: str, records: Sequence[study.Record]) -> dict[str, 
     return {**tables, "origin": study.origin(records, name, scale)}
 
 
-def main(argv: Sequence[str]) -> None:
-    """Reproduces as the flags say."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=STUDIES)
-    parser.add_argument("--scale", choices=study.SCALES, default="cpu")
-    given = parser.parse_args(argv)
+    made.add_argument("name", choices=STUDIES)
+    made.add_argument("--scale", choices=study.SCALES, default="cpu")
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reproduces as the flags say."""
+    given = parser().parse_args(argv)
     reproduce(given.name, given.scale, study.RESULTS, study.PAGES)
 
 

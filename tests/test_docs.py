@@ -15,6 +15,7 @@ import pytest
 from absl import flags
 
 import optax_heavytail as oht
+from experiments import reproduce
 from optax_heavytail import testing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ EXCUSED: dict[str, str] = {}  # "page:line" of a Python block that is not run: w
 
 # Another spelling of "python" would hide a block from the tests.
 LANGUAGES = {"python", "bash", "text", "{eval-rst}", "{toctree}"}
-OUTPUTS = (".venv", "docs/_build/", "experiments/results/")
+OUTPUTS = (".venv", "docs/_build/", "experiments/results/", "runs/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,8 @@ EXPERIMENTS = [
     c
     for c in COMMANDS
     if (c.module or "").startswith("experiments.")
-    and c.module != "experiments.conformance"  # takes no flags
+    # The first takes no flags, and the second has a parser of its own.
+    and c.module not in ("experiments.conformance", "experiments.reproduce")
 ]
 
 
@@ -204,6 +206,17 @@ def test_experiment_commands_use_flags_that_exist(command):
             assert has_field(config, name.removeprefix("config.")), name
         else:
             assert name in known
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS if c.module == "experiments.reproduce"],
+    ids=command_id,
+)
+def test_studies_that_commands_reproduce_exist(command):
+    place = command.words.index("experiments.reproduce")
+    given = reproduce.parser().parse_args(command.words[place + 1 :])
+    assert given.name in reproduce.STUDIES
 
 
 def load_config(path: Path, *variant: str):

@@ -319,6 +319,7 @@ CASES = {
         oht.diagnostics.monitor_clipping,
         {"clip": oht.scale_by_acclip(normalize=True), "bias": True},
         ("bias",),
+        variant=True,
     ),
     "stack": Case(
         oht.stack_leaves,

@@ -23,6 +23,16 @@ FOLDER = Path(experiments.configs.__file__).parent
 ROOT = FOLDER.parents[1]
 SHARED = {"__init__", "defaults", "image_defaults", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
+# Sizes between those of other configs, which CI runs.
+SIZES = ("bert_base6", "bert_large")
+
+
+def in_time(names):
+    """Parameters, of which some wait for the nightly."""
+    return [
+        pytest.param(name, marks=pytest.mark.nightly if name in SIZES else ())
+        for name in names
+    ]
 
 
 def module(name):
@@ -117,7 +127,7 @@ def squad_shapes(config):
 SHAPES = {"mlm": mlm_shapes, "images": images_shapes, "squad": squad_shapes}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_time(NAMES))
 def test_full_size_step_keeps_its_shapes_and_fits_its_devices(name):
     """Traces the whole step, and the update of every optimizer, without memory.
 
@@ -243,7 +253,7 @@ def described(tree):
 
 
 # bert_tiny runs in test_experiments_train and test_experiments_cli.
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"bert_tiny"}))
+@pytest.mark.parametrize("name", in_time(sorted(set(NAMES) - {"bert_tiny"})))
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
     config.num_devices = 1

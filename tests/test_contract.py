@@ -21,6 +21,16 @@ def each_case(test, keep=lambda case: True):
     return mark(test)
 
 
+def each_case_in_time(test):
+    """Variants, which differ in their arithmetic alone, wait for the nightly."""
+    nightly = {True: pytest.mark.nightly, False: ()}
+    params = [
+        pytest.param(case, id=name, marks=nightly[case.variant])
+        for name, case in CASES.items()
+    ]
+    return pytest.mark.parametrize("case", params)(test)
+
+
 each_structure = functools.partial(each_case, keep=lambda case: not case.variant)
 each_tree = functools.partial(
     each_case, keep=lambda case: case.any_tree and not case.variant
@@ -55,7 +65,7 @@ def assert_same_run(got, want, case):
     assert types(got) == types(want)
 
 
-@each_case
+@each_case_in_time
 def test_without_jit(case):
     tx, grads, params = case.make(), make_grads(), make_params()
     got = run(tx.update, grads, params, tx.init(params), **case.extra_args)
@@ -80,7 +90,7 @@ def test_one_trace_with_donated_buffers(case):
     assert_same_run(got, run_case(case, make_grads(), make_params()), case)
 
 
-@each_case
+@each_case_in_time
 def test_scan_with_bfloat16_parameters_and_float32_gradients(case):
     """The state must not change its type, nor the arithmetic lose its precision."""
     tx, params = case.make(), make_params(jnp.bfloat16)
@@ -106,7 +116,7 @@ def _stack(*trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-@each_case
+@each_case_in_time
 def test_vmap(case):
     """Two runs side by side, at different counts."""
     tx, (*earlier, first, second) = case.make(), make_grads()
@@ -364,7 +374,7 @@ def test_states_are_mapped_along_the_parameters(case):
     assert copies >= len(arrays)
 
 
-@each_case
+@each_case_in_time
 def test_states_survive_numpy(case):
     params, grads = make_params(), make_grads()
     _, state = run_case(case, grads[:2], params)

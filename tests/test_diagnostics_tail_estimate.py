@@ -27,6 +27,14 @@ over_coordinates = functools.partial(
     diagnostics.estimate_tail, over="coordinates", num_null=20
 )
 each = pytest.mark.parametrize("method", METHODS)
+# The others' hundreds of estimates wait for the nightly.
+each_in_time = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name == "hill" else pytest.mark.nightly)
+        for name in METHODS
+    ],
+)
 
 
 def student(shape, df=2.0, seed=0):
@@ -66,7 +74,7 @@ COVERED = {
 }
 
 
-@each
+@each_in_time
 def test_nine_tenths_of_the_intervals_cover(method):
     samples, truth = COVERED[method]
     found = [over_coordinates(row, method=method) for row in samples(100, 1000, 0.0)]
@@ -185,7 +193,7 @@ def test_gaussian_draws_have_scales_and_correlations():
     )
 
 
-@each
+@each_in_time
 def test_gaussian_noise_is_not_heavier_than_gaussian_noise(method):
     """One in twenty is; that a fifth of 40 were has a chance of 2e-3."""
     series = [over_iterations(x, method=method) for x in autoregression(40, 300, 0.6)]

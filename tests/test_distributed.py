@@ -73,7 +73,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["fsdp", pytest.param("pmap", marks=pytest.mark.nightly)]
+)
 def test_two_processes_train_as_one(tmp_path, way):
     config = digits_zoo.get_config("smoke")
     changes = {"steps": 4, **WAYS[way]}

@@ -259,6 +259,7 @@ def slurm_job():
     raise AssertionError("no port is free")
 
 
+@pytest.mark.nightly
 def test_slurm_tasks_find_each_other(fake, tmp_path):
     install, _ = fake
     variables = {"SLURM_JOB_ID": slurm_job(), "PYTHON": sys.executable}

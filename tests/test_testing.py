@@ -327,7 +327,7 @@ class VariantsTest(chex.TestCase):
             testing.check_scan(varied)
 
 
-QUICK = ("acclip", "lambc", "clipped_gd")
+QUICK = ("acclip", "clipped_gd")
 
 
 def _case_marks(name):

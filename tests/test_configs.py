@@ -23,14 +23,19 @@ FOLDER = Path(experiments.configs.__file__).parent
 ROOT = FOLDER.parents[1]
 SHARED = {"__init__", "defaults", "image_defaults", "mlm_defaults", "variants"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
-# Sizes between those of other configs, which CI runs.
-SIZES = ("bert_base6", "bert_large")
+# Like other configs, which CI runs, but for a size or an option.
+ALIKE = (
+    "bert_base6",
+    "bert_large",
+    "bert_tiny_gaussian_inputs",
+    "bert_tiny_no_attention",
+)
 
 
 def in_time(names):
     """Parameters, of which some wait for the nightly."""
     return [
-        pytest.param(name, marks=pytest.mark.nightly if name in SIZES else ())
+        pytest.param(name, marks=pytest.mark.nightly if name in ALIKE else ())
         for name in names
     ]
 

@@ -105,8 +105,12 @@ class Probe:
 
 def fit(found: Sequence[Curvature]) -> SmoothnessFit:
     """The line through the trajectories from all points."""
-    records = [record for here in found for record in here.smoothness]
-    return trajectory.fit([{"kind": "smoothness", **record} for record in records])
+    records = [
+        {"kind": "smoothness", **trajectory.finite(record)}
+        for here in found
+        for record in here.smoothness
+    ]
+    return trajectory.fit(records)
 
 
 def in_words(found: Sequence[Curvature]) -> dict[str, str]:

@@ -90,7 +90,8 @@ def diagnose(
     wanted = points.places(checkpoint, steps)
     source = train.load([config])
     resolved = train.resolve(config, source)
-    for place in wanted:
+    newest = points.places(checkpoint, ()) if checkpoint else []
+    for place in (*wanted, *newest):
         points.check(place, resolved)
     folders.make(workdir)
     task = source.build(points.run_folder(checkpoint) or workdir)

@@ -1,6 +1,7 @@
 """Pictures of gradient noise: its law, its tail, its layers, its course in training."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ DATA, NULL, POWER = SERIES[0], MUTED, SERIES[1]
 _BEYOND = 0.99  # of the norms are in the histogram
 _ORDERS = 8  # random ones, beside the order in which the batches came
 _POINTS = 200
+_MOST_BINS = 100
 _SUBS, _FEW = (1.0, 2.0, 3.0, 5.0, 7.0), 8  # ticks, where an axis spans no decade
 _ROW = 0.24  # inches of a layer
 _LONGEST = 26  # letters of a layer's name
@@ -71,7 +73,8 @@ def log_ticks(axis: Axis) -> None:
 def _histogram(layer: LayerDiagnosis) -> Picture:
     norms = layer.noise.norms
     end = np.quantile(norms, _BEYOND)
-    counts, edges = np.histogram(norms[norms <= end], "fd")
+    shown = norms[norms <= end]
+    counts, edges = np.histogram(shown, _num_bins(shown))
     widths = np.diff(edges)
     figure, axes = new_axes()
     axes.bar(
@@ -91,6 +94,15 @@ def _histogram(layer: LayerDiagnosis) -> Picture:
     beyond = int(np.sum(norms > end))
     caption = f"Norms of the noise ({beyond} of {len(norms)} are further right)"
     return picture(figure, axes, "histogram", caption, "norm of the noise")
+
+
+def _num_bins(samples: np.ndarray) -> int:
+    """By Freedman and Diaconis, but no more than a picture can show."""
+    low, high = np.quantile(samples, (0.25, 0.75))
+    width, span = 2 * (high - low) / len(samples) ** (1 / 3), np.ptp(samples)
+    if span == 0:
+        return 1
+    return min(_MOST_BINS, math.ceil(span / max(width, span / _MOST_BINS)))
 
 
 def _density(samples: np.ndarray, x: np.ndarray) -> np.ndarray:

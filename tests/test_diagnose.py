@@ -14,6 +14,7 @@ from experiments import (
     checkpoint_files,
     curvature_figures,
     diagnose,
+    diagnosis_figures,
     diagnosis_page,
     points,
     tasks,
@@ -371,3 +372,16 @@ def test_the_command_diagnoses_a_new_model(tmp_path, capsys):
 def test_bad_flags_are_refused_in_one_line(tmp_path, flags, words):
     assert words in refused(diagnose.main, *flags_of(tmp_path, *flags))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_histogram_has_no_more_bars_than_a_picture_shows():
+    rng = np.random.default_rng(0)
+    norms = np.where(rng.random(400) < 0.1, rng.random(400), 1e-11 * rng.random(400))
+    assert diagnosis_figures._num_bins(norms) == diagnosis_figures._MOST_BINS
+    assert diagnosis_figures._num_bins(np.ones(50)) == 1
+    assert 5 < diagnosis_figures._num_bins(rng.normal(size=500)) < 50
+
+
+def test_the_new_model_of_another_run_is_refused_too(run, tmp_path):
+    with pytest.raises(UserError, match=r"config.seed was \d+, now 77"):
+        diagnose.diagnose(toy(seed=77), tmp_path / "page", str(run), ["0"])

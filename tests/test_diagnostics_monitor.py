@@ -464,3 +464,21 @@ def test_sizes_that_are_refused(size):
         diagnostics.monitor(optax.sgd(0.1), reservoir_size=size)
     with pytest.raises(ValueError, match="window"):
         diagnostics.monitor_clipping(optax.clip(1.0), window=0.5)
+
+
+def wrapped_acclips():
+    clip = oht.scale_by_acclip()
+    return {
+        "chain": optax.chain(clip, oht.clip_by_norm(0.5)),
+        "masked": optax.masked(clip, {"w": True}),
+        "monitor": diagnostics.monitor(clip),
+        "alias": oht.acclip(0.1),
+    }
+
+
+@pytest.mark.parametrize("name", wrapped_acclips())
+def test_a_clip_inside_something_else_is_refused(name):
+    """What it tells would reach transforms that take it for updates."""
+    tx = diagnostics.monitor_clipping(wrapped_acclips()[name])
+    with pytest.raises(ValueError, match="around clip_by_moment or scale_by_acclip"):
+        tx.init({"w": jnp.zeros(2)})

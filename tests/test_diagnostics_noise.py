@@ -493,3 +493,91 @@ def test_a_tenth_decides_at_the_price_that_the_guide_names(index, coverage, belo
     # Four standard errors of the difference of two shares of 150.
     assert held / 150 == pytest.approx(coverage, abs=0.15)
     assert decided / 150 == pytest.approx(below, abs=0.15)
+
+
+# What real gradients are like, and tests were not
+
+
+def test_a_coordinate_threshold_beyond_all_gradients_changes_nothing():
+    """Of scales so uneven that the coordinates that are kept are no fair sample."""
+    rng = np.random.default_rng(0)
+    scales = np.exp(2 * rng.normal(size=2000))
+    batches = list(scales * (0.3 + rng.normal(size=(60, 2000))))
+    effect = of_clipping(Clip("coordinate", 1e30), batches, 0.0)
+    assert effect.cosine == pytest.approx(1)
+    assert [effect.gain, effect.gain_low, effect.gain_high] == pytest.approx([1] * 3)
+
+
+def test_the_pasted_code_clips_a_lone_array():
+    batches = list(np.random.default_rng(0).standard_t(1.2, size=(300, 50)))
+    found = diagnostics.diagnose(lambda w, x: x, None, batches)
+    namespace = {}
+    exec(found.recommendation.code, namespace)
+    params = jnp.zeros(50)
+    optimizer = namespace["clip"] if "clip" in namespace else namespace["optimizer"]
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jnp.full(50, 1e6), state, params)
+    assert jnp.max(jnp.abs(updates)) < 1e3
+
+
+def test_a_coordinate_that_moved_once_leaves_the_verdict_of_the_others():
+    rows = np.random.default_rng(0).standard_t(1.5, size=(400, 40))
+    rows[:, 7] = 0
+    rows[123, 7] = 3
+    layer = diagnostics.diagnose(lambda w, x: {"w": x}, None, list(rows)).layers[0]
+    assert layer.verdict.label == "heavy"
+    assert np.isfinite([layer.entries.low, layer.entries.high]).all()
+
+
+def test_two_leaves_of_one_name_are_refused():
+    batches = [{"a/b": np.ones(3) * i, "a": {"b": np.ones(5) * i}} for i in range(3)]
+    with pytest.raises(ValueError, match="two leaves of the gradient are called 'a/b'"):
+        diagnostics.collect_noise(lambda w, x: x, None, batches)
+
+
+class Once:
+    """Batches of which the second time there are fewer, or others."""
+
+    def __init__(self, rows, length, again):
+        self.passes, self.length = [rows, again], length
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.passes.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("length", "again", "words"),
+    [
+        (20, slice(0, 0), "20 of them: there were 0"),
+        (30, slice(None), "30 of them: there were 20"),
+        (10, slice(None), "10 of them: there were 11 or more"),
+        (20, slice(None, None, -1), "batch 0 has another gradient of w the second"),
+    ],
+)
+def test_what_is_not_the_same_twice_is_refused(length, again, words):
+    rows = [{"w": row} for row in np.random.default_rng(0).normal(size=(20, 5))]
+    with pytest.raises(ValueError, match=words):
+        diagnostics.collect_noise(lambda w, x: x, None, Once(rows, length, rows[again]))
+
+
+def test_no_threshold_is_0():
+    rng = np.random.default_rng(0)
+    there = (rng.random(256) < 0.45) & (rng.random((400, 256)) < 0.18)
+    rows = rng.standard_t(1.2, size=(400, 256)) * there
+    found = diagnostics.diagnose(lambda w, x: {"w": x}, None, list(rows))
+    assert all(clip.threshold > 0 for clip in found.recommendation.clips.values())
+    assert "nan" not in found.recommendation.text
+
+
+def test_at_most_a_tenth_is_clipped_wherever_the_noise_lies():
+    rows = 0.03 * np.random.default_rng(0).standard_t(1.2, size=(400, 5))
+    rows[:, 0] += 100
+    found = diagnostics.diagnose(lambda w, x: {"w": x}, None, list(rows))
+    clip = found.recommendation.clips.get("w") or found.recommendation.clips.get(
+        "all layers"
+    )
+    sizes = np.linalg.norm(rows, axis=1) if clip.scope == "norm" else np.abs(rows)
+    assert np.mean(sizes > clip.threshold) <= 0.1

@@ -28,6 +28,8 @@ class Batches(Protocol):
 # Inner products are exact for smaller layers; their error in larger ones, relative to
 # the product of the norms, is at most about 1 / sqrt(2048) = 2%.
 _SKETCH_SIZE = 2048
+# Of the largest norm: more than rounding in another order makes.
+_REPEATS = 1e-3
 # Of each layer, at random places that are the same in all draws.
 _MOST_COORDINATES = 256
 
@@ -91,10 +93,18 @@ def collect_noise(
         raise ValueError(f"at least 2 batches are needed, got {num_batches}.")
 
     def gradients(offset: int):
-        for i, batch in enumerate(batches):
-            yield i, _leaves(grad_fn(params, batch))
+        count = 0
+        for count, batch in enumerate(batches, 1):
+            if count > num_batches:
+                break
+            yield count - 1, _leaves(grad_fn(params, batch))
             if progress is not None:
-                progress(offset + i + 1, 2 * num_batches)
+                progress(offset + count, 2 * num_batches)
+        if count != num_batches:
+            raise ValueError(
+                f"batches must be there twice, {num_batches} of them: there were "
+                f"{count}{' or more' if count > num_batches else ''}."
+            )
 
     first = _first_pass(gradients(0), num_batches)
     layers = _second_pass(gradients(num_batches), first, num_batches, seed)
@@ -114,6 +124,8 @@ def _leaves(grads: Any) -> dict[str, np.ndarray]:
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
+        if name in leaves:
+            raise ValueError(f"two leaves of the gradient are called {name!r}.")
         array = np.asarray(leaf)
         is_real = array.dtype.kind in "fiu" or array.dtype.name.startswith("bfloat")
         if not is_real:
@@ -147,6 +159,16 @@ def _check_same(
     changed = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     if changed:
         raise ValueError(f"the gradient of batch {i} has other leaves: {changed[:4]}.")
+
+
+def _check_repeats(name: str, i: int, norm: Any, norms: np.ndarray) -> None:
+    """A reshuffled loader, or a function that sums up, has no mean to differ from."""
+    room = _REPEATS * np.max(norms, where=np.isfinite(norms), initial=0)
+    if np.isfinite(norm) and np.isfinite(norms[i]) and abs(norm - norms[i]) > room:
+        raise ValueError(
+            f"batch {i} has another gradient of {name} the second time: batches and "
+            "grad_fn must give the same again."
+        )
 
 
 class _Layer:
@@ -215,6 +237,7 @@ def _second_pass(
         _check_same(first.mean, leaves, i)
         for name, x in leaves.items():
             with np.errstate(invalid="ignore", over="ignore"):
+                _check_repeats(name, i, np.linalg.norm(x), first.norms[name])
                 layers[name].add(i, x)
     return tuple(layer.result(name) for name, layer in layers.items())
 

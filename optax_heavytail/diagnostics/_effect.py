@@ -62,11 +62,15 @@ class _Products(NamedTuple):
 def clip_effect(layers: Sequence[tuple[LayerNoise, Clip | None]]) -> ClipEffect:
     """The effect of clipping some layers, each at its own threshold.
 
+    Of a layer that is clipped by coordinate, both sides are estimated from the 256
+    coordinates that were kept. Where few coordinates are far larger than the rest, and
+    not among these, the gain is rough.
+
     Args:
       layers: all that an update has, with ``None`` where nothing is clipped. None may
         have an inf or NaN.
     """
-    raw = _total([_products(layer, None) for layer, _ in layers])
+    raw = _total([_products(layer, _without(clip)) for layer, clip in layers])
     cut = _total([_products(layer, clip) for layer, clip in layers])
     length = np.sqrt(cut.own.mean() * raw.own.mean())
     gains = _log_gains(cut, raw)
@@ -75,6 +79,15 @@ def clip_effect(layers: Sequence[tuple[LayerNoise, Clip | None]]) -> ClipEffect:
         cosine=float(cut.cross.mean() / length) if length > 0 else float("nan"),
         **gains,
     )
+
+
+def _without(clip: Clip | None) -> Clip | None:
+    """A clip of the same scope that clips nothing.
+
+    Products with a clip are compared with those that are estimated in the same way.
+    """
+    is_sampled = clip is not None and clip.scope == "coordinate"
+    return Clip("coordinate", np.inf) if is_sampled else None
 
 
 def _total(parts: list[_Products]) -> _Products:

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _readers, _tree
+from optax_heavytail._clip_by_moment import ClipByMomentState
+from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState
+from optax_heavytail._stochastic_rounding import StochasticRoundingState
 from optax_heavytail.diagnostics import _rows
 
 # Of its size, what a coordinate that is clipped has at most: that of another is the
 # same but for rounding, and for the eps of `clip_by_moment`.
 _CLIPPED = 0.999
+_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 class MonitorClippingState(NamedTuple):
@@ -82,7 +86,8 @@ def monitor_clipping(
       :math:`u_k` enters no average.
 
     Raises:
-      ValueError: ``window`` is outside its range.
+      ValueError: ``window`` is outside its range, or ``clip`` has
+        ``clip_by_moment`` or ``scale_by_acclip`` inside a chain, a mask or a partition.
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
@@ -105,6 +110,14 @@ def monitor_clipping(
     def init_fn(params):
         _base.check_floating(params, "parameters")
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)
+        inner_state = inner_tx.init(params)
+        if _readers.get_states(inner_state, ClipByMomentState) and not _tells(
+            inner_state
+        ):
+            raise ValueError(
+                "monitor_clipping must be around clip_by_moment or scale_by_acclip "
+                "alone, not around a chain, mask or partition that contains it."
+            )
         return MonitorClippingState(
             coordinate_shares=jnp.zeros(rows, dtype),
             norm_shares=jnp.zeros(rows, dtype),
@@ -112,16 +125,18 @@ def monitor_clipping(
             raw_mean=_tree.zeros_like(params) if bias else None,
             clipped_mean=_tree.zeros_like(params) if bias else None,
             leaf_rows=_rows.leaf_rows(params, per_leaf),
-            inner_state=inner_tx.init(params),
+            inner_state=inner_state,
         )
 
     def update_fn(updates, state, params=None, *, with_raw=False, **extra_args):
         _base.check_floating(updates, "updates")
+        is_told = _tells(state.inner_state)
+        if is_told:  # nobody else must see what comes back
+            extra_args["with_raw"] = True
         out, inner_state = inner_tx.update(
-            updates, state.inner_state, params, with_raw=True, **extra_args
+            updates, state.inner_state, params, **extra_args
         )
-        is_told = isinstance(out, _base.Clipping)
-        found = out if is_told else _base.Clipping(updates, out)
+        found: Any = out if is_told else _base.Clipping(updates, out)
         raw, clipped = map(_tree.at_least_float32, found)
         before, after = (_rows.norms(t, per_leaf, axis_name) for t in (raw, clipped))
         shrunk = jax.tree.map(
@@ -145,3 +160,15 @@ def monitor_clipping(
         return found if with_raw else found.clipped, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _tells(state: Any) -> bool:
+    """Whether what a state belongs to returns a `Clipping` if it is asked to.
+
+    It does alone, and in wrappers that hand its answer on as it is.
+    """
+    if isinstance(state, (StochasticRoundingState, SkipIfUnsafeState, *_INJECTED)):
+        return _tells(state.inner_state)
+    if isinstance(state, optax.MultiStepsState):
+        return _tells(state.inner_opt_state)
+    return isinstance(state, (ClipByMomentState, MonitorClippingState))

@@ -1,6 +1,7 @@
 """What to do about the noise, as far as the evidence goes, with code to paste."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,12 +67,14 @@ def _clips(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> dict[str,
     is_everywhere = 2 * len(heavy) >= len(judged) and not by_coordinate
     if whole.verdict.label == "heavy" and (is_everywhere or not heavy):
         return {whole.noise.name: _norm_clip(whole)}
-    return {
+    clips = {
         layer.noise.name: (
             _coordinate_clip(layer) if layer in by_coordinate else _norm_clip(layer)
         )
         for layer in heavy
     }
+    # Where most entries are 0, so is the quantile: that is no threshold.
+    return {name: clip for name, clip in clips.items() if clip.threshold > 0}
 
 
 def _norm_clip(layer: LayerDiagnosis) -> Clip:
@@ -89,8 +92,20 @@ def _coordinate_clip(layer: LayerDiagnosis) -> Clip:
 def _tail_start(sizes: np.ndarray, estimate: TailEstimate | None) -> float:
     assert estimate is not None  # the layer is heavy, so there is one
     share = min((estimate.k or 0) / estimate.num_samples, _MOST_CLIPPED)
-    # Three digits: more would claim a precision that no quantile has.
-    return float(f"{np.quantile(sizes, 1 - share):.3g}")
+    threshold = float(np.quantile(sizes, 1 - share))
+    # Few digits, as no quantile is precise; upwards, and more where they matter.
+    for digits in range(3, 17):
+        rounded = _rounded_up(threshold, digits)
+        if np.count_nonzero((sizes > threshold) & (sizes <= rounded)) <= 1:
+            return rounded
+    return threshold
+
+
+def _rounded_up(value: float, digits: int) -> float:
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(f"{math.ceil(value / unit) * unit:.{digits}g}")
 
 
 def _clip(
@@ -225,7 +240,7 @@ CLIPS = {{
 
 
 def layer(path, _):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
     return name if name in CLIPS else "other layers"
 
 
@@ -242,4 +257,4 @@ optimizer = optax.chain(
 
 def _call(clip: Clip) -> str:
     function = {"norm": "clip_by_norm", "coordinate": "clip_by_value"}[clip.scope]
-    return f"oht.{function}({clip.threshold:g})"
+    return f"oht.{function}({clip.threshold!r})"

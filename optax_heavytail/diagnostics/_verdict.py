@@ -35,7 +35,8 @@ class Verdict:
 
 def unknown(reason: str) -> Verdict:
     """No estimate, and why."""
-    return Verdict("unknown", None, reason, "Measurements without this defect.")
+    text = reason.removesuffix(".")
+    return Verdict("unknown", None, text, "Measurements without this defect.")
 
 
 def judge(estimate: TailEstimate, num_batches: int) -> Verdict:

@@ -91,7 +91,7 @@ def diagnose(
     source = train.load([config])
     resolved = train.resolve(config, source)
     newest = points.places(checkpoint, ()) if checkpoint else []
-    for place in (*wanted, *newest):
+    for place in {*wanted, *newest}:
         points.check(place, resolved)
     folders.make(workdir)
     task = source.build(points.run_folder(checkpoint) or workdir)

@@ -84,7 +84,7 @@ class Loop:
         # What a stopped run has left out.
         missed = at.evaluated < at.step and at.step % self._config.eval_every == 0
         todo = Todo(evaluate=missed)
-        if not self._do(todo, self._layout.leave(self._window)):
+        if missed and not self._do(todo, self._layout.leave(self._window)):
             return self._outcome(at.step, todo)
         started = time.perf_counter()
         with distributed.on_sigterm() as wants_stop:

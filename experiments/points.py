@@ -101,12 +101,10 @@ def check(place: Place, config: Config) -> None:
     """
     if place.folder is None:
         return
-    about = _about(place.folder)
-    old, new = (
-        {name: value for name, value in c.items() if name not in folders.FREE}
-        for c in (about["config"], folders.plain(config))
+    old, new = _about(place.folder)["config"], folders.plain(config)
+    differing = folders.differences(
+        folders.without_free(old), folders.without_free(new)
     )
-    differing = folders.differences(old, new)
     if differing:
         raise UserError(
             f"--checkpoint: {place.folder} is of another config than --config: "

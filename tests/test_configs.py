@@ -18,6 +18,7 @@ from experiments.data import stream
 from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks import images, mlm, squad
+from tests.in_time import in_time
 
 FOLDER = Path(experiments.configs.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -32,12 +33,10 @@ ALIKE = (
 )
 
 
-def in_time(names):
-    """Parameters, of which some wait for the nightly."""
-    return [
-        pytest.param(name, marks=pytest.mark.nightly if name in ALIKE else ())
-        for name in names
-    ]
+def each_config(names):
+    """A test of each of these configs, the parameter ``name``."""
+    params = in_time({name: name for name in names}, lambda name: name not in ALIKE)
+    return pytest.mark.parametrize("name", params)
 
 
 def module(name):
@@ -132,7 +131,7 @@ def squad_shapes(config):
 SHAPES = {"mlm": mlm_shapes, "images": images_shapes, "squad": squad_shapes}
 
 
-@pytest.mark.parametrize("name", in_time(NAMES))
+@each_config(NAMES)
 def test_full_size_step_keeps_its_shapes_and_fits_its_devices(name):
     """Traces the whole step, and the update of every optimizer, without memory.
 
@@ -258,7 +257,7 @@ def described(tree):
 
 
 # bert_tiny runs in test_experiments_train and test_experiments_cli.
-@pytest.mark.parametrize("name", in_time(sorted(set(NAMES) - {"bert_tiny"})))
+@each_config(sorted(set(NAMES) - {"bert_tiny"}))
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
     config.num_devices = 1

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tests.compare import assert_trees_close, assert_trees_equal, types
+from tests.in_time import in_time
 from tests.registry import CASES, make_grads, make_params
 
 NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
@@ -23,11 +24,7 @@ def each_case(test, keep=lambda case: True):
 
 def each_case_in_time(test):
     """Variants, which differ in their arithmetic alone, wait for the nightly."""
-    nightly = {True: pytest.mark.nightly, False: ()}
-    params = [
-        pytest.param(case, id=name, marks=nightly[case.variant])
-        for name, case in CASES.items()
-    ]
+    params = in_time(CASES, lambda name: not CASES[name].variant)
     return pytest.mark.parametrize("case", params)(test)
 
 

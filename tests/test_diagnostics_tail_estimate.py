@@ -17,6 +17,7 @@ from optax_heavytail.diagnostics import (
     _tail_intervals,
     _tail_methods,
 )
+from tests.in_time import in_time
 
 METHODS = tuple(_tail_methods.METHODS)
 TAIL_METHODS = METHODS[:3]
@@ -29,11 +30,7 @@ over_coordinates = functools.partial(
 each = pytest.mark.parametrize("method", METHODS)
 # The others' hundreds of estimates wait for the nightly.
 each_in_time = pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=() if name == "hill" else pytest.mark.nightly)
-        for name in METHODS
-    ],
+    "method", in_time({name: name for name in METHODS}, "hill".__eq__)
 )
 
 

@@ -17,6 +17,7 @@ from experiments import distributed, folders, tasks, train
 from experiments.configs import digits_zoo
 from experiments.errors import UserError
 from tests.commands import ROOT, environment, refused
+from tests.in_time import in_time
 
 ZOO = "experiments/configs/digits_zoo.py"
 
@@ -73,12 +74,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", ["fsdp", pytest.param("pmap", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("way", in_time(WAYS, "fsdp".__eq__))
 def test_two_processes_train_as_one(tmp_path, way):
     config = digits_zoo.get_config("smoke")
-    changes = {"steps": 4, **WAYS[way]}
+    changes = {"steps": 4, **way}
     config.update({k: v for k, v in changes.items() if "." not in k})
     argv = [f"--config.{name}={value}" for name, value in changes.items()]
     processes = start(tmp_path / "two", 4, *argv)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments import reproduce
 from experiments.errors import UserError
-from experiments.evidence import digits, robustness, study, theory, theory_tables
+from experiments.evidence import digits, robustness, study, theory
 from experiments.models import perceptron
 
 MADE = [
@@ -223,7 +223,7 @@ def test_methods_are_those_of_the_theorems(method):
 
 
 def test_intervals_are_written_beside_their_number():
-    assert theory_tables.with_interval((-0.5, -0.625, 0.25)) == "-0.50 [-0.62, 0.25]"
+    assert study.with_interval((-0.5, -0.625, 0.25), ".2f") == "-0.50 [-0.62, 0.25]"
 
 
 def plain_sgd(rate):

@@ -15,6 +15,7 @@ import pytest
 
 from optax_heavytail import testing
 from optax_heavytail.testing import _run
+from tests.in_time import in_time
 from tests.lawbreakers import FAULTS, branches, each_leaf, squares, stateless
 from tests.registry import CASES, make_params
 
@@ -118,6 +119,7 @@ def test_one_device_skips_the_sharding_law():
     code = """
 import optax
 from optax_heavytail import testing
+from tests.in_time import in_time
 print(testing.check_sharding(optax.sgd(0.1)))
 """
     out = _python(code, XLA_FLAGS="").stdout
@@ -330,14 +332,7 @@ class VariantsTest(chex.TestCase):
 QUICK = ("acclip", "clipped_gd")
 
 
-def _case_marks(name):
-    return () if name in QUICK else pytest.mark.nightly
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=name, marks=_case_marks(name)) for name, c in CASES.items()],
-)
+@pytest.mark.parametrize("case", in_time(CASES, QUICK.__contains__))
 def test_our_transforms_pass_the_default_laws(case):
     any_tree = set(testing.DEFAULT_LAWS) - ({"empty", "scalar"} - {case.any_tree})
     testing.check_transformation(

@@ -123,7 +123,7 @@ def _condition(results: dict[str, Any]) -> str:
     for name, result in results.items():
         losses = np.array(result["losses"])
         difference = study.mean_interval(losses - base)
-        versus = "" if name == BASELINE else _with_interval(difference)
+        versus = "" if name == BASELINE else study.with_interval(difference, "+.3f")
         threshold = result["threshold"]
         accuracy = np.mean(result["accuracies"])
         rows.append(
@@ -138,11 +138,6 @@ def _condition(results: dict[str, Any]) -> str:
         )
     header = ["optimizer", "rate", "threshold", "loss", f"minus {BASELINE}'s"]
     return study.table([*header, "accuracy"], rows)
-
-
-def _with_interval(numbers: Sequence[float]) -> str:
-    value, low, high = (f"{number:+.3f}" for number in numbers)
-    return f"{value} [{low}, {high}]"
 
 
 def _widths(results: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What the page of the theory shows of its raw results."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,22 @@ def _distinct(records: Sequence[Record], name: str) -> list[Any]:
     return list(dict.fromkeys(record["settings"][name] for record in records))
 
 
-def with_interval(numbers: Sequence[float], digits: int = 2) -> str:
-    """A number and its interval."""
-    value, low, high = (f"{number:.{digits}f}" for number in numbers)
-    return f"{value} [{low}, {high}]"
-
-
 def rates(records: Sequence[Record]) -> str:
     """Fitted exponents of the mean error beside the theorems'."""
     found = _by(records, "kind", "order", "method")
+
+    def cell(kind: str, order: float, method: str) -> str:
+        return study.with_interval(found[kind, order, method]["result"]["slope"], ".2f")
+
+    return _exponents(records, lambda order: -2 * (order - 1) / order, cell)
+
+
+def _exponents(
+    records: Sequence[Record],
+    theorem: Callable[[float], float],
+    cell: Callable[[str, float, str], str],
+) -> str:
+    """A row for each noise and order: the theorem's exponent, and each method's."""
     kinds, orders, methods = (
         _distinct(records, name) for name in ("kind", "order", "method")
     )
@@ -57,14 +64,13 @@ def rates(records: Sequence[Record]) -> str:
         [
             kind,
             f"{order:g}",
-            f"{-2 * (order - 1) / order:.2f}",
-            *(with_interval(found[kind, order, m]["result"]["slope"]) for m in methods),
+            f"{theorem(order):.2f}",
+            *(cell(kind, order, method) for method in methods),
         ]
         for kind, order in itertools.product(kinds, orders)
     ]
-    return study.table(
-        ["noise", "a", "theorem", *map(NAMES.__getitem__, methods)], rows
-    )
+    names = map(NAMES.__getitem__, methods)
+    return study.table(["noise", "a", "theorem", *names], rows)
 
 
 def deviations(records: Sequence[Record]) -> str:
@@ -89,28 +95,16 @@ def deviations(records: Sequence[Record]) -> str:
 def horizons(records: Sequence[Record]) -> str:
     """Fitted exponents of the mean squared gradient beside theorem 2's."""
     found = _by(records, "kind", "order", "method", "steps")
-    kinds, orders, methods, steps = (
-        _distinct(records, name) for name in ("kind", "order", "method", "steps")
-    )
+    steps = _distinct(records, "steps")
 
     def cell(kind: str, order: float, method: str) -> str:
         of_runs = [found[kind, order, method, k]["result"]["squares"] for k in steps]
         squares = np.transpose(of_runs)
-        exponent = with_interval(study.fitted_exponent(steps, squares))
-        return f"{exponent}, {squares[:, -1].mean():.3g}"
+        exponent = study.fitted_exponent(steps, squares)
+        last = squares[:, -1].mean()
+        return f"{study.with_interval(exponent, '.2f')}, {last:.3g}"
 
-    rows = [
-        [
-            kind,
-            f"{order:g}",
-            f"{-(2 * order - 2) / (3 * order - 2):.2f}",
-            *(cell(kind, order, method) for method in methods),
-        ]
-        for kind, order in itertools.product(kinds, orders)
-    ]
-    return study.table(
-        ["noise", "a", "theorem", *map(NAMES.__getitem__, methods)], rows
-    )
+    return _exponents(records, lambda a: -(2 * a - 2) / (3 * a - 2), cell)
 
 
 def dimensions(records: Sequence[Record]) -> str:
@@ -126,10 +120,9 @@ def dimensions(records: Sequence[Record]) -> str:
             errors = [found[scales, method, n]["result"]["errors"] for n in numbers]
             means[method] = np.mean(errors, axis=1)
             cells = [f"{mean:.3g}" for mean in means[method]]
-            exponent = with_interval(
-                study.fitted_exponent(numbers, np.transpose(errors))
-            )
-            rows.append([scales, NAMES[method], *cells, exponent])
+            exponent = study.fitted_exponent(numbers, np.transpose(errors))
+            cells.append(study.with_interval(exponent, ".2f"))
+            rows.append([scales, NAMES[method], *cells])
         ratios = [f"{ratio:.2f}" for ratio in means[methods[0]] / means[methods[1]]]
         rows.append([scales, "ratio", *ratios, ""])
     header = ["scales", "", *(f"d = {number:,}" for number in numbers)]

@@ -277,7 +277,7 @@ def test_no_estimate_is_no_verdict():
     blank = TailEstimate("iterations", "hill", 0.9, 10, 50, reason="50 are too few.")
     verdict = judge(blank, 50)
     assert (verdict.label, verdict.confidence) == ("unknown", None)
-    assert verdict.text == "50 are too few."
+    assert verdict.text == "50 are too few"
 
 
 # Planted noise

@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments import reproduce
 from experiments.errors import UserError
-from experiments.evidence import digits, robustness, study, theory
+from experiments.evidence import digits, robustness, study, theory, training
 from experiments.models import perceptron
 
 MADE = [
@@ -230,37 +230,50 @@ def plain_sgd(rate):
     return optax.sgd(rate)
 
 
-def test_a_grid_is_moved_until_its_best_point_is_inside(monkeypatch):
+def test_a_grid_is_moved_until_its_best_point_is_inside():
     """Losses by formula: the best rate is 1, eight octaves below the middle."""
+    measured = []
 
-    def run(contestant, setup, points, seeds):
+    def run(points, seeds):
+        measured.extend(points)
         losses = np.array([[[abs(np.log2(p.rate))] for _ in seeds] for p in points])
-        return losses, losses
+        return training.Curves(losses, losses, {})
 
-    monkeypatch.setattr(digits, "run", run)
-    contestant = digits.Contestant(plain_sgd, 256.0)
-    tuned = digits.tune(contestant, digits.Setup())
+    def tune(**changes):
+        contestant = training.Contestant(plain_sgd, **{"rate": 256.0} | changes)
+        return training.tune(contestant, run, digits.PROTOCOL)
+
+    tuned = tune()
     assert tuned.is_inside
     assert tuned.best.rate == pytest.approx(1)
-    assert len(tuned.losses) == digits.POINTS
+    assert len(tuned.losses) == digits.PROTOCOL.points
     assert min(tuned.rates) < tuned.best.rate < max(tuned.rates)
-    far = digits.tune(contestant._replace(rate=2.0**100), digits.Setup())
-    assert not far.is_inside
-    both = digits.tune(contestant._replace(rate=1.0, threshold=4.0), digits.Setup())
-    assert len(both.losses) == digits.POINTS
+    # Of 25 half octaves the lowest is 4, and the next grid goes from 256 to 1/16.
+    assert len(measured) == 25 + 12
+    assert not tune(rate=2.0**100).is_inside
+    both = tune(rate=1.0, threshold=4.0)
+    assert len(both.losses) == digits.PROTOCOL.points
     # The formula does not know the threshold: the first is as good as any.
     assert not both.is_inside
 
 
-def test_lanes_are_single_runs():
+def of_rates(*rates):
+    return training.points(rates, ())
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_lanes_are_single_runs(side_by_side):
     """Against a loop in NumPy's order, with label noise and a spike."""
     setup = digits.Setup(
         steps=4, batch_size=32, label_noise=0.5, spike_every=3, spike=5.0
     )
-    contestant = digits.Contestant(plain_sgd, 1.0)
-    grid_points = digits.points((0.1, 0.3), ())
-    losses, accuracies = digits.run(contestant, setup, grid_points, (3, 4))
-    assert losses.shape == accuracies.shape == (2, 2, 4)
+    contestant = training.Contestant(
+        plain_sgd, 1.0, observe=lambda state: {"count": optax.tree.get(state, "count")}
+    )
+    problem = digits.problem(setup)._replace(side_by_side=side_by_side)
+    curves = training.runner(contestant, problem)(of_rates(0.1, 0.3), (3, 4))
+    assert curves.losses.shape == curves.accuracies.shape == (2, 2, 4)
+    assert curves.seen["count"].tolist() == [[[1, 2, 3, 4]] * 2] * 2
     (images, labels), (held_out, truth) = digits.load()
     labels = digits.noisy_labels(labels, setup, 4)
     model = perceptron.Perceptron(64, 64, 2, 10, rngs=nnx.Rngs(jax.random.key(4)))
@@ -277,15 +290,14 @@ def test_lanes_are_single_runs():
         rate = 0.3 * (1 + np.cos(np.pi * step / 4)) / 2 * (5.0 if step == 1 else 1.0)
         params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
         want = loss(params, held_out, truth)
-        assert losses[1, 1, step] == pytest.approx(float(want), rel=1e-4)
+        assert curves.losses[1, 1, step] == pytest.approx(float(want), rel=1e-4)
     assert 0.4 < np.mean(labels == digits.load()[0][1]) < 0.65
 
 
 def test_a_lost_run_is_the_worst():
-    setup = digits.Setup(steps=2, batch_size=8)
-    contestant = digits.Contestant(plain_sgd, 1.0)
-    losses, _ = digits.run(contestant, setup, digits.points((1e30,), ()), (0,))
-    assert losses[0, 0, -1] == digits.LOST
+    problem = digits.problem(digits.Setup(steps=2, batch_size=8))
+    run = training.runner(training.Contestant(plain_sgd, 1.0), problem)
+    assert run(of_rates(1e30), (0,)).losses[0, 0, -1] == training.LOST
 
 
 def test_the_range_of_good_rates_is_unbroken():

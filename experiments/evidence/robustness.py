@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 import optax_heavytail as oht
 from experiments import figures
-from experiments.evidence import digits, study
-from experiments.evidence.digits import Contestant, Setup
+from experiments.evidence import digits, study, training
+from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Record, Study
+from experiments.evidence.training import Contestant
 
 STEPS = 500
 SETUPS = {
@@ -74,15 +75,15 @@ NARROW: dict[str, Callable[..., Any]] = {
 
 def measure(condition: str, name: str) -> dict[str, Any]:
     """One optimizer in one condition; on clean data also a fine line of rates."""
-    contestant, setup = CONTESTANTS[name], SETUPS[condition]
+    contestant, problem = CONTESTANTS[name], digits.problem(SETUPS[condition])
     if condition == "bfloat16 state":
         contestant = contestant._replace(make=NARROW[name])
-    result = digits.tune_and_run(contestant, setup)
+    result = training.tune_and_run(contestant, problem, PROTOCOL)
     if condition != "clean":
         return result
-    rates = digits.around(result["rate"], digits.POINTS, 2**0.5)
-    line = [digits.Point(rate, result["threshold"]) for rate in rates]
-    losses = digits.run(contestant, setup, line, digits.TUNING_SEEDS)[0]
+    rates = training.around(result["rate"], PROTOCOL.points, PROTOCOL.rate_factor)
+    line = [training.Point(rate, result["threshold"]) for rate in rates]
+    losses = training.runner(contestant, problem)(line, PROTOCOL.tuning_seeds).losses
     return result | {
         "line_rates": study.rounded(rates),
         "line_losses": study.rounded(losses[..., -1].mean(axis=1)),

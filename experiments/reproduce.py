@@ -2,7 +2,8 @@
 
 python -m experiments.reproduce theory --scale=cpu
 
-What is measured already is used again: delete the raw results to measure anew.
+What is measured already is used again: delete the raw results to measure anew. Some
+studies need data that the project does not have: docs/evidence/protocol.md says which.
 """
 
 import argparse
@@ -12,19 +13,24 @@ from pathlib import Path
 
 from experiments import folders, progress
 from experiments.errors import UserError
-from experiments.evidence import robustness, study, theory
+from experiments.evidence import bert, lambc, robustness, study, theory
 
-STUDIES = {"theory": theory.STUDY, "robustness": robustness.STUDY}
+STUDIES = {
+    "theory": theory.STUDY,
+    "bert": bert.STUDY,
+    "lambc": lambc.STUDY,
+    "robustness": robustness.STUDY,
+}
 
 
-def reproduce(name: str, scale: str, results: Path, pages: Path) -> None:
+def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> None:
     """Measures what is missing of a study, and renders its page.
 
     Raises:
       UserError: a folder is not writable, or the page has other blocks.
     """
     chosen = STUDIES[name]
-    cells, path = chosen.cells(scale), study.raw_file(name, scale, results)
+    cells, path = chosen.cells(scale, data), study.raw_file(name, scale, results)
     with progress.run_bar(name, len(cells)) as bar:
         for number, cell in enumerate(study.run(cells, path), 1):
             bar.update(number, note=", ".join(map(str, cell.settings.values())))
@@ -49,13 +55,14 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("name", choices=STUDIES)
     made.add_argument("--scale", choices=study.SCALES, default="cpu")
+    made.add_argument("--data", type=Path, default=Path("data"), help="folder")
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     """Reproduces as the flags say."""
     given = parser().parse_args(argv)
-    reproduce(given.name, given.scale, study.RESULTS, study.PAGES)
+    reproduce(given.name, given.scale, given.data, study.RESULTS, study.PAGES)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Studies: what is measured once is used again, and pages show what was measured."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def test_every_study_has_a_page_and_results(name):
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_pages_show_what_was_measured(name, scale):
-    cells = reproduce.STUDIES[name].cells(scale)
+    cells = reproduce.STUDIES[name].cells(scale, Path())
     records = study.wanted(study.read(study.raw_file(name, scale)), cells)
     page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
     assert study.fill(page, reproduce.blocks(name, scale, records)) == page
@@ -109,7 +111,9 @@ def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys
 
     calls = []
     made = study.Study(
-        lambda scale: counted(calls), tables, lambda records: {"x.png": b"picture"}
+        lambda scale, data: counted(calls),
+        tables,
+        lambda records: {"x.png": b"picture"},
     )
     monkeypatch.setattr(reproduce, "STUDIES", {"toy": made})
     monkeypatch.setattr(study, "RESULTS", tmp_path)

@@ -5,6 +5,7 @@ On the digits, each optimizer tuned anew in each condition.
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -90,9 +91,9 @@ def measure(condition: str, name: str) -> dict[str, Any]:
     }
 
 
-def cells(scale: str) -> list[Cell]:
+def cells(scale: str, data: Path) -> list[Cell]:
     """Every optimizer in every condition that it has; the same at each scale."""
-    del scale
+    del scale, data
     return [
         Cell(
             {"condition": condition, "optimizer": name, "steps": STEPS},

@@ -33,7 +33,8 @@ class Cell(NamedTuple):
 class Study(NamedTuple):
     """A question, as measurements and what is shown of them."""
 
-    cells: Callable[[str], list[Cell]]  # scale -> all of them
+    # (scale, folder of data sets) -> all of them
+    cells: Callable[[str, Path], list[Cell]]
     tables: Callable[[Sequence[Record]], dict[str, str]]  # blocks of the page, Markdown
     pictures: Callable[[Sequence[Record]], dict[str, bytes]]  # PNG, by file name
 

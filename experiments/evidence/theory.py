@@ -7,6 +7,7 @@ infinite, so that the theorems for order a apply.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -225,7 +226,7 @@ def dimension(
     return {"errors": study.rounded(errors[:, 0])}
 
 
-def cells(scale: str) -> list[Cell]:
+def cells(scale: str, data: Path) -> list[Cell]:
     """All measurements."""
     runs = RUNS[scale]
     found = [

@@ -6,6 +6,7 @@ for every optimizer.
 """
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ class Tuned(NamedTuple):
 
 
 Run = Callable[[Sequence[Point], Sequence[int]], Curves]
+Shown = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # loss, accuracy, observed
 
 
 def around(middle: float, number: int, factor: float) -> tuple[float, ...]:
@@ -187,33 +189,87 @@ def evaluation_steps(problem: Problem) -> np.ndarray:
 
 def runner(contestant: Contestant, problem: Problem) -> Run:
     """A function that trains lanes, which compiles once for each number of them."""
-    train = _training(contestant, problem)
     has_threshold = contestant.threshold is not None
-    if problem.side_by_side:
-        of_seeds = jax.vmap(train, (None, None, 0, 0, None))
-        axis = 0 if has_threshold else None
-        train = jax.vmap(of_seeds, (0, axis, None, None, None))
-    compiled = jax.jit(train)
     data = jax.tree.map(jnp.asarray, problem.data)
+    train = (_side_by_side if problem.side_by_side else _in_turn)(contestant, problem)
 
     def run(grid_points: Sequence[Point], seeds: Sequence[int]) -> Curves:
         rates = jnp.asarray([point.rate for point in grid_points])
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         thresholds = (
             jnp.asarray([p.threshold for p in grid_points]) if has_threshold else None
         )
-        if problem.side_by_side:
-            batches = _stacked([problem.batches(seed) for seed in seeds])
-            found = compiled(rates, thresholds, keys, batches, data)
-            return _curves(found)
-        lanes = np.empty((len(grid_points), len(seeds)), object)
-        for j, seed in enumerate(seeds):
-            batches = jax.tree.map(jnp.asarray, problem.batches(seed))
-            for i in range(len(grid_points)):
-                threshold = None if thresholds is None else thresholds[i]
-                lane = compiled(rates[i], threshold, keys[j], batches, data)
-                lanes[i, j] = jax.device_get(lane)
-        return _curves(_stacked([_stacked(list(row)) for row in lanes]))
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        batches = [problem.batches(seed) for seed in seeds]
+        losses, accuracies, seen = jax.tree.map(
+            lambda x: np.asarray(x, np.float64),
+            train(rates, thresholds, keys, batches, data),
+        )
+        losses = np.where(np.isfinite(losses), np.minimum(losses, LOST), LOST)
+        return Curves(losses, accuracies, seen)
+
+    return run
+
+
+def _side_by_side(contestant: Contestant, problem: Problem) -> Callable[..., Shown]:
+    """All lanes as one program."""
+    lane = _lane(contestant, problem)
+    stops = evaluation_steps(problem)
+    spans = jnp.asarray([0, *stops[:-1]]), jnp.asarray(stops)
+
+    def train(
+        rate: jax.Array, threshold: jax.Array | None, key: Any, batches: Any, data: Any
+    ) -> Shown:
+        def step(count: Any, carry: Any) -> Any:
+            batch = jax.tree.map(lambda x: x[count], batches)
+            return lane.step(rate, threshold, count, carry, batch, data)
+
+        def to_next_evaluation(carry: Any, span: Any) -> Any:
+            carry = jax.lax.fori_loop(span[0], span[1], step, carry)
+            return carry, lane.show(carry, data)
+
+        carry = lane.start(rate, threshold, key)
+        return jax.lax.scan(to_next_evaluation, carry, spans)[1]
+
+    of_seeds = jax.vmap(train, (None, None, 0, 0, None))
+    axis = None if contestant.threshold is None else 0
+    compiled = jax.jit(jax.vmap(of_seeds, (0, axis, None, None, None)))
+
+    def run(
+        rates: Any, thresholds: Any, keys: Any, batches: list[Any], data: Any
+    ) -> Shown:
+        return compiled(rates, thresholds, keys, _stacked(batches), data)
+
+    return run
+
+
+def _in_turn(contestant: Contestant, problem: Problem) -> Callable[..., Shown]:
+    """One lane after the other, a step at a time.
+
+    XLA's convolutions on a CPU are many times slower inside a loop of its own.
+    """
+    lane = _lane(contestant, problem)
+    start, show = jax.jit(lane.start), jax.jit(lane.show)
+    step = jax.jit(lane.step, donate_argnums=3)
+    stops = set(evaluation_steps(problem).tolist())
+
+    def train(rate: Any, threshold: Any, key: Any, batches: Any, data: Any) -> Shown:
+        carry, shown = start(rate, threshold, key), []
+        for count in range(problem.steps):
+            batch = jax.tree.map(operator.itemgetter(count), batches)
+            carry = step(rate, threshold, count, carry, batch, data)
+            if count + 1 in stops:
+                shown.append(jax.device_get(show(carry, data)))
+        return _stacked(shown)
+
+    def run(
+        rates: Any, thresholds: Any, keys: Any, batches: list[Any], data: Any
+    ) -> Shown:
+        def lanes(i: int) -> Shown:
+            threshold = None if thresholds is None else thresholds[i]
+            pairs = zip(keys, batches, strict=True)
+            return _stacked([train(rates[i], threshold, *pair, data) for pair in pairs])
+
+        return _stacked([lanes(i) for i in range(len(rates))])
 
     return run
 
@@ -222,56 +278,48 @@ def _stacked(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
 
 
-def _curves(found: tuple[jax.Array, jax.Array, dict[str, jax.Array]]) -> Curves:
-    losses, accuracies, seen = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-    losses = np.where(np.isfinite(losses), np.minimum(losses, LOST), LOST)
-    return Curves(losses, accuracies, seen)
+class _Lane(NamedTuple):
+    """One training, as pure functions of its rate and threshold."""
+
+    start: Callable[..., PyTree]  # (rate, threshold, key) -> carry
+    step: Callable[..., PyTree]  # (rate, threshold, count, carry, batch, data) -> carry
+    show: Callable[..., Shown]  # (carry, data) -> what an evaluation gives
 
 
-def _training(contestant: Contestant, problem: Problem) -> Callable[..., Any]:
-    """One lane: loss, accuracy and what is observed at every evaluation."""
+def _lane(contestant: Contestant, problem: Problem) -> _Lane:
     factor = contestant.schedule(problem.steps)
 
-    def train(
-        rate: jax.Array,
-        threshold: jax.Array | None,
-        key: jax.Array,
-        batches: PyTree,
-        data: PyTree,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def transform(rate: jax.Array, threshold: jax.Array | None) -> Any:
         arguments = (lambda count: rate * factor(count),)
         arguments += () if threshold is None else (threshold,)
-        tx: Any = optax.with_extra_args_support(contestant.make(*arguments))
+        return optax.with_extra_args_support(contestant.make(*arguments))
 
-        def step(count: Any, carry: Any) -> Any:
-            params, model_state, state = carry
-            batch = jax.tree.map(lambda x: x[count], batches)
-
-            def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
-                grads, after = jax.grad(problem.loss, has_aux=True)(
-                    params, model_state, data, batch
-                )
-                corrupt = problem.corrupt
-                return corrupt(grads, count) if corrupt else grads, after
-
-            grads, after = gradient(params)
-            updates, state = tx.update(
-                grads, state, params, grad_fn=lambda params: gradient(params)[0]
-            )
-            return optax.apply_updates(params, updates), after, state
-
-        def to_next_evaluation(carry: Any, span: Any) -> Any:
-            carry = jax.lax.fori_loop(span[0], span[1], step, carry)
-            params, model_state, state = carry
-            found = contestant.read(state, params) if contestant.read else params
-            loss, accuracy = problem.evaluate(found, model_state, data)
-            seen = contestant.observe(state) if contestant.observe else {}
-            return carry, (loss, accuracy, seen)
-
-        stops = evaluation_steps(problem)
-        spans = jnp.asarray([0, *stops[:-1]]), jnp.asarray(stops)
+    def start(rate: jax.Array, threshold: jax.Array | None, key: jax.Array) -> PyTree:
         params, model_state = problem.init(key)
-        carry = params, model_state, tx.init(params)
-        return jax.lax.scan(to_next_evaluation, carry, spans)[1]
+        return params, model_state, transform(rate, threshold).init(params)
 
-    return train
+    def step(
+        rate: Any, threshold: Any, count: Any, carry: Any, batch: Any, data: Any
+    ) -> PyTree:
+        params, model_state, state = carry
+
+        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
+            grads, after = jax.grad(problem.loss, has_aux=True)(
+                params, model_state, data, batch
+            )
+            corrupt = problem.corrupt
+            return corrupt(grads, count) if corrupt else grads, after
+
+        grads, after = gradient(params)
+        updates, state = transform(rate, threshold).update(
+            grads, state, params, grad_fn=lambda params: gradient(params)[0]
+        )
+        return optax.apply_updates(params, updates), after, state
+
+    def show(carry: Any, data: Any) -> Shown:
+        params, model_state, state = carry
+        found = contestant.read(state, params) if contestant.read else params
+        loss, accuracy = problem.evaluate(found, model_state, data)
+        return loss, accuracy, contestant.observe(state) if contestant.observe else {}
+
+    return _Lane(start, step, show)

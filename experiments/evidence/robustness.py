@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import optax_heavytail as oht
 from experiments import figures
-from experiments.evidence import digits, study, training
+from experiments.evidence import comparison, digits, study, training
 from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
@@ -111,35 +111,14 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
         settings = record["settings"]
         of_condition = found.setdefault(settings["condition"], {})
         of_condition[settings["optimizer"]] = record["result"]
-    conditions = {name: _condition(results) for name, results in found.items()}
+    conditions = {
+        name: comparison.training_table(results, BASELINE)
+        for name, results in found.items()
+    }
     return {
         "widths": _widths(found["clean"]),
         **{name.replace(" ", "_"): table for name, table in conditions.items()},
     }
-
-
-def _condition(results: dict[str, Any]) -> str:
-    """Losses of fresh seeds, and how they compare with the baseline's."""
-    base = np.array(results[BASELINE]["losses"])
-    rows = []
-    for name, result in results.items():
-        losses = np.array(result["losses"])
-        difference = study.mean_interval(losses - base)
-        versus = "" if name == BASELINE else study.with_interval(difference, "+.3f")
-        threshold = result["threshold"]
-        accuracy = np.mean(result["accuracies"])
-        rows.append(
-            [
-                name if result["is_inside"] else f"{name} (edge of its grid)",
-                f"{result['rate']:.3g}",
-                "" if threshold is None else f"{threshold:.3g}",
-                f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}",
-                versus,
-                f"{accuracy:.1%}",
-            ]
-        )
-    header = ["optimizer", "rate", "threshold", "loss", f"minus {BASELINE}'s"]
-    return study.table([*header, "accuracy"], rows)
 
 
 def _widths(results: dict[str, Any]) -> str:

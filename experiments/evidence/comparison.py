@@ -1,0 +1,40 @@
+"""What trainings of one problem by many optimizers show, beside a baseline."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.evidence import study
+
+
+def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
+    """Losses of fresh seeds, and how they compare with the baseline's.
+
+    Args:
+      results: what `training.tune_and_run` returns, by optimizer.
+      baseline: one of them, whose losses are taken from the others' seed by seed.
+
+    Returns:
+      A Markdown table of one row for each optimizer.
+    """
+    base = np.array(results[baseline]["losses"])
+    rows = []
+    for name, result in results.items():
+        losses = np.array(result["losses"])
+        difference = study.mean_interval(losses - base)
+        versus = "" if name == baseline else study.with_interval(difference, "+.3f")
+        threshold = result["threshold"]
+        accuracy = np.mean(result["accuracies"])
+        rows.append(
+            [
+                name if result["is_inside"] else f"{name} (edge of its grid)",
+                f"{result['rate']:.3g}",
+                "" if threshold is None else f"{threshold:.3g}",
+                f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}",
+                versus,
+                f"{accuracy:.1%}",
+            ]
+        )
+    header = ["optimizer", "rate", "threshold", "loss", f"minus {baseline}'s"]
+    return study.table([*header, "accuracy"], rows)

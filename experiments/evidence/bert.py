@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 import optax_heavytail as oht
-from experiments.evidence import training, wikitext
+from experiments.evidence import charts, comparison, training, wikitext
 from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
 
@@ -74,14 +74,24 @@ def cells(scale: str, data: Path) -> list[Cell]:
     ]
 
 
+def _results(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    return {record["settings"]["optimizer"]: record["result"] for record in records}
+
+
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    raise NotImplementedError
+    results = _results(records)
+    baseline = next(iter(results.values()))["token_frequencies"]
+    return {
+        "losses": comparison.training_table(results, BASELINE),
+        "frequencies": f"Token frequencies alone: {baseline:.3f} nats.",
+    }
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:
     """The figures of the page."""
-    raise NotImplementedError
+    name = "validation loss, nats per masked token"
+    return {"bert.png": charts.trainings(_results(records), name)}
 
 
 STUDY = Study(cells, tables, pictures)

@@ -26,7 +26,10 @@ PARTS = ("wikitext2/test.txt", "wikitext2/valid.txt")
 MODEL = bert.BertConfig(
     vocab_size=VOCABULARY,
     max_length=LENGTH,
-    **bert.SIZES["tiny"],
+    num_layers=2,
+    num_heads=2,
+    width=64,
+    mlp_width=256,
     dropout=0.0,
     # 0.02 x sqrt(768 / 64): as strong a signal as Devlin's 0.02 gives at width 768.
     init_stddev=0.07,
@@ -48,12 +51,12 @@ def load(folder: Path) -> tuple[np.ndarray, PyTree, float]:
         for part in PARTS
     )
     tokenizer = text.train_tokenizer(train, VOCABULARY)
-    encoded = [text.encode(tokenizer, part) for part in (train, held_out)]
-    rows, validation = (text.windows(part, LENGTH) for part in encoded)
+    encoded, unseen = (text.encode(tokenizer, part) for part in (train, held_out))
+    rows, validation = text.windows(encoded, LENGTH), text.windows(unseen, LENGTH)
     order = np.random.default_rng(0).permutation(len(validation))
     validation = validation[order[:VALIDATION_ROWS]]
     (batch,) = text.validation_batches(validation, len(validation), 0, VOCABULARY)
-    baseline = text.frequency_cross_entropy(*encoded, VOCABULARY)
+    baseline = text.frequency_cross_entropy(encoded, unseen, VOCABULARY)
     return rows, batch, baseline
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -466,9 +467,46 @@ def test_noise_that_is_rounding_is_called_so():
     assert "too few" in layer_of(found, "b").verdict.text
 
 
-def test_the_confidence_must_be_a_probability():
-    with pytest.raises(ValueError, match="confidence must be in"):
-        diagnostics.diagnose(identity, PARAMS, planted(2), confidence=1.0)
+@pytest.mark.parametrize("confidence", [0.0, 0.995, 1.0])
+def test_the_confidence_must_be_one_that_the_nulls_allow(confidence):
+    with pytest.raises(ValueError, match=r"confidence must be in \(0.0, 0.99\], got"):
+        diagnostics.diagnose(identity, PARAMS, planted(2), confidence=confidence)
+
+
+def test_at_the_highest_confidence_entries_can_still_be_heavier():
+    scaled = _entries.scaled(student((200, 12)))
+    found = _entries.across_iterations(scaled, 0.99, 0)
+    assert found.index < found.null_low
+    assert found.heavier_than_null
+    wide = _entries.scaled(student((40, 120)))
+    assert _entries.across_coordinates(wide, 0.99, 0).heavier_than_null
+    text = judge(dataclasses.replace(found, confidence=0.975), 200).text
+    assert "97.5% interval" in text
+
+
+def student(shape, df=1.2, seed=0):
+    return np.random.default_rng(seed).standard_t(df, shape)
+
+
+def test_the_nulls_of_entries_take_no_square_of_the_batches():
+    scaled = student((2000, 4))
+    tracemalloc.start()
+    try:
+        shapes = [draws.shape for draws in _entries._like(scaled, 3, 0)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert shapes == [(2000, 4)] * 3
+    assert peak < 2e6  # of 16e6 for 2,000 x 2,000
+
+
+def test_the_nulls_of_entries_have_the_covariance_of_the_ranks():
+    shape = np.random.default_rng(1).standard_normal((400, 3))
+    shape[:, 1] = 0.6 * shape[:, 0] + 0.8 * shape[:, 1]
+    heavy = np.sinh(3 * shape)  # has the same ranks
+    draws = np.concatenate(list(_entries._like(heavy, 50, 0)))
+    # 20,000 draws: 0.01; scores of 400 samples have a correlation known to 0.03.
+    np.testing.assert_allclose(np.cov(draws.T), np.corrcoef(shape.T), atol=0.06)
 
 
 @pytest.mark.nightly

@@ -18,6 +18,7 @@ from optax_heavytail.diagnostics._noise import LayerNoise, gaussian_norms
 from optax_heavytail.diagnostics._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200
+_MOST_CONFIDENT = 0.99  # with half of what is left above that p-value
 _NAMED = 5  # layers that a sentence names
 
 
@@ -90,7 +91,8 @@ def diagnose(
       params: handed to ``grad_fn``, never looked at, so of any framework.
       batches: independent batches of one size, with a length, that can be gone through
         twice. Some hundreds: with too few there is no number, but the reason.
-      confidence: of the intervals, in (0, 1), for each layer by itself.
+      confidence: of the intervals, in (0, 0.99], for each layer by itself. What is
+        heavier than Gaussian noise is told from 199 samples of it, too few for more.
       seed: of sketches, bootstraps and nulls; 0 or more.
       progress: called with (done, of how many) as the work goes on.
 
@@ -110,7 +112,7 @@ def diagnose(
       >>> found.layers[0].verdict.label, found.recommendation.kind
       ('heavy', 'clip')
     """
-    _base.check_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    _base.check_range("confidence", confidence, 0.0, _MOST_CONFIDENT, low_open=True)
     steps = _Steps(progress)
     noise = collect_noise(
         grad_fn, params, batches, seed=seed, progress=steps.of_gradients

@@ -158,7 +158,7 @@ def _effect_in_words(effect: ClipEffect, clips: dict[str, Clip]) -> str:
     scopes = {"norm": "batches", "coordinate": "coordinates"}
     of = " or ".join(sorted({scopes[clip.scope] for clip in clips.values()}))
     direction = (
-        f"on the batches measured it acts on up to {effect.clipped:.0%} of the {of}, "
+        f"on the batches measured it acts on up to {100 * effect.clipped:.2g}% of the {of}, "
         f"and the mean of the clipped gradients has a cosine of {effect.cosine:.3f} "
         "with that of the raw ones"
     )
@@ -206,7 +206,7 @@ def _nothing(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> Recomme
     rest = [layer.noise.name for layer in layers if layer.verdict.label == "undecided"]
     if rest:
         text += (
-            f" Undecided, but under {_LARGE_SHARE:.0%} of the noise each: "
+            f" Undecided, but under {100 * _LARGE_SHARE:g}% of the noise each: "
             f"{_listed(rest)}."
         )
     if whole.norms["hill"].heavier_than_null:

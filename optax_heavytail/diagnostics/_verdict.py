@@ -55,7 +55,7 @@ def judge(estimate: TailEstimate, num_batches: int) -> Verdict:
     error = _log_error(low, high, estimate.confidence)
     below = _probability_below(estimate.index, error)
     interval = (
-        f"tail index {estimate.index:.2f} ({estimate.confidence:.0%} interval "
+        f"tail index {estimate.index:.2f} ({100 * estimate.confidence:.10g}% interval "
         f"{low:.2f} to {high:.2f})"
     )
     if high < LIMIT:

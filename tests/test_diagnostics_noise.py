@@ -437,6 +437,41 @@ def test_clipping_that_would_cost_is_not_recommended():
     assert "would have cost more than it saves" in advice.text
 
 
+def times(scale, layer, share):
+    """The layer with noise and gradients of another size."""
+    noise = layer.noise
+    values = {
+        name: scale * getattr(noise, name)
+        for name in ("gradient_norm", "norms", "gradient_norms", "coordinates")
+    }
+    values |= {
+        name: scale**2 * getattr(noise, name) for name in ("gram", "mean_products")
+    }
+    values["mean_coordinates"] = scale * noise.mean_coordinates
+    return dataclasses.replace(
+        layer, noise=dataclasses.replace(noise, **values), noise_share=share
+    )
+
+
+def test_a_layer_that_hardly_matters_is_not_clipped(diagnosis):
+    burst, gauss = (layer_of(diagnosis, name) for name in ("burst", "gauss"))
+    light = dataclasses.replace(diagnosis.whole, verdict=gauss.verdict)
+    found = recommend([times(1e-4, burst, 1e-5), gauss], light)
+    assert (found.kind, found.clips) == ("none", {})
+    assert "together under 1% of the noise" in found.text
+    assert found.text.endswith("further: burst.")
+    # With a share that matters; of several together; by what it gains.
+    for layers in (
+        [times(1e-4, burst, 0.011), gauss],
+        [times(1e-4, burst, 0.006), times(1e-4, burst, 0.006), gauss],
+        [times(1.0, burst, 1e-5), gauss],
+    ):
+        assert recommend(layers, light).clips.keys() == {"burst"}
+    # The whole is heavy, and no layer that matters: all are clipped at once.
+    advice = recommend([times(1e-4, burst, 1e-5), gauss, gauss], diagnosis.whole)
+    assert advice.clips.keys() == {"all layers"}
+
+
 def test_too_few_batches_give_the_reason():
     found = diagnostics.diagnose(identity, PARAMS, planted(40))
     assert {layer.verdict.label for layer in found.layers} == {"unknown"}
@@ -492,19 +527,19 @@ def test_the_nulls_of_entries_take_no_square_of_the_batches():
     scaled = student((2000, 4))
     tracemalloc.start()
     try:
-        shapes = [draws.shape for draws in _entries._like(scaled, 3, 0)]
+        found = _entries._nulls(scaled, 0.9, 0, lambda draws: draws[:, ::100])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert shapes == [(2000, 4)] * 3
-    assert peak < 2e6  # of 16e6 for 2,000 x 2,000
+    assert found.shape == (49, 20, 4)
+    assert peak < 8e6  # 49 x 2,000 x 4 and less; 2,000 x 2,000 are 16e6
 
 
 def test_the_nulls_of_entries_have_the_covariance_of_the_ranks():
     shape = np.random.default_rng(1).standard_normal((400, 3))
     shape[:, 1] = 0.6 * shape[:, 0] + 0.8 * shape[:, 1]
     heavy = np.sinh(3 * shape)  # has the same ranks
-    draws = np.concatenate(list(_entries._like(heavy, 50, 0)))
+    draws = np.concatenate(_entries._nulls(heavy, 0.9, 0, lambda draws: draws))
     # 20,000 draws: 0.01; scores of 400 samples have a correlation known to 0.03.
     np.testing.assert_allclose(np.cov(draws.T), np.corrcoef(shape.T), atol=0.06)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from statistics import NormalDist
 
 import jax
@@ -15,6 +15,7 @@ from optax_heavytail.diagnostics._tail_estimate import (
     fewest_nulls,
 )
 from optax_heavytail.diagnostics._tail_index import hill
+from optax_heavytail.diagnostics._tail_methods import in_batches
 
 _FEWEST = 10  # of a tail, for any estimate
 _MOST_ENTRIES = 32
@@ -68,8 +69,9 @@ def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailE
     rows = scaled[:, chosen].T
     if not there:
         return _without_scale("iterations", confidence, n)
-    nulls = _like(scaled[:, chosen], _num_nulls(confidence), seed)
-    null = np.stack([draws.T for draws in nulls])
+    null = _nulls(
+        scaled[:, chosen], confidence, seed, lambda draws: np.moveaxis(draws, 1, 2)
+    )
     found = estimate_tail(
         rows if len(rows) > 1 else rows[0],
         over="coordinates",  # each row has its own index, as a draw has there
@@ -112,19 +114,16 @@ def across_coordinates(
     if not c:
         return _without_scale("coordinates", confidence, n)
     step = -(-n // _MOST_DRAWS)
-    # In units of a median that is measured, as there.
-    null = np.stack(
-        [
-            draws[::step] / np.median(np.abs(draws), axis=0)
-            for draws in _like(scaled, _num_nulls(confidence), seed)
-        ]
-    )
+
+    def measured(draws):  # in units of a median, as there
+        return draws[:, ::step] / np.median(np.abs(draws), axis=1, keepdims=True)
+
     return estimate_tail(
         scaled[::step],
         over="coordinates",
         k=tail_size(c),
         confidence=confidence,
-        null=null,
+        null=_nulls(scaled, confidence, seed, measured),
         seed=seed,
     )
 
@@ -140,28 +139,35 @@ def _without_scale(over: str, confidence: float, n: int) -> TailEstimate:
     )
 
 
-def _num_nulls(confidence: float) -> int:
-    return max(_NUM_NULLS, fewest_nulls(confidence))
-
-
-def _like(scaled: np.ndarray, number: int, seed: int) -> Iterator[np.ndarray]:
+def _nulls(
+    scaled: np.ndarray,
+    confidence: float,
+    seed: int,
+    look: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     """Gaussian draws whose coordinates depend on each other as the ranks of these do.
 
     Their covariance is that of the normal scores: the largest spikes count as what
     comes first in rank, no more.
 
-    Yields:
-      ``number`` arrays (n, c), each coordinate of variance 1.
+    Args:
+      scaled: (n, c).
+      confidence: that is to be had.
+      seed: of the draws.
+      look: from some nulls (m, n, c), each coordinate of variance 1, to what is kept.
     """
-    rng, (n, _) = np.random.default_rng(seed), scaled.shape
+    rng, (n, c) = np.random.default_rng(seed), scaled.shape
     levels = [NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)]
     scores = np.asarray(levels, np.float32)[np.argsort(np.argsort(scaled, 0), 0)]
-    # Random combinations of the n rows have the law of those of the principal ones,
+    # Random combinations of the rows of Q R have the law of those of the rows of R,
     # which are no more than the columns.
-    _, sizes, directions = np.linalg.svd(scores, full_matrices=False)
-    principal = sizes[:, None] * directions / np.linalg.norm(scores[:, 0])
-    for _ in range(number):
-        yield rng.standard_normal((n, len(sizes)), np.float32) @ principal
+    rows = np.linalg.qr(scores, mode="r") / np.linalg.norm(scores[:, 0])
+
+    def some(start, stop):
+        normal = rng.standard_normal(((stop - start) * n, len(rows)), np.float32)
+        return look((normal @ rows).reshape(-1, n, c))
+
+    return in_batches(some, max(_NUM_NULLS, fewest_nulls(confidence)), n * c)
 
 
 def groups(coordinates: np.ndarray, seed: int) -> tuple[CoordinateGroup, ...]:

@@ -502,6 +502,26 @@ def test_noise_that_is_rounding_is_called_so():
     assert "too few" in layer_of(found, "b").verdict.text
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e-6), (jnp.bfloat16, 0.05)])
+def test_noise_of_the_whole_that_is_rounding_is_called_so(dtype, size):
+    """As of the same gradient, summed in another order for each batch."""
+    gradient, room = np.linspace(1, 2, 30), 1e-7 * np.ones(3)
+
+    def found(size):
+        noise = size * np.linalg.norm(gradient) / np.sqrt(30)
+        batches = [
+            {"w": (gradient + noise * x).astype(dtype), "b": room.astype(dtype)}
+            for x in draws()
+        ]
+        return diagnostics.diagnose(identity, {"w": 0, "b": 0}, batches)
+
+    rounded = found(size)
+    for layer in (rounded.layers[1], rounded.whole):
+        assert layer.verdict.text.startswith("constant up to rounding: the noise of")
+    assert "constant up to rounding" in rounded.recommendation.text
+    assert "too few" in found(10 * size).whole.verdict.text
+
+
 @pytest.mark.parametrize("confidence", [0.0, 0.995, 1.0])
 def test_the_confidence_must_be_one_that_the_nulls_allow(confidence):
     with pytest.raises(ValueError, match=r"confidence must be in \(0.0, 0.99\], got"):

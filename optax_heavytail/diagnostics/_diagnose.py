@@ -121,17 +121,7 @@ def diagnose(
     nulls = _nulls(everything, seed)
     diagnosed = []
     for number, (part, null) in enumerate(zip(everything, nulls, strict=True), 1):
-        share = _share(part, noise.whole)
-        diagnosed.append(
-            diagnose_layer(
-                part,
-                share,
-                null,
-                confidence,
-                seed,
-                is_whole=part is noise.whole,
-            )
-        )
+        diagnosed.append(diagnose_layer(part, noise.whole, null, confidence, seed))
         steps.of_layers(number, len(everything), noise.num_batches)
     *layers, whole = diagnosed
     return Diagnosis(
@@ -167,13 +157,6 @@ def _nulls(parts: tuple[LayerNoise, ...], seed: int) -> list[np.ndarray | None]:
         return [None] * len(parts)
     norms = iter(gaussian_norms([p.gram for p in finite], _NUM_NULLS, seed))
     return [None if part.num_nonfinite else next(norms) for part in parts]
-
-
-def _share(part: LayerNoise, whole: LayerNoise) -> float:
-    """Of the variance; with an inf or NaN somewhere, 1: nothing is known of it."""
-    if part.num_nonfinite or whole.num_nonfinite or not whole.variance:
-        return 1.0
-    return part.variance / whole.variance
 
 
 def _verdict(layers: list[LayerDiagnosis], whole: LayerDiagnosis) -> str:

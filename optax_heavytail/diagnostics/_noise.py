@@ -19,6 +19,7 @@ class LayerNoise:
       size: number of coordinates, d.
       num_nonfinite: batches whose gradient has an inf or NaN here.
       gradient_norm: :math:`\lVert \bar g \rVert`.
+      rounding: that norm times the machine epsilon of the gradient's dtype.
       norms: (n,) :math:`\lVert \varepsilon_i \rVert`.
       gradient_norms: (n,) :math:`\lVert g_i \rVert`.
       mean_products: (n,) :math:`\langle \varepsilon_i, \bar g \rangle`.
@@ -32,6 +33,7 @@ class LayerNoise:
     size: int
     num_nonfinite: int
     gradient_norm: float
+    rounding: float
     norms: np.ndarray
     gradient_norms: np.ndarray
     mean_products: np.ndarray

@@ -40,6 +40,10 @@ def test_the_distance_is_the_one_that_was_stored(dtype):
     found = diagnostics.local_smoothness(lambda x: 8 * x, x, d, num_points=1)
     assert found.smoothness == 8
     assert found.smoothness.dtype == jnp.float32
+    # Of three points the first does not move. A float32 gradient is no finer than x.
+    found = diagnostics.local_smoothness(lambda x: 8 * x.astype(jnp.float32), x, d, 3)
+    assert found.smoothness == 8
+    assert found.rounding == 16 * 8
 
 
 def test_a_step_too_short_for_its_gradients_is_seen():
@@ -193,5 +197,7 @@ def test_bad_arguments_of_a_fit():
         diagnostics.fit_smoothness(NORMS, -np.ones(80))
     with pytest.raises(ValueError, match="confidence must be in"):
         diagnostics.fit_smoothness(NORMS, NORMS, confidence=1.0)
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        diagnostics.fit_smoothness(NORMS, NORMS, seed=-1)
     with pytest.raises(ValueError, match="num_bootstrap"):
         diagnostics.fit_smoothness(NORMS, NORMS, num_bootstrap=10)

@@ -277,6 +277,17 @@ def test_what_does_not_fit_is_rejected():
         assert over_coordinates(modes, method=method).p_value <= 0.05
 
 
+def test_where_the_fit_cannot_be_told_there_is_no_p_value():
+    x = np.sort(np.abs(student(300)))[::-1]
+    few = np.where(np.arange(300) < 68, x, 0)  # the 69th, from which excesses go, is 0
+    # Half of the range is 0, but no difference of the two halves.
+    halves = np.concatenate([np.zeros(150), x[:75], -x[75:150], [0]])
+    for samples, method in ((few, "pickands"), (halves, "log_moment")):
+        found = over_coordinates(samples, method=method)
+        assert found.index > 0
+        assert found.p_value is None
+
+
 # No number
 
 

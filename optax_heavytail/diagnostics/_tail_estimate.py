@@ -36,6 +36,8 @@ class TailEstimate:
         ``index`` and those of the null may be inf: lighter than every power.
       p_value: of the hypothesis that the tail is a power law, or that the law is
         stable. A small one says that the index describes something that is not there.
+        None where the estimate exists and the law that would fit does not, as if too
+        many samples are 0 or equal.
       null_low: lower end of the central interval, of probability ``confidence``, of
         the index on the Gaussian null.
       null_high: its upper end.

@@ -158,9 +158,27 @@ def test_bad_batches_are_refused(batches, error, words):
         diagnostics.collect_noise(lambda w, x: {"w": x}, None, batches)
 
 
-def test_a_gradient_without_leaves_is_refused():
-    with pytest.raises(ValueError, match="without leaves"):
-        diagnostics.collect_noise(lambda w, x: {}, None, [1, 2])
+@pytest.mark.parametrize(
+    ("gradients", "words"),
+    [
+        ([{}, {}], "without entries; None is no leaf"),
+        ([{"w": None}, {"w": None}], "without entries; None is no leaf"),
+        ([{"w": np.zeros((0, 3))}] * 2, "without entries"),
+        ([None, None], "grad_fn returned None and no gradient"),
+        ([{"w": 1.0, "b": 2.0}, {"w": 1.0, "b": None}], r"\['b'\]; None is no leaf"),
+    ],
+)
+def test_a_gradient_without_entries_is_refused(gradients, words):
+    with pytest.raises(ValueError, match=words):
+        diagnostics.collect_noise(lambda w, x: x, None, gradients)
+
+
+def test_what_has_no_gradient_or_no_entries_is_nothing():
+    batches = [{"a": x, "b": None, "c": np.zeros((0, 3))} for x in draws(n=12)]
+    found = diagnostics.diagnose(lambda w, x: x, None, batches)
+    assert [layer.noise.name for layer in found.layers] == ["a", "c"]
+    assert found.layers[1].verdict.text.startswith("constant: ")
+    assert found.whole.noise.size == 30
 
 
 def test_gaussian_norms_have_the_moments_of_the_covariance():
@@ -279,6 +297,12 @@ def test_no_estimate_is_no_verdict():
     verdict = judge(blank, 50)
     assert (verdict.label, verdict.confidence) == ("unknown", None)
     assert verdict.text == "50 are too few"
+    for low, high in ((1.5, math.inf), (math.nan, math.nan), (2.5, math.inf)):
+        verdict = judge(estimate(1.8, low, high), 200)
+        assert (verdict.label, verdict.confidence) == ("unknown", None)
+        assert "1.80, but its interval" in verdict.text
+    few = _entries.across_iterations(student((200, 3)), 0.9, 0)
+    assert few.reason == "3 coordinates are too few: 1 or at least 8 are needed."
 
 
 # Planted noise

@@ -56,8 +56,9 @@ def collect_noise(
 
     Args:
       grad_fn: (params, batch) -> gradient, a pytree of whatever ``np.asarray`` takes:
-        arrays of NumPy or JAX, tensors of another framework on the host. It must return
-        the same for the same batch; it is called as it is, so compile it yourself.
+        arrays of NumPy or JAX, tensors of another framework on the host, and ``None``
+        for what has no gradient in any batch. It must return the same for the same
+        batch; it is called as it is, so compile it yourself.
       params: handed to ``grad_fn``, never looked at.
       batches: 2 or more of one size, drawn independently; a list, or anything with a
         length that gives the same batches each time it is gone through.
@@ -69,7 +70,7 @@ def collect_noise(
       like those of the whole, are then NaN; other layers stay as they are.
 
     Raises:
-      ValueError: fewer than 2 batches, no leaves, or leaves that change between
+      ValueError: fewer than 2 batches, no entries, or leaves that change between
         batches.
       TypeError: ``batches`` cannot be gone through twice, or a leaf is not real.
 
@@ -123,6 +124,8 @@ class _Sums:
 
 def _leaves(grads: Any) -> dict[str, np.ndarray]:
     """The gradient's leaves by path, each as one vector."""
+    if grads is None:
+        raise ValueError("grad_fn returned None and no gradient.")
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
@@ -140,8 +143,10 @@ def _first_pass(gradients: Any, num_batches: int) -> _Sums:
     sums = _Sums({}, {}, {})
     for i, leaves in gradients:
         if i == 0:
-            if not leaves:
-                raise ValueError("grad_fn returned a tree without leaves.")
+            if not any(x.size for x in leaves.values()):
+                raise ValueError(
+                    "grad_fn returned a gradient without entries; None is no leaf."
+                )
             sums.mean = {name: np.zeros(x.size) for name, x in leaves.items()}
             sums.norms = {name: np.zeros(num_batches) for name in leaves}
             sums.eps = {name: _eps(x.dtype) for name, x in leaves.items()}
@@ -167,7 +172,10 @@ def _check_same(
     new = {name: x.size for name, x in leaves.items()}
     changed = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     if changed:
-        raise ValueError(f"the gradient of batch {i} has other leaves: {changed[:4]}.")
+        raise ValueError(
+            f"the gradient of batch {i} has other leaves: {changed[:4]}; None is no "
+            "leaf."
+        )
 
 
 def _check_repeats(name: str, i: int, norm: Any, norms: np.ndarray) -> None:

@@ -102,7 +102,7 @@ def diagnose(
 
     Raises:
       ValueError: a number is outside its range, there are fewer than 2 batches, or the
-        gradients have no leaves or change their leaves.
+        gradients have no entries or change their leaves.
       TypeError: ``batches`` cannot be gone through twice, or a gradient is not real.
 
     Example:

@@ -52,6 +52,11 @@ def judge(estimate: TailEstimate, num_batches: int) -> Verdict:
     if estimate.reason is not None or estimate.index is None:
         return unknown(estimate.reason or "no estimate")
     low, high = float(estimate.low or 0), float(estimate.high or 0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return unknown(
+            f"tail index {estimate.index:.2f}, but its interval, {low:.2f} to "
+            f"{high:.2f}, is not finite"
+        )
     error = _log_error(low, high, estimate.confidence)
     below = _probability_below(estimate.index, error)
     interval = (

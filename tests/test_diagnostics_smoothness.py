@@ -138,6 +138,21 @@ def test_intervals_cover_the_constants():
         assert 0.80 <= np.mean((low <= truth) & (truth <= high)) <= 0.98
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("n", "memory", "wanted"),
+    [(60, 0.0, 0.84), (150, 0.0, 0.88), (60, 0.6, 0.78), (150, 0.6, 0.88)],
+)
+def test_intervals_cover_as_often_as_the_docstring_says(n, memory, wanted):
+    fits = [
+        diagnostics.fit_smoothness(*noisy(seed, n, memory), num_bootstrap=200)
+        for seed in range(300)
+    ]
+    held = [(f.l0_low <= 1 <= f.l0_high) + (f.l1_low <= 2 <= f.l1_high) for f in fits]
+    # The samples are the same, and the wanted share is rounded.
+    assert np.mean(held) / 2 == pytest.approx(wanted, abs=0.01)
+
+
 def test_points_that_are_alike_count_less():
     def width(order):
         norms, smooth = (values[order] for values in noisy(0, 400, memory=0.9))

@@ -150,8 +150,9 @@ def fit_smoothness(
     The intervals are percentiles of a circular block bootstrap over the points, in
     blocks of the cube root of their number, for the points that follow each other are
     alike. At a nominal 90%, under log-normal noise of deviation 0.5, they held the
-    constants in 84% of trajectories of 60 independent points and in 89% of those of
-    150; with neighbours correlated by 0.6, in 80% and 86%.
+    constants in 84% of trajectories of 60 independent points and in 88% of those of
+    150; with neighbours correlated by 0.6, in 78% and 88%.
+    ``tests/test_diagnostics_smoothness.py`` has the nightly test of these numbers.
 
     Args:
       gradient_norms: :math:`g_i \geq 0`, shape (n,), in the order of time.

@@ -20,7 +20,7 @@ class MonitorState(NamedTuple):
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
     #: (bytes,), uint8, the leaves' paths in UTF-8; ``None`` without per_leaf
-    leaf_names: jax.Array | None
+    leaf_names: Any
     gradient_norms: jax.Array  #: (rows,), of the last update, as they came in
     update_norms: jax.Array  #: (rows,), of what ``inner`` made of them
     parameter_norms: jax.Array  #: (rows,), before that update

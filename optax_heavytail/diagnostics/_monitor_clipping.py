@@ -30,7 +30,7 @@ class MonitorClippingState(NamedTuple):
     raw_mean: Any  #: like the parameters, average of what is clipped, or ``None``
     clipped_mean: Any  #: like the parameters, average of what comes out, or ``None``
     #: (bytes,), uint8, the leaves' paths in UTF-8; ``None`` without per_leaf
-    leaf_names: jax.Array | None
+    leaf_names: Any
     inner_state: optax.OptState
 
 

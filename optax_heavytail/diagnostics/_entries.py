@@ -161,7 +161,8 @@ def _nulls(
     scores = np.asarray(levels, np.float32)[np.argsort(np.argsort(scaled, 0), 0)]
     # Random combinations of the rows of Q R have the law of those of the rows of R,
     # which are no more than the columns.
-    rows = np.linalg.qr(scores, mode="r") / np.linalg.norm(scores[:, 0])
+    _, upper = np.linalg.qr(scores)
+    rows = upper / np.linalg.norm(scores[:, 0])
 
     def some(start, stop):
         normal = rng.standard_normal(((stop - start) * n, len(rows)), np.float32)

@@ -150,6 +150,7 @@ def _at_all(
 def _write(
     workdir: Path, config: Config, built: Program, found: Sequence[Found]
 ) -> None:
+    """The results first: should a picture fail, nothing that was measured is lost."""
     facts = _facts(config, built, found[-1].diagnosis)
     results: dict[str, Any] = {
         "points": [_point(one) for one in found],
@@ -160,7 +161,7 @@ def _write(
     if bent:
         line = curvature.fit([here for _, here in bent])
         results["smoothness_fit"] = dataclasses.asdict(line)
-    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    _write_file(workdir, RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     html = diagnosis_page.render(
         folders.plain(config),
         [(one.step, one.diagnosis) for one in found],
@@ -168,9 +169,12 @@ def _write(
         curvature_figures.pictures(bent) if bent else (),
         curvature.in_words([here for _, here in bent]) if bent else {},
     )
+    _write_file(workdir, PAGE, html)
+
+
+def _write_file(workdir: Path, name: str, text: str) -> None:
     try:
-        folders.write_atomically(workdir / RESULTS, text)
-        folders.write_atomically(workdir / PAGE, html)
+        folders.write_atomically(workdir / name, text)
     except OSError as error:
         raise folders.not_writable(workdir, error) from None
 

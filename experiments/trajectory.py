@@ -202,5 +202,5 @@ def in_words(line: diagnostics.SmoothnessFit) -> str:
         f"[{line.correlation_low:.2f}, {line.correlation_high:.2f}], "
         f"L0 = {line.l0:.3g} [{line.l0_low:.3g}, {line.l0_high:.3g}], "
         f"L1 = {line.l1:.3g} [{line.l1_low:.3g}, {line.l1_high:.3g}] "
-        f"({line.confidence:.0%} intervals, {line.num_points} updates)"
+        f"({100 * line.confidence:.10g}% intervals, {line.num_points} updates)"
     )

@@ -59,7 +59,11 @@ def draw_densities(axes: Axes, records: Sequence[Record]) -> None:
     chosen = [spectra[round(place)] for place in places]
     top = 0.0
     for color, record in zip(SERIES, chosen, strict=False):
-        arrays = (record[name] for name in ("nodes", "weights", "errors"))
+        # An error may be None, for a node that stands for no step.
+        arrays = (
+            np.asarray(record[name], np.float32)
+            for name in ("nodes", "weights", "errors")
+        )
         spectrum = diagnostics.Spectrum(*map(jnp.asarray, arrays))
         grid = spectrum.grid(_POINTS, _WIDTH)
         density = np.asarray(spectrum.density(grid, _WIDTH))

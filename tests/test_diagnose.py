@@ -237,6 +237,19 @@ def test_a_page_without_any_estimate_gives_the_reasons():
     assert "<svg" not in html
 
 
+def test_a_picture_that_fails_loses_no_result(run, tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(diagnosis_page, "render", broken)
+    with pytest.raises(RuntimeError, match="no ink"):
+        diagnose.diagnose(
+            toy(), tmp_path, str(run), num_batches=2, with_curvature=False
+        )
+    assert results_of(tmp_path)["points"][0]["step"] == 12
+    assert not (tmp_path / "diagnosis.html").exists()
+
+
 def test_too_few_batches_give_a_page_with_the_reason(run, tmp_path):
     diagnose.diagnose(toy(), tmp_path, str(run), num_batches=20, with_curvature=False)
     text = "".join(Page(page_of(tmp_path)).texts)

@@ -430,8 +430,9 @@ def test_both_monitors_are_read_with_one_transfer(monkeypatch):
     assert {"update_norm/kernel", "clipped_norm/kernel"} <= set(found)
     assert "clip_cosine" not in found  # it was not asked for
     assert all(type(value) is float for value in found.values())
-    assert len(moved) == 1
-    assert isinstance(moved[0], jax.Array)
+    ((values, names),) = moved
+    assert isinstance(values, jax.Array)
+    assert len(names) == 2
 
 
 def test_paths_that_look_alike_stay_apart():
@@ -440,6 +441,47 @@ def test_paths_that_look_alike_stay_apart():
     found = one_update(tx, params, params)
     norms = sorted(v for k, v in found.items() if k.startswith("gradient_norm/"))
     assert norms == [3, 4]
+
+
+def test_leaves_without_a_name_or_without_entries():
+    grads = {"": jnp.array([3.0]), "b": jnp.array([0.5]), "none": jnp.zeros((0, 3))}
+    clip = diagnostics.monitor_clipping(oht.clip_by_value(1.0))
+    found = one_update(clip, grads, grads)
+    assert found["clipped_coordinates"] == 0.5  # and not that of ""
+    rows = [found[f"clipped_coordinates/['{name}']"] for name in grads]
+    assert rows == [1, 0, 0]
+
+
+def test_a_state_is_placed_along_the_parameters():
+    """By the recipe of `optax.tree.map_params`: what is no parameter is replicated."""
+    devices = np.array(jax.devices("cpu"))
+    mesh = jax.sharding.Mesh(devices, "x")
+    split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((None, "x"), ()))
+    params = {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(())}
+    clip = diagnostics.monitor_clipping(oht.clip_by_norm(1.0), bias=True)
+    tx = diagnostics.monitor(clip, reservoir_size=2)
+    state = tx.init(params)
+    shardings = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        state,
+        {"kernel": split, "bias": whole},
+        transform_non_params=lambda _: whole,
+    )
+    placed = jax.tree.map(jax.device_put, state, shardings)
+    assert placed.inner_state.raw_mean["kernel"].sharding == split
+    assert placed.gradient_norms.sharding == whole
+    assert "gradient_norm/kernel" in diagnostics.read_monitor(placed)
+
+
+def test_the_states_of_several_runs_are_not_read_as_one():
+    tx = diagnostics.monitor(diagnostics.monitor_clipping(optax.clip(1.0)))
+    states = jax.vmap(tx.init)({"w": jnp.ones((3, 2))})
+    for part in (states, states.inner_state):
+        kind = type(part).__name__
+        with pytest.raises(ValueError, match=rf"The {kind} has leading axes \(3,\)"):
+            diagnostics.read_monitor(part)
+    assert diagnostics.read_monitor(jax.tree.map(lambda x: x[1], states))
 
 
 def test_states_without_or_with_several_monitors():

@@ -40,6 +40,10 @@ def test_the_distance_is_the_one_that_was_stored(dtype):
     found = diagnostics.local_smoothness(lambda x: 8 * x, x, d, num_points=1)
     assert found.smoothness == 8
     assert found.smoothness.dtype == jnp.float32
+    # Of three points the first does not move. A float32 gradient is no finer than x.
+    found = diagnostics.local_smoothness(lambda x: 8 * x.astype(jnp.float32), x, d, 3)
+    assert found.smoothness == 8
+    assert found.rounding == 16 * 8
 
 
 def test_a_step_too_short_for_its_gradients_is_seen():
@@ -134,6 +138,21 @@ def test_intervals_cover_the_constants():
         assert 0.80 <= np.mean((low <= truth) & (truth <= high)) <= 0.98
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("n", "memory", "wanted"),
+    [(60, 0.0, 0.84), (150, 0.0, 0.88), (60, 0.6, 0.78), (150, 0.6, 0.88)],
+)
+def test_intervals_cover_as_often_as_the_docstring_says(n, memory, wanted):
+    fits = [
+        diagnostics.fit_smoothness(*noisy(seed, n, memory), num_bootstrap=200)
+        for seed in range(300)
+    ]
+    held = [(f.l0_low <= 1 <= f.l0_high) + (f.l1_low <= 2 <= f.l1_high) for f in fits]
+    # The samples are the same, and the wanted share is rounded.
+    assert np.mean(held) / 2 == pytest.approx(wanted, abs=0.01)
+
+
 def test_points_that_are_alike_count_less():
     def width(order):
         norms, smooth = (values[order] for values in noisy(0, 400, memory=0.9))
@@ -193,5 +212,7 @@ def test_bad_arguments_of_a_fit():
         diagnostics.fit_smoothness(NORMS, -np.ones(80))
     with pytest.raises(ValueError, match="confidence must be in"):
         diagnostics.fit_smoothness(NORMS, NORMS, confidence=1.0)
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        diagnostics.fit_smoothness(NORMS, NORMS, seed=-1)
     with pytest.raises(ValueError, match="num_bootstrap"):
         diagnostics.fit_smoothness(NORMS, NORMS, num_bootstrap=10)

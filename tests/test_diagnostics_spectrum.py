@@ -211,9 +211,14 @@ def test_an_invariant_space_ends_the_search(values, num_found):
     at_ends = ends_of(operator, num_steps=20)
     # A space ends at a residual of 64 roundings.
     np.testing.assert_allclose(at_ends[:2], [values[0], values[-1]], atol=4e-5)
-    assert max(at_ends[2:]) < 4e-5
+    assert np.all(np.array(at_ends[2:]) < 4e-5)
     spectrum = spectrum_of(operator, num_steps=20, num_probes=4)
     np.testing.assert_allclose(spectrum.ends()[:2], at_ends[:2], atol=4e-5)
+    assert np.all(np.array(spectrum.ends()[2:]) < 4e-5)
+    # Only what was found has a weight and an error.
+    is_found = np.isfinite(spectrum.errors)
+    assert np.all(is_found.sum(axis=1) == num_found)
+    assert not np.any(np.asarray(spectrum.weights)[~is_found])
     for value in np.unique(values):
         near = np.abs(spectrum.nodes - value) < 1e-3
         weight = np.sum(spectrum.weights * near) / 4

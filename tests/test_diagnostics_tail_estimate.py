@@ -93,7 +93,13 @@ def test_they_cover_series_that_depend_on_themselves(method):
 
 def test_a_higher_confidence_widens_the_interval():
     x = student(300)
-    ends = [over_iterations(x, confidence=c) for c in (0.5, 0.9, 0.99)]
+    ends = [
+        over_iterations(x, confidence=c, num_null=n)
+        for c, n in ((0.5, 20), (0.9, 20), (0.99, 199))
+    ]
+    # With the fewest nulls for it, one that is below all of them is heavier.
+    assert ends[2].null_p_value == 1 / 200
+    assert ends[2].heavier_than_null
     assert ends[2].low < ends[1].low < ends[0].low < ends[0].index
     assert ends[0].index < ends[0].high < ends[1].high < ends[2].high
 
@@ -271,6 +277,17 @@ def test_what_does_not_fit_is_rejected():
         assert over_coordinates(modes, method=method).p_value <= 0.05
 
 
+def test_where_the_fit_cannot_be_told_there_is_no_p_value():
+    x = np.sort(np.abs(student(300)))[::-1]
+    few = np.where(np.arange(300) < 68, x, 0)  # the 69th, from which excesses go, is 0
+    # Half of the range is 0, but no difference of the two halves.
+    halves = np.concatenate([np.zeros(150), x[:75], -x[75:150], [0]])
+    for samples, method in ((few, "pickands"), (halves, "log_moment")):
+        found = over_coordinates(samples, method=method)
+        assert found.index > 0
+        assert found.p_value is None
+
+
 # No number
 
 
@@ -349,6 +366,12 @@ def test_an_estimate_is_plain_values():
         ({"confidence": 1.0}, ValueError, "confidence must be in"),
         ({"num_bootstrap": 19}, ValueError, "num_bootstrap must be"),
         ({"num_null": 0}, ValueError, "num_null must be"),
+        ({"confidence": 0.95, "num_null": 38}, ValueError, "= 39 .* 0.95, got 38"),
+        (
+            {"confidence": 0.95, "null": student((38, 300))},
+            ValueError,
+            "null samples must be at least .* = 39",
+        ),
         ({"seed": -1}, ValueError, "seed must be"),
         ({"k": 9}, ValueError, "k must be an integer of at least 10, got 9"),
         ({"k": 20, "method": "log_moment"}, ValueError, "no k, got k=20"),

@@ -192,6 +192,9 @@ def test_jit_and_narrow_dtypes(name):
         np.testing.assert_array_equal(got, want)
     whole = jnp.round(1e6 * x).astype(jnp.int32)
     np.testing.assert_allclose(ALL[name](whole), ALL[name](x), rtol=1e-3)
+    large = np.round(1e12 * np.asarray(x, np.float64)).astype(np.int64)
+    for samples in (large, large.tolist()):
+        np.testing.assert_allclose(ALL[name](samples), ALL[name](x), rtol=1e-5)
 
 
 @each_tail

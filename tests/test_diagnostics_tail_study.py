@@ -9,6 +9,7 @@ import scipy.stats
 
 from experiments import estimators, known_laws
 from experiments.benchmarks import common
+from optax_heavytail import diagnostics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "estimators.jsonl"
@@ -133,3 +134,25 @@ def test_the_intervals_cover_where_they_are_meant_to():
     assert len(meant) == 87
     assert 0.83 <= min(meant) <= max(meant) <= 0.97
     assert sum(0.845 <= share < 0.955 for share in meant) >= 82
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("law", "held"),
+    [
+        (known_laws.Law("Student-t", 2), 0.42),
+        (known_laws.Law("Student-t", 3), 0.24),
+        (known_laws.Law("stable", 1.5), 0.38),
+    ],
+    ids=str,
+)
+def test_at_the_k_of_choose_k_intervals_cover_as_seldom_as_the_page_says(law, held):
+    rows = law.samples((400, 1000), 0.0, 0)
+    ks = np.asarray(diagnostics.choose_k(rows)).tolist()
+    found = [
+        diagnostics.estimate_tail(row, over="coordinates", k=k, num_null=20)
+        for row, k in zip(rows, ks, strict=True)
+    ]
+    share = np.mean([e.low <= law.index <= e.high for e in found])
+    # The samples are the same; a k may be another by rounding.
+    assert share == pytest.approx(held, abs=0.02)

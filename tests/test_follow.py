@@ -228,7 +228,7 @@ def test_pictures_show_the_records(tmp_path):
             "largest_error": 0.1,
             "nodes": [[-1.0, 0.0, 2.0 + step]],
             "weights": [[0.1, 0.8, 0.1]],
-            "errors": [[0.1, 0.1, 0.1]],
+            "errors": [[0.1, None, 0.1]],
         }
         for step in (0, 10, 20)
     ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_heavytail import _base
@@ -55,8 +56,9 @@ def collect_noise(
 
     Args:
       grad_fn: (params, batch) -> gradient, a pytree of whatever ``np.asarray`` takes:
-        arrays of NumPy or JAX, tensors of another framework on the host. It must return
-        the same for the same batch; it is called as it is, so compile it yourself.
+        arrays of NumPy or JAX, tensors of another framework on the host, and ``None``
+        for what has no gradient in any batch. It must return the same for the same
+        batch; it is called as it is, so compile it yourself.
       params: handed to ``grad_fn``, never looked at.
       batches: 2 or more of one size, drawn independently; a list, or anything with a
         length that gives the same batches each time it is gone through.
@@ -68,7 +70,7 @@ def collect_noise(
       like those of the whole, are then NaN; other layers stay as they are.
 
     Raises:
-      ValueError: fewer than 2 batches, no leaves, or leaves that change between
+      ValueError: fewer than 2 batches, no entries, or leaves that change between
         batches.
       TypeError: ``batches`` cannot be gone through twice, or a leaf is not real.
 
@@ -117,10 +119,13 @@ class _Sums:
 
     mean: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
+    eps: dict[str, float]
 
 
 def _leaves(grads: Any) -> dict[str, np.ndarray]:
-    """The gradient's leaves by path, each as one float64 vector."""
+    """The gradient's leaves by path, each as one vector."""
+    if grads is None:
+        raise ValueError("grad_fn returned None and no gradient.")
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
@@ -130,25 +135,34 @@ def _leaves(grads: Any) -> dict[str, np.ndarray]:
         is_real = array.dtype.kind in "fiu" or array.dtype.name.startswith("bfloat")
         if not is_real:
             raise TypeError(f"gradient {name} must be real, has dtype {array.dtype}.")
-        leaves[name] = array.astype(np.float64).reshape(-1)
+        leaves[name] = array.reshape(-1)
     return leaves
 
 
 def _first_pass(gradients: Any, num_batches: int) -> _Sums:
-    sums = _Sums({}, {})
+    sums = _Sums({}, {}, {})
     for i, leaves in gradients:
         if i == 0:
-            if not leaves:
-                raise ValueError("grad_fn returned a tree without leaves.")
+            if not any(x.size for x in leaves.values()):
+                raise ValueError(
+                    "grad_fn returned a gradient without entries; None is no leaf."
+                )
             sums.mean = {name: np.zeros(x.size) for name, x in leaves.items()}
             sums.norms = {name: np.zeros(num_batches) for name in leaves}
+            sums.eps = {name: _eps(x.dtype) for name, x in leaves.items()}
         _check_same(sums.mean, leaves, i)
-        for name, x in leaves.items():
+        for name, narrow in leaves.items():
+            x = narrow.astype(np.float64)
             # An inf or NaN is counted and told; NumPy's warning would add nothing.
             with np.errstate(invalid="ignore", over="ignore"):
                 sums.mean[name] += x / num_batches
                 sums.norms[name][i] = np.linalg.norm(x)
     return sums
+
+
+def _eps(dtype: Any) -> float:
+    """Of a floating dtype; integers are not rounded."""
+    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 
 def _check_same(
@@ -158,7 +172,10 @@ def _check_same(
     new = {name: x.size for name, x in leaves.items()}
     changed = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     if changed:
-        raise ValueError(f"the gradient of batch {i} has other leaves: {changed[:4]}.")
+        raise ValueError(
+            f"the gradient of batch {i} has other leaves: {changed[:4]}; None is no "
+            "leaf."
+        )
 
 
 def _check_repeats(name: str, i: int, norm: Any, norms: np.ndarray) -> None:
@@ -204,7 +221,7 @@ class _Layer:
         padded[: self.size] = noise * self.signs
         return padded.reshape(-1, width).sum(0)
 
-    def result(self, name: str) -> LayerNoise:
+    def result(self, name: str, eps: float) -> LayerNoise:
         n, bad = len(self.norms), ~np.isfinite(self.gradient_norms)
         if bad.any():
             gram = np.full((n, n), np.nan)
@@ -212,11 +229,13 @@ class _Layer:
             wide = self.sketches.astype(np.float64)
             gram = (wide @ wide.T) * self.scale**2
             np.fill_diagonal(gram, self.norms**2)
+        gradient_norm = float(np.linalg.norm(self.mean))
         return LayerNoise(
             name=name,
             size=self.size,
             num_nonfinite=int(bad.sum()),
-            gradient_norm=float(np.linalg.norm(self.mean)),
+            gradient_norm=gradient_norm,
+            rounding=eps * gradient_norm,
             norms=self.norms,
             gradient_norms=self.gradient_norms,
             mean_products=self.mean_products,
@@ -235,11 +254,12 @@ def _second_pass(
     }
     for i, leaves in gradients:
         _check_same(first.mean, leaves, i)
-        for name, x in leaves.items():
+        for name, narrow in leaves.items():
+            x = narrow.astype(np.float64)
             with np.errstate(invalid="ignore", over="ignore"):
                 _check_repeats(name, i, np.linalg.norm(x), first.norms[name])
                 layers[name].add(i, x)
-    return tuple(layer.result(name) for name, layer in layers.items())
+    return tuple(layer.result(name, first.eps[name]) for name, layer in layers.items())
 
 
 def _whole(layers: tuple[LayerNoise, ...], seed: int) -> LayerNoise:
@@ -264,6 +284,7 @@ def _whole(layers: tuple[LayerNoise, ...], seed: int) -> LayerNoise:
         size=size,
         num_nonfinite=int(np.logical_or.reduce(bad).sum()),
         gradient_norm=float(norm(lambda layer: layer.gradient_norm)),
+        rounding=float(norm(lambda layer: layer.rounding)),
         norms=norm(lambda layer: layer.norms),
         gradient_norms=norm(lambda layer: layer.gradient_norms),
         mean_products=np.sum([layer.mean_products for layer in layers], axis=0),

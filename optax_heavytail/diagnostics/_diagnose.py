@@ -18,6 +18,7 @@ from optax_heavytail.diagnostics._noise import LayerNoise, gaussian_norms
 from optax_heavytail.diagnostics._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200
+_MOST_CONFIDENT = 0.99  # with half of what is left above that p-value
 _NAMED = 5  # layers that a sentence names
 
 
@@ -90,7 +91,8 @@ def diagnose(
       params: handed to ``grad_fn``, never looked at, so of any framework.
       batches: independent batches of one size, with a length, that can be gone through
         twice. Some hundreds: with too few there is no number, but the reason.
-      confidence: of the intervals, in (0, 1), for each layer by itself.
+      confidence: of the intervals, in (0, 0.99], for each layer by itself. What is
+        heavier than Gaussian noise is told from 199 samples of it, too few for more.
       seed: of sketches, bootstraps and nulls; 0 or more.
       progress: called with (done, of how many) as the work goes on.
 
@@ -100,7 +102,7 @@ def diagnose(
 
     Raises:
       ValueError: a number is outside its range, there are fewer than 2 batches, or the
-        gradients have no leaves or change their leaves.
+        gradients have no entries or change their leaves.
       TypeError: ``batches`` cannot be gone through twice, or a gradient is not real.
 
     Example:
@@ -110,7 +112,7 @@ def diagnose(
       >>> found.layers[0].verdict.label, found.recommendation.kind
       ('heavy', 'clip')
     """
-    _base.check_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
+    _base.check_range("confidence", confidence, 0.0, _MOST_CONFIDENT, low_open=True)
     steps = _Steps(progress)
     noise = collect_noise(
         grad_fn, params, batches, seed=seed, progress=steps.of_gradients
@@ -119,17 +121,7 @@ def diagnose(
     nulls = _nulls(everything, seed)
     diagnosed = []
     for number, (part, null) in enumerate(zip(everything, nulls, strict=True), 1):
-        share = _share(part, noise.whole)
-        diagnosed.append(
-            diagnose_layer(
-                part,
-                share,
-                null,
-                confidence,
-                seed,
-                is_whole=part is noise.whole,
-            )
-        )
+        diagnosed.append(diagnose_layer(part, noise.whole, null, confidence, seed))
         steps.of_layers(number, len(everything), noise.num_batches)
     *layers, whole = diagnosed
     return Diagnosis(
@@ -165,13 +157,6 @@ def _nulls(parts: tuple[LayerNoise, ...], seed: int) -> list[np.ndarray | None]:
         return [None] * len(parts)
     norms = iter(gaussian_norms([p.gram for p in finite], _NUM_NULLS, seed))
     return [None if part.num_nonfinite else next(norms) for part in parts]
-
-
-def _share(part: LayerNoise, whole: LayerNoise) -> float:
-    """Of the variance; with an inf or NaN somewhere, 1: nothing is known of it."""
-    if part.num_nonfinite or whole.num_nonfinite or not whole.variance:
-        return 1.0
-    return part.variance / whole.variance
 
 
 def _verdict(layers: list[LayerDiagnosis], whole: LayerDiagnosis) -> str:

@@ -1,7 +1,8 @@
 """What clipping at a threshold does to gradients that were measured."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +71,8 @@ def clip_effect(layers: Sequence[tuple[LayerNoise, Clip | None]]) -> ClipEffect:
       layers: all that an update has, with ``None`` where nothing is clipped. None may
         have an inf or NaN.
     """
-    raw = _total([_products(layer, _without(clip)) for layer, clip in layers])
-    cut = _total([_products(layer, clip) for layer, clip in layers])
+    raw = _total(_products(layer, _without(clip)) for layer, clip in layers)
+    cut = _total(_products(layer, clip) for layer, clip in layers)
     length = np.sqrt(cut.own.mean() * raw.own.mean())
     gains = _log_gains(cut, raw)
     return ClipEffect(
@@ -90,11 +91,13 @@ def _without(clip: Clip | None) -> Clip | None:
     return Clip("coordinate", np.inf) if is_sampled else None
 
 
-def _total(parts: list[_Products]) -> _Products:
-    return _Products(
-        np.sum([part.cross for part in parts], axis=0),
-        np.sum([part.own for part in parts], axis=0),
-        max(part.clipped for part in parts),
+def _total(parts: Iterator[_Products]) -> _Products:
+    """One after the other: of n batches each layer has n x n numbers, twice."""
+    return functools.reduce(
+        lambda a, b: _Products(
+            a.cross + b.cross, a.own + b.own, max(a.clipped, b.clipped)
+        ),
+        parts,
     )
 
 

@@ -2,19 +2,25 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
+from optax_heavytail.diagnostics._tail_estimate import (
+    TailEstimate,
+    estimate_tail,
+    fewest_nulls,
+)
 from optax_heavytail.diagnostics._tail_index import hill
+from optax_heavytail.diagnostics._tail_methods import in_batches
 
 _FEWEST = 10  # of a tail, for any estimate
 _MOST_ENTRIES = 32
 _MOST_DRAWS = 64
-_NUM_NULLS = 49
+_NUM_NULLS = 49  # more where the confidence asks for it
 _FOLDS = 20  # of the jackknife
 _QUARTERS = 4
 _GAUSSIAN_SERIES = 200
@@ -63,7 +69,9 @@ def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailE
     rows = scaled[:, chosen].T
     if not there:
         return _without_scale("iterations", confidence, n)
-    null = np.moveaxis(_like(scaled[:, chosen], seed), 1, 2)
+    null = _nulls(
+        scaled[:, chosen], confidence, seed, lambda draws: np.moveaxis(draws, 1, 2)
+    )
     found = estimate_tail(
         rows if len(rows) > 1 else rows[0],
         over="coordinates",  # each row has its own index, as a draw has there
@@ -72,7 +80,8 @@ def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailE
         null=null if len(rows) > 1 else null[:, 0],
         seed=seed,
     )
-    found = dataclasses.replace(found, over="iterations")
+    reason = found.reason and found.reason.replace("draws", "coordinates")
+    found = dataclasses.replace(found, over="iterations", reason=reason)
     if found.index is None:
         return found
     error = NormalDist().inv_cdf((1 + confidence) / 2) * _log_error(rows)
@@ -105,14 +114,16 @@ def across_coordinates(
     if not c:
         return _without_scale("coordinates", confidence, n)
     step = -(-n // _MOST_DRAWS)
-    null = _like(scaled, seed)
-    null /= np.median(np.abs(null), axis=1, keepdims=True)  # measured, as there
+
+    def measured(draws):  # in units of a median, as there
+        return draws[:, ::step] / np.median(np.abs(draws), axis=1, keepdims=True)
+
     return estimate_tail(
         scaled[::step],
         over="coordinates",
         k=tail_size(c),
         confidence=confidence,
-        null=null[:, ::step],
+        null=_nulls(scaled, confidence, seed, measured),
         seed=seed,
     )
 
@@ -128,21 +139,36 @@ def _without_scale(over: str, confidence: float, n: int) -> TailEstimate:
     )
 
 
-def _like(scaled: np.ndarray, seed: int) -> np.ndarray:
+def _nulls(
+    scaled: np.ndarray,
+    confidence: float,
+    seed: int,
+    look: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     """Gaussian draws whose coordinates depend on each other as the ranks of these do.
 
     Their covariance is that of the normal scores: the largest spikes count as what
     comes first in rank, no more.
 
-    Returns:
-      Array (nulls, n, c), each coordinate of variance 1.
+    Args:
+      scaled: (n, c).
+      confidence: that is to be had.
+      seed: of the draws.
+      look: from some nulls (m, n, c), each coordinate of variance 1, to what is kept.
     """
     rng, (n, c) = np.random.default_rng(seed), scaled.shape
     levels = [NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)]
     scores = np.asarray(levels, np.float32)[np.argsort(np.argsort(scaled, 0), 0)]
-    weights = rng.standard_normal((_NUM_NULLS * n, n), np.float32)
-    draws = weights @ scores / np.linalg.norm(scores[:, 0])
-    return draws.reshape(_NUM_NULLS, n, c)
+    # Random combinations of the rows of Q R have the law of those of the rows of R,
+    # which are no more than the columns.
+    _, upper = np.linalg.qr(scores)
+    rows = upper / np.linalg.norm(scores[:, 0])
+
+    def some(start, stop):
+        normal = rng.standard_normal(((stop - start) * n, len(rows)), np.float32)
+        return look((normal @ rows).reshape(-1, n, c))
+
+    return in_batches(some, max(_NUM_NULLS, fewest_nulls(confidence)), n * c)
 
 
 def groups(coordinates: np.ndarray, seed: int) -> tuple[CoordinateGroup, ...]:

@@ -15,6 +15,9 @@ NORM_METHODS = ("hill", "moment_ratio", "pickands")
 STABLE_METHODS = ("log_moment", "characteristic_function")
 _SAME = 1e-12  # relative noise of a gradient that is the same for every batch
 _ROUNDING = 1e-6  # noise that is smaller, as a part of the whole, is rounding
+# Of the whole gradient, as large as its norm: what sums in another order make of it.
+# Noise that never is larger needs no clip, even if it should be more than that.
+_ROUNDINGS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,31 +70,29 @@ class LayerDiagnosis:
 
 def diagnose_layer(
     noise: LayerNoise,
-    noise_share: float,
+    whole: LayerNoise,
     null_norms: np.ndarray | None,
     confidence: float,
     seed: int,
-    *,
-    is_whole: bool,
 ) -> LayerDiagnosis:
     """Estimates the tails of one layer's noise.
 
     Args:
       noise: its measurements.
-      noise_share: its part of the whole's variance.
+      whole: those of all layers; where it is the same, every estimator looks at it.
       null_norms: norms of Gaussian noise; ``None`` if there is an inf or NaN.
       confidence: of the intervals.
       seed: of the bootstraps.
-      is_whole: whether it is all of them, which every estimator looks at.
     """
-    reason = _no_estimate(noise, noise_share)
+    noise_share = _share(noise, whole)
+    reason = _no_estimate(noise, noise_share, whole)
     if reason is not None:
         told = unknown(reason)
         return LayerDiagnosis(
             noise, noise_share, {}, None, None, (), None, told, told, told, told
         )
     n = len(noise.norms)
-    methods = (*NORM_METHODS, *STABLE_METHODS) if is_whole else NORM_METHODS[:1]
+    methods = (*NORM_METHODS, *STABLE_METHODS) if noise is whole else NORM_METHODS[:1]
     norms = _norms(noise, methods, null_norms, confidence, seed)
     scaled = _entries.scaled(noise.coordinates)
     entries = _entries.across_iterations(scaled, confidence, seed)
@@ -110,6 +111,13 @@ def diagnose_layer(
         entry_verdict=entry_verdict,
         coordinate_verdict=judge(coordinates, n),
     )
+
+
+def _share(part: LayerNoise, whole: LayerNoise) -> float:
+    """Of the variance; with an inf or NaN somewhere, 1: nothing is known of it."""
+    if part.num_nonfinite or whole.num_nonfinite or not whole.variance:
+        return 1.0
+    return part.variance / whole.variance
 
 
 def _order_statistics(
@@ -148,7 +156,9 @@ def _norms(
     return found
 
 
-def _no_estimate(noise: LayerNoise, noise_share: float) -> str | None:
+def _no_estimate(
+    noise: LayerNoise, noise_share: float, whole: LayerNoise
+) -> str | None:
     """Why nothing can be said of a layer, if that is so."""
     if noise.num_nonfinite:
         return f"{noise.num_nonfinite} of {len(noise.norms)} batches have an inf or NaN"
@@ -158,6 +168,12 @@ def _no_estimate(noise: LayerNoise, noise_share: float) -> str | None:
         return (
             f"constant up to rounding: its noise is {np.sqrt(noise_share):.0e} of the "
             "whole's"
+        )
+    largest = whole.norms.max()  # NaN if another layer has one: not known
+    if largest <= _ROUNDINGS * whole.rounding:
+        return (
+            "constant up to rounding: the noise of all layers is at most "
+            f"{largest / whole.gradient_norm:.0e} of the gradient"
         )
     return None
 

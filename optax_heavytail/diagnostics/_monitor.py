@@ -19,8 +19,8 @@ class MonitorState(NamedTuple):
     """
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: like the parameters, (), int32, the row of each leaf; ``None`` without per_leaf
-    leaf_rows: Any
+    #: (bytes,), uint8, the leaves' paths in UTF-8; ``None`` without per_leaf
+    leaf_names: Any
     gradient_norms: jax.Array  #: (rows,), of the last update, as they came in
     update_norms: jax.Array  #: (rows,), of what ``inner`` made of them
     parameter_norms: jax.Array  #: (rows,), before that update
@@ -66,11 +66,11 @@ def monitor(
 
     Returns:
       A transform with a `MonitorState`, whose tree, shapes and dtypes never change: for
-      each row :math:`4 (1029 + R)` bytes, 8 kB with the default. Its ``update`` needs
-      the parameters. Zero gradients count as norms of 0; norms of huge and tiny
-      gradients are right even where they are no number of the dtype. The norms of the
-      last update are inf or NaN where an entry is; such a norm is counted and enters no
-      histogram, and no norm of that step enters the reservoir.
+      each row :math:`4 (1029 + R)` bytes, 8 kB with the default, and its name. Its
+      ``update`` needs the parameters. Zero gradients count as norms of 0; norms of huge
+      and tiny gradients are right even where they are no number of the dtype. The norms
+      of the last update are inf or NaN where an entry is; such a norm is counted and
+      enters no histogram, and no norm of that step enters the reservoir.
 
     Raises:
       ValueError: ``reservoir_size`` is outside its range, or ``update`` was called
@@ -99,7 +99,7 @@ def monitor(
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)
         return MonitorState(
             count=jnp.zeros([], jnp.int32),
-            leaf_rows=_rows.leaf_rows(params, per_leaf),
+            leaf_names=_rows.encoded_names(params, per_leaf),
             gradient_norms=jnp.zeros(rows, dtype),
             update_norms=jnp.zeros(rows, dtype),
             parameter_norms=jnp.zeros(rows, dtype),
@@ -125,7 +125,7 @@ def monitor(
         bad = (~jnp.isfinite(gradient_norms)).astype(jnp.int32)
         return updates, MonitorState(
             count=count,
-            leaf_rows=state.leaf_rows,
+            leaf_names=state.leaf_names,
             gradient_norms=gradient_norms,
             update_norms=norms(updates),
             parameter_norms=norms(params),

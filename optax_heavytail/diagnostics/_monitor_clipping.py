@@ -29,8 +29,8 @@ class MonitorClippingState(NamedTuple):
     weight: jax.Array  #: (), what the weights of the averages add up to, up to 1
     raw_mean: Any  #: like the parameters, average of what is clipped, or ``None``
     clipped_mean: Any  #: like the parameters, average of what comes out, or ``None``
-    #: like the parameters, (), int32, the row of each leaf; ``None`` without per_leaf
-    leaf_rows: Any
+    #: (bytes,), uint8, the leaves' paths in UTF-8; ``None`` without per_leaf
+    leaf_names: Any
     inner_state: optax.OptState
 
 
@@ -124,7 +124,7 @@ def monitor_clipping(
             weight=jnp.zeros([], dtype),
             raw_mean=_tree.zeros_like(params) if bias else None,
             clipped_mean=_tree.zeros_like(params) if bias else None,
-            leaf_rows=_rows.leaf_rows(params, per_leaf),
+            leaf_names=_rows.encoded_names(params, per_leaf),
             inner_state=inner_state,
         )
 

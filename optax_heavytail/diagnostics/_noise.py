@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 WHOLE = "all layers"
+_MOST_NUMBERS = 2**22  # drawn at a time: 48 MiB with their squares
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,6 +19,7 @@ class LayerNoise:
       size: number of coordinates, d.
       num_nonfinite: batches whose gradient has an inf or NaN here.
       gradient_norm: :math:`\lVert \bar g \rVert`.
+      rounding: that norm times the machine epsilon of the gradient's dtype.
       norms: (n,) :math:`\lVert \varepsilon_i \rVert`.
       gradient_norms: (n,) :math:`\lVert g_i \rVert`.
       mean_products: (n,) :math:`\langle \varepsilon_i, \bar g \rangle`.
@@ -31,6 +33,7 @@ class LayerNoise:
     size: int
     num_nonfinite: int
     gradient_norm: float
+    rounding: float
     norms: np.ndarray
     gradient_norms: np.ndarray
     mean_products: np.ndarray
@@ -100,7 +103,10 @@ def gaussian_norms(
     spectra = np.stack([np.clip(np.linalg.eigvalsh(g), 0, None) for g in grams], 1)
     rng = np.random.default_rng(seed)
     out = np.empty((num_draws, n, len(grams)))
-    for row in range(num_draws):  # n x n numbers at a time
-        squares = np.square(rng.standard_normal((n, n), np.float32), dtype=np.float64)
-        out[row] = np.sqrt(squares @ spectra / n)
+    flat = out.reshape(-1, len(grams))  # each norm has its n numbers
+    step = max(1, _MOST_NUMBERS // n)
+    for start in range(0, len(flat), step):
+        part = flat[start : start + step]
+        normal = rng.standard_normal((len(part), n), np.float32)
+        part[:] = np.sqrt(np.square(normal, dtype=np.float64) @ spectra / n)
     return list(np.moveaxis(out, -1, 0))

@@ -73,7 +73,8 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
       one optimizer.
 
     Raises:
-      ValueError: there is no monitor, or there are several of a kind.
+      ValueError: there is no monitor, there are several of a kind, or the state is one
+        of several runs at once, as ``jax.vmap`` makes it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,21 +93,29 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
     clipped = _only(state, MonitorClippingState)
     if watched is None and clipped is None:
         raise ValueError("There is no monitor in this state.")
-    labels, parts = [], []
-    for found, names in ((watched, _MONITOR), (clipped, _CLIPPING)):
-        if found is not None:
-            rows = _rows.names(found.leaf_rows)
-            if getattr(found, "raw_mean", found) is None:
-                names = names[:-1]
-            labels += [name + row for name in names for row in rows]
-            parts.append(found._replace(leaf_rows=None, inner_state=None))
+    monitors = [found for found in (watched, clipped) if found is not None]
+    parts: list[Any] = [
+        found._replace(leaf_names=None, inner_state=None) for found in monitors
+    ]
+    of_leaves = []
     for name in _RATIOS:
         if optax.tree.get_all_with_path(state, name):
             ratios = _readers.get_field(state, name)
-            labels += _labels_of_leaves(name, ratios)
+            of_leaves += _labels_of_leaves(name, ratios)
             parts.append(ratios)
-    values = jax.device_get(_values(parts))
+    encoded = [found.leaf_names for found in monitors]
+    values, encoded = jax.device_get((_values(parts), encoded))
+    pairs = zip(monitors, encoded, strict=True)
+    labels = [label for pair in pairs for label in _labels(*pair)] + of_leaves
     return dict(zip(labels, values.tolist(), strict=True))
+
+
+def _labels(found: Any, encoded: np.ndarray | None) -> list[str]:
+    """Of the numbers of a monitor, in their order."""
+    names = _MONITOR if isinstance(found, MonitorState) else _CLIPPING
+    if getattr(found, "raw_mean", found) is None:
+        names = names[:-1]
+    return [name + row for name in names for row in _rows.names(encoded)]
 
 
 def read_reservoir(state: optax.OptState) -> NormSample:
@@ -119,7 +128,8 @@ def read_reservoir(state: optax.OptState) -> NormSample:
       A `NormSample` of :math:`n` steps, up to ``reservoir_size``, in the order of time.
 
     Raises:
-      ValueError: there is no monitor, or there are several.
+      ValueError: there is no monitor, there are several, or the state is one of several
+        runs at once.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,10 +148,12 @@ def read_reservoir(state: optax.OptState) -> NormSample:
     found = _only(state, MonitorState)
     if found is None:
         raise ValueError("There is no monitor in this state.")
-    drawn_at, norms = jax.device_get((found.history.drawn_at, found.history.reservoir))
+    drawn_at, norms, encoded = jax.device_get(
+        (found.history.drawn_at, found.history.reservoir, found.leaf_names)
+    )
     order = np.argsort(drawn_at, kind="stable")
     order = order[drawn_at[order] > 0]
-    rows = _rows.names(found.leaf_rows)
+    rows = _rows.names(encoded)
     return NormSample(
         drawn_at[order],
         {f"gradient_norm{row}": norms[order, i] for i, row in enumerate(rows)},
@@ -156,7 +168,18 @@ def _only(state: Any, kind: type) -> Any:
             f"There are {len(found)} of {kind.__name__} in this state: pass the part "
             "of the state that is meant."
         )
+    if found and (axes := jnp.shape(_number(found[0]))):
+        raise ValueError(
+            f"The {kind.__name__} has leading axes {axes}, as that of several runs in "
+            "jax.vmap or jax.pmap: read one of them, such as "
+            "jax.tree.map(lambda x: x[0], state)."
+        )
     return found[0] if found else None
+
+
+def _number(state: MonitorState | MonitorClippingState) -> jax.typing.ArrayLike:
+    """What is a scalar in the state of one run."""
+    return state.count if isinstance(state, MonitorState) else state.weight
 
 
 def _labels_of_leaves(name: str, tree: Any) -> list[str]:

@@ -12,6 +12,9 @@ from optax_heavytail.diagnostics._tail_estimate import TailEstimate
 
 _MOST_CLIPPED = 0.1  # of the batches, or of the coordinates
 _LARGE_SHARE = 0.1  # of the noise's variance: a layer that decides for the whole
+# Without the noise of layers with this share, a step gets 1 / (1 - 0.01) times as far.
+_SMALL_SHARE = 0.01
+_SMALL_GAIN = 1.01
 _NAMED = 5  # layers that a sentence names
 
 
@@ -43,9 +46,19 @@ def recommend(
     """Clipping where the noise is heavy; nothing where it is not."""
     if whole.noise.num_nonfinite:
         return _repair(layers, whole)
-    clips = _clips(layers, whole)
-    if clips:
-        return _clip(clips, layers, whole)
+    small = _small(layers)
+    clips = _clips(layers, whole, small)
+    found = _clip(clips, layers, whole) if clips else _no_clip(layers, whole)
+    if not small:
+        return found
+    rest = (
+        f" Heavy-tailed, but together under {100 * _SMALL_SHARE:g}% of the noise, "
+        f"without which no step would get far further: {_listed(small)}."
+    )
+    return dataclasses.replace(found, text=found.text + rest)
+
+
+def _no_clip(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> Recommendation:
     open_ones = [
         layer
         for layer in (*layers, whole)
@@ -58,23 +71,43 @@ def recommend(
     return _wait(open_ones) if open_ones else _nothing(layers, whole)
 
 
-def _clips(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> dict[str, Clip]:
-    """A threshold for each heavy layer, or one for all."""
+def _small(layers: Sequence[LayerDiagnosis]) -> list[str]:
+    """Heavy layers whose noise hardly matters, nor would clipping them."""
+    heavy = [layer for layer in layers if layer.verdict.label == "heavy"]
+    small = [layer for layer in heavy if layer.noise_share < _SMALL_SHARE]
+    if not small or sum(layer.noise_share for layer in small) >= _SMALL_SHARE:
+        return []
+    names = [layer.noise.name for layer in small]
+    effect = clip_effect(
+        [
+            (layer.noise, _layer_clip(layer) if layer in small else None)
+            for layer in layers
+        ]
+    )
+    gain = effect.gain_high
+    return [] if gain is not None and gain > _SMALL_GAIN else names
+
+
+def _clips(
+    layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis, small: Sequence[str]
+) -> dict[str, Clip]:
+    """A threshold for each heavy layer that is not small, or one for all."""
     heavy = [layer for layer in layers if layer.verdict.label == "heavy"]
     judged = [layer for layer in layers if layer.verdict.label != "unknown"]
+    large = [layer for layer in heavy if layer.noise.name not in small]
     # Where single entries spike, a clip of the norm would shrink all the others.
-    by_coordinate = [layer for layer in heavy if layer.is_spiky]
-    is_everywhere = 2 * len(heavy) >= len(judged) and not by_coordinate
-    if whole.verdict.label == "heavy" and (is_everywhere or not heavy):
+    is_everywhere = 2 * len(heavy) >= len(judged) and not any(
+        layer.is_spiky for layer in large
+    )
+    if whole.verdict.label == "heavy" and (is_everywhere or not large):
         return {whole.noise.name: _norm_clip(whole)}
-    clips = {
-        layer.noise.name: (
-            _coordinate_clip(layer) if layer in by_coordinate else _norm_clip(layer)
-        )
-        for layer in heavy
-    }
+    clips = {layer.noise.name: _layer_clip(layer) for layer in large}
     # Where most entries are 0, so is the quantile: that is no threshold.
     return {name: clip for name, clip in clips.items() if clip.threshold > 0}
+
+
+def _layer_clip(layer: LayerDiagnosis) -> Clip:
+    return _coordinate_clip(layer) if layer.is_spiky else _norm_clip(layer)
 
 
 def _norm_clip(layer: LayerDiagnosis) -> Clip:
@@ -158,9 +191,9 @@ def _effect_in_words(effect: ClipEffect, clips: dict[str, Clip]) -> str:
     scopes = {"norm": "batches", "coordinate": "coordinates"}
     of = " or ".join(sorted({scopes[clip.scope] for clip in clips.values()}))
     direction = (
-        f"on the batches measured it acts on up to {effect.clipped:.0%} of the {of}, "
-        f"and the mean of the clipped gradients has a cosine of {effect.cosine:.3f} "
-        "with that of the raw ones"
+        f"on the batches measured it acts on up to {100 * effect.clipped:.2g}% of the "
+        f"{of}, and the mean of the clipped gradients has a cosine of "
+        f"{effect.cosine:.3f} with that of the raw ones"
     )
     if effect.gain is None:
         return f"{direction}; whether that is progress is lost in the noise"
@@ -206,7 +239,7 @@ def _nothing(layers: Sequence[LayerDiagnosis], whole: LayerDiagnosis) -> Recomme
     rest = [layer.noise.name for layer in layers if layer.verdict.label == "undecided"]
     if rest:
         text += (
-            f" Undecided, but under {_LARGE_SHARE:.0%} of the noise each: "
+            f" Undecided, but under {100 * _LARGE_SHARE:g}% of the noise each: "
             f"{_listed(rest)}."
         )
     if whole.norms["hill"].heavier_than_null:

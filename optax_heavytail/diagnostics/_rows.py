@@ -4,38 +4,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_heavytail import _tree
 
 
-def leaf_rows(params: Any, per_leaf: bool) -> Any:
-    """The row of each leaf: a tree like ``params``, which says what the rows are of.
+def encoded_names(params: Any, per_leaf: bool) -> jax.Array | None:
+    """What the rows are of, as bytes: one array for all leaves.
 
-    Row 0 is for all leaves together, and the only one without ``per_leaf``.
+    A tree like the parameters would have scalars for leaves, to which
+    `optax.tree.map_params` would give the parameters' shardings.
     """
     if not per_leaf:
         return None
-    leaves, treedef = jax.tree.flatten(params)
-    numbers = [jnp.asarray(row, jnp.int32) for row in range(1, len(leaves) + 1)]
-    return treedef.unflatten(numbers)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    # Never empty, as checkpoints want it.
+    text = "".join(f"{name}\0" for name in ["", *path_names(paths)])
+    return jnp.asarray(np.frombuffer(text.encode(), np.uint8))
 
 
-def names(rows: Any) -> list[str]:
+def names(encoded: np.ndarray | None) -> list[str]:
     """What each row is of: "" for all leaves, "/encoder/kernel" for one of them."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(rows)]
-    return ["", *("/" + name if name else "" for name in path_names(paths))]
+    if encoded is None:
+        return [""]
+    text = bytes(encoded.astype(np.uint8)).decode()
+    return [name and f"/{name}" for name in text.split("\0")[:-1]]
 
 
 def path_names(paths: list[Any]) -> list[str]:
     """Paths as ``encoder/kernel``; in full where that does not tell them apart."""
     short = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
-    if len(set(short)) == len(short):
+    is_named = all(name or not path for name, path in zip(short, paths, strict=True))
+    if is_named and len(set(short)) == len(short):
         return short
     return [jax.tree_util.keystr(path) for path in paths]
 
 
 def num_rows(params: Any, per_leaf: bool) -> int:
-    """How many rows `leaf_rows` counts."""
+    """One for all leaves together, and with ``per_leaf`` one for each."""
     return 1 + per_leaf * len(jax.tree.leaves(params))
 
 

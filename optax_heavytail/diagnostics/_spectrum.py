@@ -27,17 +27,25 @@ class Spectrum(NamedTuple):
 
     nodes: jax.Array  #: (num_probes, num_steps), estimated eigenvalues, rising
     weights: jax.Array  #: (num_probes, num_steps), the rows add up to 1
-    errors: jax.Array  #: (num_probes, num_steps), an eigenvalue is within it of a node
+    #: (num_probes, num_steps), an eigenvalue is within it of a node; NaN for nodes of
+    #: weight 0 that stand for no step, where a probe has found all there is to find
+    errors: jax.Array
 
     def ends(self) -> ExtremeEigenvalues:
         """The smallest and the largest node, as `extreme_eigenvalues` has them."""
         low, high = jnp.argmin(self.nodes[:, 0]), jnp.argmax(self.nodes[:, -1])
+        smallest, largest = self.nodes[low, 0], self.nodes[high, -1]
         return ExtremeEigenvalues(
-            smallest=self.nodes[low, 0],
-            largest=self.nodes[high, -1],
-            smallest_error=self.errors[low, 0],
-            largest_error=self.errors[high, -1],
+            smallest=smallest,
+            largest=largest,
+            smallest_error=self._error(low, smallest),
+            largest_error=self._error(high, largest),
         )
+
+    def _error(self, probe: jax.Array, end: jax.Array) -> jax.Array:
+        """Of the first node that is the end and stands for a step."""
+        is_end = self.nodes[probe] == end
+        return jnp.nanmin(jnp.where(is_end, self.errors[probe], jnp.nan))
 
     def grid(self, num_points: int = 512, width: float = 0.01) -> jax.Array:
         r"""Points for `density` that span the nodes, and :math:`5 \sigma` beyond.
@@ -197,7 +205,10 @@ def spectral_density(
         values, vectors = ritz(found)
         last = found.num_found - 1
         errors = jnp.abs(found.off_diagonal[last] * vectors[last])
-        return values, jnp.square(vectors[0]), errors
+        weights = jnp.square(vectors)
+        beyond = jnp.arange(num_steps)[:, None] >= found.num_found
+        is_padding = jnp.sum(weights * beyond, axis=0) > 0.5
+        return values, weights[0], jnp.where(is_padding, jnp.nan, errors)
 
     return Spectrum(*jax.lax.map(probe, jax.random.split(key, num_probes)))
 

@@ -1,6 +1,7 @@
 """Tail indices with intervals, a test of fit and a Gaussian null hypothesis."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ class TailEstimate:
         ``index`` and those of the null may be inf: lighter than every power.
       p_value: of the hypothesis that the tail is a power law, or that the law is
         stable. A small one says that the index describes something that is not there.
+        None where the estimate exists and the law that would fit does not, as if too
+        many samples are 0 or equal.
       null_low: lower end of the central interval, of probability ``confidence``, of
         the index on the Gaussian null.
       null_high: its upper end.
@@ -126,8 +129,9 @@ def estimate_tail(
       confidence: of the interval, in (0, 1).
       num_bootstrap: number of resamples of several draws, at least 20.
       num_null: number of samples of the null, and of those behind ``p_value``, at least
-        20.
-      null: samples of another null hypothesis, (number, \*samples.shape).
+        20, and ``2 / (1 - confidence) - 1``: with fewer, no index would be rare enough
+        to be called heavier than theirs.
+      null: samples of another null hypothesis, (number, \*samples.shape), as many.
       seed: of the resamples and the null.
 
     Returns:
@@ -148,6 +152,8 @@ def estimate_tail(
       '50 samples are too few: at least 100 are needed.'
     """
     _check_arguments(over, method, confidence, num_bootstrap, num_null, seed)
+    if null is None:
+        _check_nulls("num_null", num_null, confidence)
     rows = _rows(samples, over)
     k = _tail_size(method, k, rows.shape[1])
     blank = TailEstimate(over, method, confidence, k, rows.shape[1])
@@ -155,7 +161,8 @@ def estimate_tail(
     if reason:
         return dataclasses.replace(blank, reason=reason)
     if null is not None:
-        null = _unit(_given_null(null, np.shape(samples)).reshape(-1, *rows.shape))
+        null = _given_null(null, np.shape(samples), confidence)
+        null = _unit(null.reshape(-1, *rows.shape))
     found = _tail_inference.infer(
         _tail_inference.Question(_unit(rows), method, k, over == "iterations"),
         confidence,
@@ -176,6 +183,21 @@ def _check_arguments(over, method, confidence, num_bootstrap, num_null, seed):
     _base.check_static_integer("num_bootstrap", num_bootstrap, _MIN_RESAMPLES)
     _base.check_static_integer("num_null", num_null, _MIN_RESAMPLES)
     _base.check_static_integer("seed", seed, 0)
+
+
+def fewest_nulls(confidence: float) -> int:
+    """So many that an index below all of theirs is heavier than the null."""
+    return math.ceil(2 / (1 - confidence)) - 1
+
+
+def _check_nulls(name: str, number: int, confidence: float) -> None:
+    fewest = fewest_nulls(confidence)
+    if number < fewest:
+        raise ValueError(
+            f"{name} must be at least 2 / (1 - confidence) - 1 = {fewest} with a "
+            f"confidence of {confidence}, got {number}: with fewer nothing can be "
+            "heavier than the null."
+        )
 
 
 def _tail_size(method: str, k: int | None, n: int) -> int | None:
@@ -207,7 +229,7 @@ def _rows(samples: Any, over: Over) -> np.ndarray:
     return np.atleast_2d(array)
 
 
-def _given_null(null: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _given_null(null: Any, shape: tuple[int, ...], confidence: float) -> np.ndarray:
     array = _real("null", null)
     if array.shape[1:] != shape or len(array) < _MIN_RESAMPLES:
         wanted = f"(number, {', '.join(map(str, shape))})"
@@ -215,6 +237,7 @@ def _given_null(null: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"null must be {wanted} with at least {_MIN_RESAMPLES} of them, "
             f"got {array.shape}."
         )
+    _check_nulls("the number of null samples", len(array), confidence)
     if not np.all(np.isfinite(array)):
         raise ValueError("null must be finite.")
     return array

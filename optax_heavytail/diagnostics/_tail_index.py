@@ -194,6 +194,10 @@ def _tail_moments(samples: jax.Array, k: Any, count: int) -> Any:
 
 
 def as_samples(samples: Any) -> jax.Array:
+    if not isinstance(samples, jax.Array):
+        samples = np.asarray(samples)
+        if samples.dtype.kind in "iu":  # those beyond 2^31 would wrap
+            samples = samples.astype(np.float64)
     samples = jnp.asarray(samples)
     if jnp.iscomplexobj(samples) or samples.dtype == bool:
         raise TypeError(f"samples must be real numbers, got {samples.dtype}.")

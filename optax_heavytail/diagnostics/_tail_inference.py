@@ -41,7 +41,7 @@ def infer(
     num_null: int,
     null: np.ndarray | None,
     rng: np.random.Generator,
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """The numbers of a `TailEstimate`; None if there are none.
 
     Args:
@@ -112,11 +112,11 @@ def _null_indices(
     return in_batches(indices, number if null is None else len(null), rows.size)
 
 
-def _p_value(question: Question, number: int, rng: np.random.Generator) -> float:
+def _p_value(question: Question, number: int, rng: np.random.Generator) -> float | None:
     """Of the hypothesis that the tail is a power law, or that the law is stable.
 
     Of several draws, twice the median of their p-values: a p-value however the draws
-    depend on each other.
+    depend on each other. None where a distance to the law cannot be told.
     """
     if question.k is None:
         measured = _stable_distance(question.rows)
@@ -125,9 +125,13 @@ def _p_value(question: Question, number: int, rng: np.random.Generator) -> float
         simulate = functools.partial(_stable_rows, question, min(slope, 2.0), rng)
         distance = _stable_distance
     else:
-        measured = _pareto_distance(np.log(_largest(np.abs(question.rows), question.k)))
+        with np.errstate(divide="ignore"):  # the smallest of them may be 0
+            logs = np.log(_largest(np.abs(question.rows), question.k))
+        measured = _pareto_distance(logs)
         simulate = functools.partial(_exponential_tails, question, question.k, rng)
         distance = _pareto_distance
+    if np.isnan(measured).any():
+        return None
     simulated = in_batches(
         lambda start, stop: distance(simulate(stop - start)),
         number,
@@ -155,7 +159,8 @@ def _exponential_tails(
 
 
 def _pareto_distance(logs: np.ndarray) -> np.ndarray:
-    excess = jnp.asarray(logs - logs[:, -1:], jnp.float32)
+    with np.errstate(invalid="ignore"):
+        excess = jnp.asarray(logs - logs[:, -1:], jnp.float32)
     return np.asarray(_jitted_pareto_distance(excess, logs.shape[1] - 1))
 
 

@@ -52,10 +52,15 @@ def judge(estimate: TailEstimate, num_batches: int) -> Verdict:
     if estimate.reason is not None or estimate.index is None:
         return unknown(estimate.reason or "no estimate")
     low, high = float(estimate.low or 0), float(estimate.high or 0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return unknown(
+            f"tail index {estimate.index:.2f}, but its interval, {low:.2f} to "
+            f"{high:.2f}, is not finite"
+        )
     error = _log_error(low, high, estimate.confidence)
     below = _probability_below(estimate.index, error)
     interval = (
-        f"tail index {estimate.index:.2f} ({estimate.confidence:.0%} interval "
+        f"tail index {estimate.index:.2f} ({100 * estimate.confidence:.10g}% interval "
         f"{low:.2f} to {high:.2f})"
     )
     if high < LIMIT:

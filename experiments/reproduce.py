@@ -12,9 +12,13 @@ from pathlib import Path
 
 from experiments import folders, progress
 from experiments.errors import UserError
-from experiments.evidence import robustness, study, theory
+from experiments.evidence import neumann, robustness, study, theory
 
-STUDIES = {"theory": theory.STUDY, "robustness": robustness.STUDY}
+STUDIES = {
+    "theory": theory.STUDY,
+    "neumann": neumann.STUDY,
+    "robustness": robustness.STUDY,
+}
 
 
 def reproduce(name: str, scale: str, results: Path, pages: Path) -> None:

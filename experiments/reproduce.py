@@ -12,11 +12,12 @@ from pathlib import Path
 
 from experiments import folders, progress
 from experiments.errors import UserError
-from experiments.evidence import neumann, robustness, study, theory
+from experiments.evidence import neumann, robustness, study, survey, theory
 
 STUDIES = {
     "theory": theory.STUDY,
     "neumann": neumann.STUDY,
+    "survey": survey.STUDY,
     "robustness": robustness.STUDY,
 }
 

@@ -20,6 +20,12 @@ def named(name: str, result: Mapping[str, Any]) -> str:
     return name if result["is_inside"] else f"{name} (edge of its grid)"
 
 
+def points_above(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """By how many percentage points more images are right, pairing the seeds."""
+    points = 100 * (np.array(result["accuracies"]) - np.array(other["accuracies"]))
+    return study.with_interval(study.mean_interval(points), "+.2f")
+
+
 def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
     """Losses of fresh seeds, and how they compare with the baseline's.
 

@@ -22,6 +22,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     middle, whole = found["final_64"], list(found.values())[-1]
     constant = _select(records, "final", schedule="constant")
     return {
+        "points": _points(found),
         **blocks,
         "steps": _steps(records),
         "scaling": _scaling(records),
@@ -71,6 +72,18 @@ def _is_variant(name: str) -> bool:
 
 def _main(results: Results) -> Results:
     return {k: result for k, result in results.items() if not _is_variant(k)}
+
+
+def _points(found: dict[str, Results]) -> str:
+    """By how much more of the images Neumann has right."""
+    baselines = [name for name in _main(found["final_64"]) if name != "neumann"]
+    rows = []
+    for block, results in found.items():
+        neumann = results["neumann"]
+        above = [comparison.points_above(neumann, results[name]) for name in baselines]
+        rows.append([f"{int(block.split('_')[1]):,}", *above])
+    header = [f"points above {name}" for name in baselines]
+    return study.table(["images a step", *header], rows)
 
 
 def _parts(results: Results) -> str:

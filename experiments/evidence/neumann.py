@@ -80,7 +80,8 @@ def _variants(batch_size: int) -> dict[str, Contestant]:
     }
 
 
-def _contestant(name: str, batch_size: int) -> Contestant:
+def contestant(name: str, batch_size: int) -> Contestant:
+    """By its name; resets and burn-in depend on the steps of an epoch."""
     return (CONTESTANTS | _variants(batch_size))[name]
 
 
@@ -88,12 +89,12 @@ def final(
     optimizer: str, batch_size: int, epochs: int, schedule: str
 ) -> dict[str, Any]:
     """The last loss after a number of epochs."""
-    contestant = _contestant(optimizer, batch_size)
+    chosen = contestant(optimizer, batch_size)
     if schedule == "constant":
-        contestant = contestant._replace(schedule=_constant)
+        chosen = chosen._replace(schedule=_constant)
     steps = round(epochs * IMAGES / batch_size)
     problem = digits.problem(Setup(steps, batch_size))
-    return training.tune_and_run(contestant, problem, PROTOCOL)
+    return training.tune_and_run(chosen, problem, PROTOCOL)
 
 
 def steps_to(losses: np.ndarray, at: np.ndarray, target: float) -> np.ndarray:
@@ -111,11 +112,11 @@ def steps_to(losses: np.ndarray, at: np.ndarray, target: float) -> np.ndarray:
 
 def speed(optimizer: str, batch_size: int, target: float, budget: int) -> Any:
     """Steps to the target at a constant rate, which is tuned for few steps."""
-    contestant = _contestant(optimizer, batch_size)._replace(schedule=_constant)
+    chosen = contestant(optimizer, batch_size)._replace(schedule=_constant)
     problem = digits.problem(Setup(budget, batch_size))
     problem = problem._replace(evaluations=EVALUATIONS)
     at = training.evaluation_steps(problem)
-    train = training.runner(contestant, problem)
+    train = training.runner(chosen, problem)
 
     def run(points: Sequence[Point], seeds: Sequence[int]) -> Curves:
         curves = train(points, seeds)
@@ -123,7 +124,7 @@ def speed(optimizer: str, batch_size: int, target: float, budget: int) -> Any:
         # A run that never gets there counts twice the budget, in tuning alone.
         return curves._replace(losses=np.minimum(steps, 2 * budget)[..., None])
 
-    tuned = training.tune(contestant, run, PROTOCOL)
+    tuned = training.tune(chosen, run, PROTOCOL)
     losses = train([tuned.best], PROTOCOL.fresh_seeds).losses[0]
     steps = steps_to(losses, at, target)
     return {
@@ -143,9 +144,9 @@ def two_loop(inner_steps: int, steps: int, batch_size: int) -> dict[str, Any]:
         return oht.neumann_two_loop(inner, inner_steps, outer_learning_rate=outer)
 
     # Without inner steps there is no inner rate.
-    contestant = Contestant(make, 0.5, 0.5 if inner_steps else None)
+    loops = Contestant(make, 0.5, 0.5 if inner_steps else None)
     problem = digits.problem(Setup(steps, batch_size))
-    return training.tune_and_run(contestant, problem, PROTOCOL)
+    return training.tune_and_run(loops, problem, PROTOCOL)
 
 
 def _cell(measure: Callable[..., dict[str, Any]], **settings: Any) -> Cell:

@@ -111,7 +111,7 @@ BASES = {
 SCHEDULES = {"cosine": _cosine, "stairs": _stairs}
 
 
-def _with_cycles(base: Contestant, cycles: tuple[int, int, int]) -> dict[str, Method]:
+def with_cycles(base: Contestant, cycles: tuple[int, int, int]) -> dict[str, Method]:
     """The last model of warm restarts, and the ensemble of all ends of cycles."""
     number, first, growth = cycles
 
@@ -161,7 +161,7 @@ def methods() -> dict[tuple[str, str, str], Method]:
             for use, method in _with_growth(base, made).items():
                 found[name, schedule, use] = method
         for schedule, cycles in CYCLES.items():
-            for use, method in _with_cycles(base, cycles).items():
+            for use, method in with_cycles(base, cycles).items():
                 found[name, schedule, use] = method
     signs = _with_signs().items()
     return found | {(name, "cosine", "decaying rate"): m for name, m in signs}

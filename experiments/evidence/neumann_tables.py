@@ -179,13 +179,15 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
     start = np.mean(reached(_select(records, "speed", batch_size=sizes[0])["momentum"]))
     ideal = start * sizes[0] / np.array(sizes)
     left.plot(sizes, ideal, color=figures.MUTED, linewidth=1, label="linear scaling")
-    for axes, title in (
-        (left, "steps to the target, constant rate"),
-        (right, "final validation loss, nats per image"),
+    steps, losses = (3, 10, 30, 100, 300), (0.03, 0.06, 0.12, 0.24, 0.48)
+    for axes, title, ticks in (
+        (left, "steps to the target, constant rate", steps),
+        (right, "final validation loss, nats per image", losses),
     ):
         figures.style(axes, "images a step")
-        axes.set(xscale="log", yscale="log", xticks=sizes)
-        axes.set_xticklabels([f"{size:,}" for size in sizes])
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set_yticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(title, loc="left", color=figures.INK, fontsize=10)
     left.legend(frameon=False, labelcolor=figures.INK)

@@ -20,6 +20,7 @@ from experiments.evidence.study import Cell, Study
 from experiments.evidence.training import Contestant, Problem, PyTree
 
 STEPS, BATCH_SIZE, LARGEST_BATCH = 600, 64, 512
+SHORT = 280  # steps to the end of the third growing cycle
 EVALUATIONS = 60  # one at the end of every cycle
 SETUPS = {
     "right": Setup(STEPS, BATCH_SIZE),
@@ -38,6 +39,11 @@ class Method(NamedTuple):
 
 def _plain(setup: Setup) -> Problem:
     return digits.problem(setup)._replace(evaluations=EVALUATIONS)
+
+
+def short(setup: Setup) -> Problem:
+    """As long as three of the growing cycles."""
+    return _plain(setup._replace(steps=SHORT))
 
 
 def ensemble(setup: Setup) -> Problem:
@@ -160,6 +166,7 @@ def methods() -> dict[tuple[str, str, str], Method]:
         for schedule, made in SCHEDULES.items():
             for use, method in _with_growth(base, made).items():
                 found[name, schedule, use] = method
+        found[name, "cosine", "short"] = Method(base, short)
         for schedule, cycles in CYCLES.items():
             for use, method in with_cycles(base, cycles).items():
                 found[name, schedule, use] = method

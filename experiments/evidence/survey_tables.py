@@ -32,6 +32,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     }
     return {
         "restarts": _restarts(records),
+        "halfway": _halfway(records),
         "ensembles": _ensembles(records),
         "growing": _growing(records),
         **signs,
@@ -100,6 +101,20 @@ def _restarts(records: Sequence[Record]) -> str:
             rows.append([*first, name, *losses, difference])
     header = [f"after {step}" for step in LOOKS]
     return study.table([*HEADER, *header, "last, minus cosine's"], rows)
+
+
+def _halfway(records: Sequence[Record]) -> str:
+    """The third end of growing cycles, against a cosine that ends there."""
+    rows = []
+    for first, found in _baselines(records):
+        cycles, cosine = found["4 growing cycles"]["last"], found["cosine"]["short"]
+        place = cycles["evaluated_at"].index(cosine["updates"])
+        losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
+        difference = study.mean_interval(losses[0] - losses[1])
+        spreads = [_spread(numbers) for numbers in losses]
+        rows.append([*first, *spreads, study.with_interval(difference, "+.3f")])
+    header = ["after three growing cycles", "after a cosine as long", "difference"]
+    return study.table([*HEADER[:2], *header], rows)
 
 
 def _ensembles(records: Sequence[Record]) -> str:

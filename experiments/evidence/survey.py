@@ -21,6 +21,7 @@ from experiments.evidence.training import Contestant, Problem, PyTree
 
 STEPS, BATCH_SIZE, LARGEST_BATCH = 600, 64, 512
 SHORT = 280  # steps to the end of the third growing cycle
+MORE_IMAGES = 256  # a step, where signs are less noisy
 EVALUATIONS = 60  # one at the end of every cycle
 SETUPS = {
     "right": Setup(STEPS, BATCH_SIZE),
@@ -44,6 +45,11 @@ def _plain(setup: Setup) -> Problem:
 def short(setup: Setup) -> Problem:
     """As long as three of the growing cycles."""
     return _plain(setup._replace(steps=SHORT))
+
+
+def larger(setup: Setup) -> Problem:
+    """As many steps of more images."""
+    return _plain(setup._replace(batch_size=MORE_IMAGES))
 
 
 def ensemble(setup: Setup) -> Problem:
@@ -170,8 +176,13 @@ def methods() -> dict[tuple[str, str, str], Method]:
         for schedule, cycles in CYCLES.items():
             for use, method in with_cycles(base, cycles).items():
                 found[name, schedule, use] = method
-    signs = _with_signs().items()
-    return found | {(name, "cosine", "decaying rate"): m for name, m in signs}
+    signs = _with_signs()
+    for name, method in signs.items():
+        found[name, "cosine", "decaying rate"] = method
+    for name in ("momentum", "adamw", "powersign", "addsign"):
+        method = found[name, "cosine", "decaying rate"]
+        found[name, "cosine", "larger batch"] = method._replace(problem=larger)
+    return found
 
 
 def measure(setup: Setup, method: Method) -> dict[str, Any]:

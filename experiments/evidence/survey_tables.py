@@ -27,7 +27,8 @@ Uses = dict[str, Result]  # of one schedule, by what is done with it
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
     signs = {
-        f"signs_{condition.replace(' ', '_')}": _signs(records, condition)
+        f"{block}_{condition}": _signs(records, condition, use)
+        for block, use in (("signs", "decaying rate"), ("larger", "larger batch"))
         for condition in _values(records, "condition")
     }
     return {
@@ -152,11 +153,9 @@ def _growing(records: Sequence[Record]) -> str:
     return study.table([*HEADER, *header], rows)
 
 
-def _signs(records: Sequence[Record], condition: str) -> str:
+def _signs(records: Sequence[Record], condition: str, use: str) -> str:
     """PowerSign and AddSign beside the baselines, all with one cosine."""
-    chosen = _select(
-        records, condition=condition, schedule="cosine", use="decaying rate"
-    )
+    chosen = _select(records, condition=condition, schedule="cosine", use=use)
     results = {r["settings"]["optimizer"]: r["result"] for r in chosen}
     return comparison.training_table(results, comparison.best_baseline(results))
 
@@ -182,7 +181,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
                 label=f"{schedule}, {use}",
             )
         figures.style(axes, "updates")
-        axes.set(ylim=(0.4, 1.6))
+        axes.set(ylim=(0.5, 1.3))
         axes.set_title(f"{name}, {condition} labels", loc="left", color=figures.INK)
     figure.axes[0].set_ylabel("validation loss, nats per image", color=figures.INK)
     figure.axes[1].legend(frameon=False, labelcolor=figures.INK)

@@ -14,6 +14,7 @@ import optax_heavytail as oht
 from experiments import reproduce
 from experiments.errors import UserError
 from experiments.evidence import (
+    comparison,
     digits,
     neumann,
     neumann_tables,
@@ -348,6 +349,27 @@ def test_steps_to_a_target_are_those_of_the_first_loss_below():
     pairs = neumann_tables.ratio(np.array([2.0, 8.0]), np.array([4.0, 4.0]))
     assert pairs == "1.00 [0.50, 2.00]"
     assert neumann_tables.ratio(np.array([2.0, np.nan]), np.array([4.0, 4.0])) == ""
+
+
+def test_comparisons_are_of_pairs_and_of_the_best_baseline():
+    def result(losses, accuracies):
+        kept = {"losses": losses, "accuracies": accuracies, "is_inside": True}
+        return kept | {"rate": 0.1, "threshold": None}
+
+    results = {
+        "momentum": result([1.0, 3.0], [0.5, 0.25]),
+        "adamw": result([2.0, 3.0], [0.5, 0.75]),
+        "other": result([2.0, 4.0], [0.75, 0.5]) | {"is_inside": False},
+    }
+    assert comparison.best_baseline(results) == "momentum"
+    above = comparison.points_above(results["other"], results["momentum"])
+    assert above == "+25.00 [+25.00, +25.00]"
+    table = comparison.training_table(results, "momentum").splitlines()
+    assert table[0].split(" | ")[4] == "minus momentum's"
+    assert table[-1] == (
+        "| other (edge of its grid) | 0.1 |  | 3.000 ± 1.414 | +1.000 [+1.000, +1.000] "
+        "| 62.5% |"
+    )
 
 
 ONE_RUN = training.Protocol(1, 2.0, (0,), (1,))

@@ -127,12 +127,12 @@ def _ensembles(records: Sequence[Record]) -> str:
             if _has_cycles(uses):
                 result, last = uses["ensemble"], uses["last"]
                 name = comparison.named(schedule, result)
-                others = last, cosine
-                losses = [_minus(result, other) for other in others]
+                losses = [_minus(result, other) for other in (last, cosine)]
+                others = last, cosine, found["cosine"]["short"]
                 points = [comparison.points_above(result, other) for other in others]
                 rows.append([*first, name, *losses, *points])
-    others = ["the last one", "one cosine"]
-    header = [f"loss minus {other}'s" for other in others]
+    others = ["the last one", "one cosine", "a cosine of 280 steps"]
+    header = [f"loss minus {other}'s" for other in others[:2]]
     header += [f"points above {other}" for other in others]
     return study.table([*HEADER, *header], rows)
 

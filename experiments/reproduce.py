@@ -13,12 +13,22 @@ from pathlib import Path
 
 from experiments import folders, progress
 from experiments.errors import UserError
-from experiments.evidence import bert, lambc, robustness, study, theory
+from experiments.evidence import (
+    bert,
+    lambc,
+    neumann,
+    robustness,
+    study,
+    survey,
+    theory,
+)
 
 STUDIES = {
     "theory": theory.STUDY,
     "bert": bert.STUDY,
     "lambc": lambc.STUDY,
+    "neumann": neumann.STUDY,
+    "survey": survey.STUDY,
     "robustness": robustness.STUDY,
 }
 

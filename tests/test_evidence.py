@@ -8,12 +8,25 @@ import numpy as np
 import optax
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 from flax import nnx
 
+import optax_heavytail as oht
 from experiments import reproduce
 from experiments.errors import UserError
-from experiments.evidence import digits, robustness, study, theory, training
+from experiments.evidence import (
+    comparison,
+    digits,
+    neumann,
+    neumann_tables,
+    robustness,
+    study,
+    survey,
+    survey_tables,
+    theory,
+    training,
+)
 from experiments.models import perceptron
 
 MADE = [
@@ -265,6 +278,36 @@ def of_rates(*rates):
     return training.points(rates, ())
 
 
+def descend(rates, batches, labels, seed):
+    """Logits of held-out images after each step of gradient descent, by hand."""
+    (images, _), (held_out, _) = digits.load()
+    model = perceptron.Perceptron(64, 64, 2, 10, rngs=nnx.Rngs(jax.random.key(seed)))
+    graph, params = nnx.split(model, nnx.Param)
+
+    @jax.jit
+    def gradient(params, images, labels):
+        def loss(params):
+            logits = nnx.merge(graph, params)(images)
+            chosen = logits[np.arange(len(labels)), labels]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+        return jax.grad(loss)(params)
+
+    after = []
+    for rate, rows in zip(rates, batches, strict=True):
+        grads = gradient(params, images[rows], labels[rows])
+        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
+        after.append(np.asarray(nnx.merge(graph, params)(held_out), np.float64))
+    return after
+
+
+def cross_entropy(logits):
+    """Of held-out images, the mean."""
+    truth = digits.load()[1][1]
+    chosen = logits[np.arange(len(truth)), truth]
+    return np.mean(scipy.special.logsumexp(logits, axis=-1) - chosen)
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_lanes_are_single_runs(side_by_side):
     """Against a loop in NumPy's order, with label noise and a spike."""
@@ -278,23 +321,14 @@ def test_lanes_are_single_runs(side_by_side):
     curves = training.runner(contestant, problem)(of_rates(0.1, 0.3), (3, 4))
     assert curves.losses.shape == curves.accuracies.shape == (2, 2, 4)
     assert curves.seen["count"].tolist() == [[[1, 2, 3, 4]] * 2] * 2
-    (images, labels), (held_out, truth) = digits.load()
+    images, labels = digits.load()[0]
     labels = digits.noisy_labels(labels, setup, 4)
-    model = perceptron.Perceptron(64, 64, 2, 10, rngs=nnx.Rngs(jax.random.key(4)))
-    graph, params = nnx.split(model, nnx.Param)
-
-    def loss(params, images, labels):
-        logits = nnx.merge(graph, params)(images)
-        chosen = logits[np.arange(len(labels)), labels]
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
-
-    for step, rows in enumerate(digits.batch_indices(setup, len(images), 4)):
-        grads = jax.grad(loss)(params, images[rows], labels[rows])
-        # Warm-up over no step, then a cosine over four.
-        rate = 0.3 * (1 + np.cos(np.pi * step / 4)) / 2 * (5.0 if step == 1 else 1.0)
-        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
-        want = loss(params, held_out, truth)
-        assert curves.losses[1, 1, step] == pytest.approx(float(want), rel=1e-4)
+    # Warm-up over no step, then a cosine over four; a spike in the second.
+    rates = 0.15 * (1 + np.cos(np.pi * np.arange(4) / 4)) * [1, 5, 1, 1]
+    rows = digits.batch_indices(setup, len(images), 4)
+    for step, logits in enumerate(descend(rates, rows, labels, 4)):
+        want = pytest.approx(cross_entropy(logits), rel=1e-4)
+        assert curves.losses[1, 1, step] == want
     assert 0.4 < np.mean(labels == digits.load()[0][1]) < 0.65
 
 
@@ -310,3 +344,142 @@ def test_the_range_of_good_rates_is_unbroken():
     assert robustness.octaves(losses, 1.05) == 1.0  # 1.04 is 5.05% above: 2 points
     assert robustness.octaves(losses, 1.06) == 1.5
     assert robustness.octaves(losses, 4.0) == 4.0
+
+
+def test_steps_to_a_target_are_those_of_the_first_loss_below():
+    losses = np.array([[3.0, 1.0, 2.0, 0.5], [3.0, 2.0, 1.5, 1.01], [0.1, 3, 3, 3]])
+    found = neumann.steps_to(losses, np.array([2, 4, 6, 9]), 1.0)
+    assert found.tolist() == [4, np.inf, 2]
+    pairs = neumann_tables.ratio(np.array([2.0, 8.0]), np.array([4.0, 4.0]))
+    assert pairs == "1.00 [0.50, 2.00]"
+    assert neumann_tables.ratio(np.array([2.0, np.nan]), np.array([4.0, 4.0])) == ""
+
+
+def test_comparisons_are_of_pairs_and_of_the_best_baseline():
+    def result(losses, accuracies):
+        kept = {"losses": losses, "accuracies": accuracies, "is_inside": True}
+        return kept | {"rate": 0.1, "threshold": None}
+
+    results = {
+        "momentum": result([1.0, 3.0], [0.5, 0.25]),
+        "adamw": result([2.0, 3.0], [0.5, 0.75]),
+        "other": result([2.0, 4.0], [0.75, 0.5]) | {"is_inside": False},
+    }
+    assert comparison.best_baseline(results) == "momentum"
+    above = comparison.points_above(results["other"], results["momentum"])
+    assert above == "+25.00 [+25.00, +25.00]"
+    table = comparison.training_table(results, "momentum").splitlines()
+    assert table[0].split(" | ")[4] == "minus momentum's"
+    assert table[-1] == (
+        "| other (edge of its grid) | 0.1 |  | 3.000 ± 1.414 | +1.000 [+1.000, +1.000] "
+        "| 62.5% |"
+    )
+
+
+ONE_RUN = training.Protocol(1, 2.0, (0,), (1,))
+
+
+def test_speed_is_tuned_for_few_steps(monkeypatch):
+    """By formula: 30 steps at a rate of 0.4 and more at others, then a step a seed."""
+
+    def runner(contestant, problem):
+        at = training.evaluation_steps(problem)
+        assert contestant.schedule(600)(500) == 1
+
+        def run(points, seeds):
+            rates = np.log2([point.rate / 0.4 for point in points])[:, None, None]
+            needed = 30 * (1 + rates**2) + np.array(seeds)[:, None] ** 2
+            losses = np.where(at < needed, 0.15 + 1e-6, 0.1)
+            return training.Curves(losses, losses, {})
+
+        return run
+
+    monkeypatch.setattr(training, "runner", runner)
+    found = neumann.speed("neumann", 64, target=0.15, budget=180)
+    assert found["rate"] == pytest.approx(0.4)
+    # 180 evaluations: 30 steps and 100, 121, 144, 169 and 196 of the seeds.
+    assert found["steps"] == [130, 151, 174, None, None]
+    # Kept with five digits.
+    assert min(found["tuning_steps"]) == pytest.approx(30 + (0 + 1 + 4) / 3, rel=1e-4)
+    assert max(found["tuning_steps"]) == 360
+
+
+def test_two_loops_have_as_many_gradients(monkeypatch):
+    cells = [
+        c.settings for c in neumann.cells("cpu", Path()) if "inner_steps" in c.settings
+    ]
+    assert {s["steps"] * (s["inner_steps"] + 1) for s in cells} == {140}
+    problem, calls = digits.problem, []
+
+    def counted(setup):
+        made = problem(setup)
+
+        def loss(*arguments):
+            jax.debug.callback(lambda: calls.append(1))
+            return made.loss(*arguments)
+
+        return made._replace(loss=loss, side_by_side=False)
+
+    monkeypatch.setattr(neumann, "PROTOCOL", ONE_RUN)
+    monkeypatch.setattr(digits, "problem", counted)
+    neumann.two_loop(inner_steps=3, steps=35, batch_size=32)
+    jax.effects_barrier()
+    assert len(calls) == 2 * 140  # one run to tune, one of a fresh seed
+
+
+def test_burn_in_and_resets_are_of_whole_epochs():
+    for batch_size, epoch in ((64, 22.47), (neumann.IMAGES, 1)):
+        variant = neumann.contestant("neumann, burn-in and resets", batch_size)
+        state = variant.make(0.1).init({"w": jnp.zeros(3)})
+        assert int(state.next_reset) == round(5 * epoch) + 1
+        assert int(state.interval) == round(10 * epoch)
+    (images, _), _ = digits.load()
+    assert len(images) == neumann.IMAGES
+
+
+def test_an_ensemble_is_the_mean_prediction_of_ends_of_cycles():
+    setup = digits.Setup(steps=4, batch_size=32)
+    base = training.Contestant(plain_sgd, 1.0)
+    method = survey.with_cycles(base, (2, 2, 1))["ensemble"]
+    run = training.runner(method.contestant, method.problem(setup))
+    curves = run(of_rates(0.5), (4,))
+    (images, labels), (_, truth) = digits.load()
+    rows = digits.batch_indices(setup, len(images), 4)
+    logits = descend([0.5, 0.25, 0.5, 0.25], rows, labels, 4)
+    first, second = (scipy.special.softmax(logits[i], axis=-1) for i in (1, 3))
+    for step, predicted in ((1, first), (2, first), (3, (first + second) / 2)):
+        loss = cross_entropy(np.log(predicted))
+        assert curves.losses[0, 0, step] == pytest.approx(loss, rel=1e-4)
+        right = np.mean(np.argmax(predicted, axis=-1) == truth)
+        assert curves.accuracies[0, 0, step] == pytest.approx(right)
+    assert curves.losses[0, 0, 0] == training.LOST
+
+
+def test_a_growing_batch_has_the_same_images_in_the_same_order():
+    setup = digits.Setup(steps=6, batch_size=32, label_noise=0.5)
+    plan = oht.BatchSizePlan(np.array([0.5, 0.5, 0.25]), np.array([32, 64, 96]))
+    contestant = training.Contestant(plain_sgd, 1.0, schedule=lambda _: plan.schedule())
+    problem = survey.growing(plan, setup)
+    curves = training.runner(contestant, problem)(of_rates(1.0), (4,))
+    images, labels = digits.load()[0]
+    rows = digits.batch_indices(setup, len(images), 4)
+    noisy = digits.noisy_labels(labels, setup, 4)
+    batches = [rows[0], np.concatenate(rows[1:3]), np.concatenate(rows[3:])]
+    for step, logits in enumerate(descend([0.5, 0.5, 0.25], batches, noisy, 4)):
+        want = pytest.approx(cross_entropy(logits), rel=1e-4)
+        assert curves.losses[0, 0, step] == want
+
+
+def test_schedules_of_the_survey_end_together():
+    for number, first, growth in survey.CYCLES.values():
+        assert sum(first * growth**i for i in range(number)) == survey.STEPS
+    for schedule in survey.SCHEDULES.values():
+        plan = survey.batch_plan(schedule)
+        sizes, rates = plan.batch_size, plan.learning_rate
+        assert 0 <= sizes.sum() - survey.STEPS * survey.BATCH_SIZE < sizes[-1]
+        assert len(sizes) < 0.7 * survey.STEPS
+        assert max(rates) == pytest.approx(1)
+        assert rates[-1] * survey.BATCH_SIZE / sizes[-1] <= 0.125
+    problem = digits.problem(survey.SETUPS["right"])
+    problem = problem._replace(evaluations=survey.EVALUATIONS)
+    assert set(survey_tables.LOOKS) <= set(training.evaluation_steps(problem).tolist())

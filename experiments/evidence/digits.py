@@ -20,6 +20,8 @@ PROTOCOL = Protocol(
     fresh_seeds=(10, 11, 12, 13, 14),
 )
 
+_MODEL = functools.partial(Perceptron, digits.SIZE**2, 64, 2, digits.NUM_CLASSES)
+
 
 class Setup(NamedTuple):
     """What the network is trained under."""
@@ -33,28 +35,19 @@ class Setup(NamedTuple):
 
 def problem(setup: Setup) -> Problem:
     """The network under a set-up."""
-    model = functools.partial(Perceptron, digits.SIZE**2, 64, 2, digits.NUM_CLASSES)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))))
     (images, labels), validation = load()
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
-        return nnx.split(model(rngs=nnx.Rngs(key)), nnx.Param)[1], {}
-
-    def losses(params: PyTree, images: Any, labels: Any) -> tuple[Any, Any]:
-        logits = nnx.merge(graph, params)(images)
-        return (
-            optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(),
-            logits,
-        )
+        return nnx.split(_MODEL(rngs=nnx.Rngs(key)), nnx.Param)[1], {}
 
     def loss(params: PyTree, state: PyTree, data: PyTree, batch: PyTree) -> Any:
-        found, _ = losses(params, data[0][batch["rows"]], batch["labels"])
-        return found, state
+        return losses(params, data[0][batch["rows"]], batch["labels"]).mean(), state
 
     def evaluate(params: PyTree, state: PyTree, data: PyTree) -> Any:
         del state
-        found, logits = losses(params, *data[1])
-        return found, jnp.mean(jnp.argmax(logits, axis=-1) == data[1][1])
+        images, labels = data[1]
+        is_right = jnp.argmax(logits(params, images), axis=-1) == labels
+        return losses(params, images, labels).mean(), jnp.mean(is_right)
 
     def batches(seed: int) -> dict[str, np.ndarray]:
         rows = batch_indices(setup, len(images), seed)
@@ -70,6 +63,22 @@ def problem(setup: Setup) -> Problem:
         corrupt=functools.partial(_spiked, setup) if setup.spike_every else None,
         side_by_side=True,
     )
+
+
+def logits(params: PyTree, images: jax.Array) -> jax.Array:
+    """(images, classes) of the network."""
+    return nnx.merge(_graph(), params)(images)
+
+
+def losses(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of each image, in nats."""
+    found = logits(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(found, labels)
+
+
+@functools.cache
+def _graph() -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _MODEL(rngs=nnx.Rngs(0))))
 
 
 def _spiked(setup: Setup, grads: PyTree, count: jax.Array) -> PyTree:

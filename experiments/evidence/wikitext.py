@@ -22,6 +22,7 @@ BATCH_SIZE = 32
 LENGTH = 32  # tokens of a sequence
 VOCABULARY = 256
 VALIDATION_ROWS = 2048
+ARTICLE = r"\n(?= = [^=])"  # what is before the title of the next one
 PARTS = ("wikitext2/test.txt", "wikitext2/valid.txt")
 MODEL = bert.BertConfig(
     vocab_size=VOCABULARY,
@@ -47,7 +48,7 @@ def load(folder: Path) -> tuple[np.ndarray, PyTree, float]:
       UserError: a file is missing or another one.
     """
     train, held_out = (
-        text.load_corpus(str(datasets.find(folder, part)), r"\n(?= = [^=])").documents
+        text.load_corpus(str(datasets.find(folder, part)), ARTICLE).documents
         for part in PARTS
     )
     tokenizer = text.train_tokenizer(train, VOCABULARY)

@@ -113,22 +113,22 @@ def monitor(
             raise ValueError(_base.NO_PARAMS)
         _base.check_floating(updates, "updates")
 
+        def norms(tree):
+            found = _rows.norms(tree, per_leaf, axis_name)
+            return _rows.cast(found, state.gradient_norms)
+
         count = optax.safe_increment(state.count)
-        before = updates
+        gradient_norms = norms(updates)
         updates, inner_state = inner_tx.update(
             updates, state.inner_state, params, **extra_args
-        )
-        gradient_norms, update_norms, parameter_norms = (
-            _rows.cast(norms, state.gradient_norms)
-            for norms in _rows.norms((before, updates, params), per_leaf, axis_name)
         )
         bad = (~jnp.isfinite(gradient_norms)).astype(jnp.int32)
         return updates, MonitorState(
             count=count,
             leaf_names=state.leaf_names,
             gradient_norms=gradient_norms,
-            update_norms=update_norms,
-            parameter_norms=parameter_norms,
+            update_norms=norms(updates),
+            parameter_norms=norms(params),
             nonfinite_counts=state.nonfinite_counts + bad,
             history=_norm_history.add(state.history, gradient_norms, count),
             inner_state=inner_state,

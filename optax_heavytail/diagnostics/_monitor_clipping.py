@@ -138,7 +138,7 @@ def monitor_clipping(
         )
         found: Any = out if is_told else _base.Clipping(updates, out)
         raw, clipped = map(_tree.at_least_float32, found)
-        before, after = _rows.norms((raw, clipped), per_leaf, axis_name)
+        before, after = (_rows.norms(t, per_leaf, axis_name) for t in (raw, clipped))
         shrunk = jax.tree.map(
             lambda m, u: jnp.abs(u) < _CLIPPED * jnp.abs(m), raw, clipped
         )

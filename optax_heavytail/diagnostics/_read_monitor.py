@@ -231,7 +231,7 @@ def _clipping_values(state: MonitorClippingState) -> list[jax.Array]:
 
 def _cosines(a: Any, b: Any) -> jax.Array:
     """In rows; NaN where a length is 0."""
-    lengths = _rows.norms((a, b), True, None)
+    lengths = [_rows.norms(tree, True, None) for tree in (a, b)]
 
     def product(x, y, i):  # of unit vectors: it neither over- nor underflows
         units = [

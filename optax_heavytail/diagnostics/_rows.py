@@ -1,6 +1,5 @@
 """One number for all leaves and one for each, in one array."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,20 +50,15 @@ def dtype(params: Any) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
 
 
-def norms(trees: Sequence[Any], per_leaf: bool, axis_name: Any) -> list[jax.Array]:
-    """Of each tree the norm over all leaves, and with ``per_leaf`` those of the leaves.
-
-    The trees have the same structure, and at least one leaf. All leaves of all trees
-    are one program of a few operations, which for small ones costs more than the sums.
-    """
-    trees = [_tree.at_least_float32(tree) for tree in trees]
-    if not per_leaf or not jax.tree.leaves(trees):
-        return [_tree.global_norm(tree, axis_name).value[None] for tree in trees]
-    leaves = jax.tree.leaves(trees)
-    axes = _tree.leaf_axes(axis_name, trees[0]) * len(trees)
-    each = _leaf_norms(leaves, axes, dtype(trees)).value.reshape(len(trees), -1)
-    whole = _tree.row_norms(each).value[:, None]
-    return list(jnp.concatenate([whole, each], axis=1))
+def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
+    """The norm over all leaves, and with ``per_leaf`` those of the leaves."""
+    tree = _tree.at_least_float32(tree)
+    leaves = jax.tree.leaves(tree)
+    if not per_leaf or not leaves:
+        return _tree.global_norm(tree, axis_name).value[None]
+    axes = _tree.leaf_axes(axis_name, tree)
+    each = _leaf_norms(leaves, axes, dtype(tree)).value
+    return jnp.concatenate([_tree.global_norm(each).value[None], each])
 
 
 def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:

@@ -15,7 +15,7 @@ from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
 
 BASELINE = "adamw"
-BATCH_SIZES = (1000, 3000)
+BATCH_SIZES = (1000,)
 UNBOUNDED = "lamb, no bound"
 SHOWN = ("smallest", "median", "largest")  # of the kernels' ratios
 

@@ -86,11 +86,11 @@ def tar_of(number):
     """Images of two classes, each of one colour of its own."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:xz") as tar:
-        for part in ("train", "test"):
+        for part, blue in (("train", 0), ("test", 255)):
             for i in range(number):
                 name = f"{part}/{'ab'[i % 2]}/{i:04}.jpg"
                 picture = io.BytesIO()
-                Image.new("RGB", (32, 32), (8 * i, 255 * (i % 2), 0)).save(
+                Image.new("RGB", (32, 32), (8 * i, 255 * (i % 2), blue)).save(
                     picture, "JPEG"
                 )
                 info = tarfile.TarInfo(name)
@@ -110,10 +110,12 @@ def test_images_are_drawn_and_halved(put, tmp_path, monkeypatch):
     # The class is in the green, and the number of the image in the red.
     assert np.array_equal(train["images"][:, 0, 0, 1] > 127, train["labels"] == 1)
     assert len(np.unique(train["images"][:, 0, 0, 0])) == 12
+    assert train["images"][..., 2].max() < 127 < validation["images"][..., 2].min()
     problem = cifar.problem(tmp_path, 5)
     assert problem.steps == cifar.EPOCHS * 12 // 5
     rows = problem.batches(3)
     assert rows.shape == (problem.steps, 5)
+    assert np.any(rows.ravel()[:12] != rows.ravel()[12:24])  # an order of its own
     counts = np.bincount(rows.ravel(), minlength=12)
     assert counts.min() >= cifar.EPOCHS - 1
     assert counts.max() == cifar.EPOCHS

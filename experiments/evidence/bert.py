@@ -15,10 +15,6 @@ from experiments.evidence.training import Contestant
 BASELINE = "adamw"
 
 
-def _momentum(rate: Any) -> optax.GradientTransformation:
-    return optax.sgd(rate, 0.9)
-
-
 def _adamw(rate: Any) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=1e-2, mask=oht.decay_mask)
 
@@ -45,7 +41,7 @@ def _lambc(rate: Any) -> optax.GradientTransformation:
 # Middles of grids; one whose best point is on its edge is moved.
 CONTESTANTS = {
     "adamw": Contestant(_adamw, 4e-3),
-    "momentum": Contestant(_momentum, 0.4),
+    "momentum": Contestant(functools.partial(optax.sgd, momentum=0.9), 0.4),
     "gclip": Contestant(oht.gclip, 2.0, 1.0),
     "acclip": Contestant(functools.partial(_acclip, alpha=1.0), 4e-3),
     "lambc": Contestant(_lambc, 2e-2),

@@ -19,7 +19,7 @@ def trainings(results: Results, loss_name: str) -> bytes:
     curves, rates = figure.subplots(1, 2, sharey=True)
     draw_curves(curves, results)
     draw_rates(rates, results)
-    curves.set_ylabel(f"{loss_name}", color=figures.INK)
+    curves.set_ylabel(loss_name, color=figures.INK)
     lowest = min(min(result["losses"]) for result in results.values())
     starts = [result["loss_curves"][0][0] for result in results.values()]
     top = max(start for start in starts if start < LOST)

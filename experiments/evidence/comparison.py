@@ -20,6 +20,11 @@ def named(name: str, result: Mapping[str, Any]) -> str:
     return name if result["is_inside"] else f"{name} (edge of its grid)"
 
 
+def spread(losses: np.ndarray) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}"
+
+
 def points_above(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """By how many percentage points more images are right, pairing the seeds."""
     points = 100 * (np.array(result["accuracies"]) - np.array(other["accuracies"]))
@@ -49,7 +54,7 @@ def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> s
                 named(name, result),
                 f"{result['rate']:.3g}",
                 "" if threshold is None else f"{threshold:.3g}",
-                f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}",
+                spread(losses),
                 versus,
                 f"{accuracy:.1%}",
             ]

@@ -20,10 +20,6 @@ UNBOUNDED = "lamb, no bound"
 SHOWN = ("smallest", "median", "largest")  # of the kernels' ratios
 
 
-def _momentum(rate: Any) -> optax.GradientTransformation:
-    return optax.sgd(rate, 0.9, nesterov=True)
-
-
 def _adamw(rate: Any) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=1e-2, mask=oht.decay_mask)
 
@@ -60,10 +56,12 @@ def _bounded(bound: float | None, rate: float) -> Contestant:
     return Contestant(functools.partial(_lambc, bound=bound), rate, observe=_ratios)
 
 
+_NESTEROV = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
+
 # Middles of grids; one whose best point is on its edge is moved.
 CONTESTANTS = {
     "adamw": Contestant(_adamw, 1e-2),
-    "momentum": Contestant(_momentum, 0.4),
+    "momentum": Contestant(_NESTEROV, 0.4),
     "lambc, bound 1": _bounded(1.0, 0.1),
     UNBOUNDED: _bounded(None, 0.03),
     "lambc, bound 3": _bounded(3.0, 0.05),

@@ -28,15 +28,12 @@ INNER_STEPS = (0, 1, 3, 6)  # K, of which K + 1 divides the number of gradients
 TWO_LOOP_BATCH, GRADIENTS = 256, 140  # as many steps as others take in 25 epochs
 
 _FOUND = oht.neumann_eval_params
+_MOMENTUM = functools.partial(optax.sgd, momentum=0.9)
 
 
 def _constant(steps: int) -> optax.Schedule:
     del steps
     return optax.constant_schedule(1.0)
-
-
-def _momentum(rate: Any, nesterov: bool = False) -> optax.GradientTransformation:
-    return optax.sgd(rate, 0.9, nesterov=nesterov)
 
 
 def _neumann(**options: Any) -> Contestant:
@@ -53,7 +50,7 @@ def _cubic(rate: Any, strength: Any) -> optax.GradientTransformation:
 
 # Middles of grids; one whose best point is on its edge is moved.
 CONTESTANTS = {
-    "momentum": Contestant(_momentum, 0.1),
+    "momentum": Contestant(_MOMENTUM, 0.1),
     "rmsprop": Contestant(functools.partial(optax.rmsprop, momentum=0.9), 0.002),
     "adamw": Contestant(optax.adamw, 0.02),
     "lambc": Contestant(oht.lambc, 0.02),
@@ -66,7 +63,7 @@ def _variants(batch_size: int) -> dict[str, Contestant]:
     epoch = IMAGES / batch_size
     burn_in, interval = round(5 * epoch), round(10 * epoch)  # of the source
     return {
-        "nesterov": Contestant(functools.partial(_momentum, nesterov=True), 0.1),
+        "nesterov": Contestant(functools.partial(_MOMENTUM, nesterov=True), 0.1),
         "neumann without regularisers": _neumann(cubic=0.0, repulsive=0.0),
         "neumann, mu up to 0.99": _neumann(momentum=oht.neumann_momentum(0.5, 0.99)),
         "neumann, burn-in and resets": _neumann(

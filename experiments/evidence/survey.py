@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments import plan
 from experiments.evidence import digits, survey_tables, training
 from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Study
@@ -93,10 +92,6 @@ def growing(batch_plan: oht.BatchSizePlan, setup: Setup) -> Problem:
     return _plain(setup)._replace(steps=len(sizes), batches=batches, loss=loss)
 
 
-def _cosine(steps: int) -> optax.Schedule:
-    return plan.schedule(steps, 0.1)
-
-
 def _stairs(steps: int) -> optax.Schedule:
     """Warm-up to 1, then 1/4 from the middle and 1/8 in the last quarter."""
     warm_up = optax.linear_schedule(0.0, 1.0, steps // 10)
@@ -113,15 +108,11 @@ def batch_plan(schedule: Callable[[int], optax.Schedule]) -> oht.BatchSizePlan:
     )
 
 
-def _momentum(rate: Any) -> optax.GradientTransformation:
-    return optax.sgd(rate, 0.9)
-
-
 BASES = {
-    "momentum": Contestant(_momentum, 0.1),
+    "momentum": Contestant(functools.partial(optax.sgd, momentum=0.9), 0.1),
     "adamw": Contestant(optax.adamw, 0.02),
 }
-SCHEDULES = {"cosine": _cosine, "stairs": _stairs}
+SCHEDULES = {"cosine": training.warm_cosine, "stairs": _stairs}
 
 
 def with_cycles(base: Contestant, cycles: tuple[int, int, int]) -> dict[str, Method]:

@@ -75,10 +75,6 @@ def _losses(result: Result) -> np.ndarray:
     return np.array(result["losses"])
 
 
-def _spread(losses: np.ndarray) -> str:
-    return f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}"
-
-
 def _minus(result: Result, other: Result) -> str:
     """The paired difference of losses."""
     difference = study.mean_interval(_losses(result) - _losses(other))
@@ -96,7 +92,7 @@ def _restarts(records: Sequence[Record]) -> str:
         for schedule, result in last.items():
             places = [result["evaluated_at"].index(step) for step in LOOKS]
             curves = np.array(result["loss_curves"])
-            losses = [_spread(curves[:, place]) for place in places]
+            losses = [comparison.spread(curves[:, place]) for place in places]
             difference = "" if schedule == "cosine" else _minus(result, last["cosine"])
             name = comparison.named(schedule, result)
             rows.append([*first, name, *losses, difference])
@@ -112,7 +108,7 @@ def _halfway(records: Sequence[Record]) -> str:
         place = cycles["evaluated_at"].index(cosine["updates"])
         losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
         difference = study.mean_interval(losses[0] - losses[1])
-        spreads = [_spread(numbers) for numbers in losses]
+        spreads = [comparison.spread(numbers) for numbers in losses]
         rows.append([*first, *spreads, study.with_interval(difference, "+.3f")])
     header = ["after three growing cycles", "after a cosine as long", "difference"]
     return study.table([*HEADER[:2], *header], rows)
@@ -143,10 +139,11 @@ def _growing(records: Sequence[Record]) -> str:
     for first, found in _baselines(records):
         for schedule, uses in found.items():
             if not _has_cycles(uses):
-                decaying, grown = uses["decaying rate"], uses["growing batch"]
                 pair = decaying, grown = uses["decaying rate"], uses["growing batch"]
                 updates = f"{decaying['updates']}, {grown['updates']}"
-                losses = [comparison.named(_spread(_losses(r)), r) for r in pair]
+                losses = [
+                    comparison.named(comparison.spread(_losses(r)), r) for r in pair
+                ]
                 difference = _minus(grown, decaying)
                 rows.append([*first, schedule, updates, *losses, difference])
     header = ["updates", "loss, decaying rate", "loss, growing batch", "difference"]

@@ -24,7 +24,8 @@ MOVES = 4  # of a grid whose best point is on its edge
 PyTree = Any
 
 
-def _warm_cosine(steps: int) -> optax.Schedule:
+def warm_cosine(steps: int) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then a cosine to 0."""
     return plan.schedule(steps, 0.1)
 
 
@@ -40,7 +41,7 @@ class Contestant(NamedTuple):
     # state -> scalars by name, kept at every evaluation
     observe: Callable[[Any], dict[str, jax.Array]] | None = None
     # steps -> factor on the rate
-    schedule: Callable[[int], optax.Schedule] = _warm_cosine
+    schedule: Callable[[int], optax.Schedule] = warm_cosine
 
 
 class Problem(NamedTuple):
@@ -126,24 +127,31 @@ def points(rates: Sequence[float], thresholds: Sequence[float]) -> list[Point]:
 def tune(contestant: Contestant, run: Run, protocol: Protocol) -> Tuned:
     """Finds the best point of the grid, which is moved if that is on an edge."""
     known: dict[str, float] = {}
-    for moves_left in range(MOVES, -1, -1):
-        rates, thresholds = grid(contestant, protocol)
-        found = points(rates, thresholds)
-        new = [point for point in found if _name(point) not in known]
-        if new:
-            last = run(new, protocol.tuning_seeds).losses[..., -1].mean(axis=1)
-            known |= zip(map(_name, new), last, strict=True)
-        losses = np.array([known[_name(point)] for point in found])
-        best = found[int(np.argmin(losses))]
-        moved = contestant._replace(
-            rate=_moved(best.rate, rates),
-            threshold=best.threshold and _moved(best.threshold, thresholds),
-        )
-        is_inside = moved == contestant
-        if is_inside or not moves_left:
-            return Tuned(rates, thresholds, losses, best, is_inside)
-        contestant = moved
-    raise AssertionError("not reached")
+    tuned, moved = _search(contestant, run, protocol, known)
+    for _ in range(MOVES):
+        if tuned.is_inside:
+            break
+        tuned, moved = _search(moved, run, protocol, known)
+    return tuned
+
+
+def _search(
+    contestant: Contestant, run: Run, protocol: Protocol, known: dict[str, float]
+) -> tuple[Tuned, Contestant]:
+    """One grid, whose new points are added to ``known``, and where the next one is."""
+    rates, thresholds = grid(contestant, protocol)
+    found = points(rates, thresholds)
+    new = [point for point in found if _name(point) not in known]
+    if new:
+        last = run(new, protocol.tuning_seeds).losses[..., -1].mean(axis=1)
+        known |= zip(map(_name, new), last, strict=True)
+    losses = np.array([known[_name(point)] for point in found])
+    best = found[int(np.argmin(losses))]
+    moved = contestant._replace(
+        rate=_moved(best.rate, rates),
+        threshold=best.threshold and _moved(best.threshold, thresholds),
+    )
+    return Tuned(rates, thresholds, losses, best, moved == contestant), moved
 
 
 def _name(point: Point) -> str:

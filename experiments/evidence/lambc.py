@@ -1,12 +1,13 @@
 """Does a bound on the trust ratio help at large batches, and which?"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_heavytail as oht
@@ -15,8 +16,10 @@ from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
 
 BASELINE = "adamw"
-BATCH_SIZES = (1000,)
+BATCH_SIZES = (1000, 3000)
+BOUNDED = "lambc, bound 1"
 UNBOUNDED = "lamb, no bound"
+ATTEMPTED_BATCH_SIZE = 1000
 SHOWN = ("smallest", "median", "largest")  # of the kernels' ratios
 
 
@@ -24,12 +27,50 @@ def _adamw(rate: Any) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=1e-2, mask=oht.decay_mask)
 
 
-def _lambc(rate: Any, bound: float | None) -> optax.GradientTransformation:
+def _lambc(
+    rate: Any, bound: float | None, **others: Any
+) -> optax.GradientTransformation:
     return oht.lambc(
         rate,
         weight_decay=1e-2,
         mask=oht.decay_mask,
         trust_ratio_bounds=(0.0, bound),
+        **others,
+    )
+
+
+class RestartedState(NamedTuple):
+    """State of `restarted`."""
+
+    count: jax.Array  # () int32, of steps
+    inner: Any
+
+
+def restarted(
+    inner: optax.GradientTransformation, every: int
+) -> optax.GradientTransformation:
+    """``inner`` with a new state after every so many steps."""
+
+    def init(params: Any) -> RestartedState:
+        return RestartedState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update(
+        grads: Any, state: RestartedState, params: Any = None
+    ) -> tuple[Any, RestartedState]:
+        is_first = state.count % every == 0
+        old = optax.tree.where(is_first, inner.init(params), state.inner)
+        updates, new = inner.update(grads, old, params)
+        return updates, RestartedState(state.count + 1, new)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _lambc_by_epoch(rate: Any, bound: float | None) -> optax.GradientTransformation:
+    """As the authors' script has it, but for the rate, which goes on."""
+    steps = cifar.TRAIN_IMAGES // ATTEMPTED_BATCH_SIZE
+    schedule = rate if callable(rate) else optax.constant_schedule(rate)
+    return optax.chain(
+        restarted(_lambc(1.0, bound), steps), optax.scale_by_schedule(schedule)
     )
 
 
@@ -52,8 +93,10 @@ def _ratios(state: Any) -> dict[str, jax.Array]:
     return dict(zip(SHOWN, numbers, strict=True))
 
 
-def _bounded(bound: float | None, rate: float) -> Contestant:
-    return Contestant(functools.partial(_lambc, bound=bound), rate, observe=_ratios)
+def _bounded(
+    bound: float | None, rate: float, make: Callable[..., Any] = _lambc
+) -> Contestant:
+    return Contestant(functools.partial(make, bound=bound), rate, observe=_ratios)
 
 
 _NESTEROV = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
@@ -62,7 +105,7 @@ _NESTEROV = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
 CONTESTANTS = {
     "adamw": Contestant(_adamw, 1e-2),
     "momentum": Contestant(_NESTEROV, 0.4),
-    "lambc, bound 1": _bounded(1.0, 0.1),
+    BOUNDED: _bounded(1.0, 0.1),
     UNBOUNDED: _bounded(None, 0.03),
     "lambc, bound 3": _bounded(3.0, 0.05),
     "lambc, bound 10": _bounded(10.0, 0.03),
@@ -71,47 +114,98 @@ CONTESTANTS = {
 }
 
 
-def measure(name: str, batch_size: int, data: Path) -> dict[str, Any]:
+def _pair(
+    make: Callable[..., Any], schedule: Any = training.warm_cosine
+) -> dict[str, Contestant]:
+    """With and without a bound, otherwise alike."""
+    found = {BOUNDED: _bounded(1.0, 0.1, make), UNBOUNDED: _bounded(None, 0.1, make)}
+    return {k: v._replace(schedule=schedule) for k, v in found.items()}
+
+
+def _constant(steps: int) -> optax.Schedule:
+    del steps
+    return optax.constant_schedule(1.0)
+
+
+# What might set us apart from the source, each alone.
+ATTEMPTS = {
+    "a constant rate": _pair(_lambc, _constant),
+    "moments restart every epoch": _pair(_lambc_by_epoch),
+    "ratios of kernels alone": _pair(
+        functools.partial(_lambc, trust_ratio_mask=oht.decay_mask)
+    ),
+    "bias correction": _pair(functools.partial(_lambc, bias_correction=True)),
+}
+
+
+def measure(contestant: Contestant, batch_size: int, data: Path) -> dict[str, Any]:
     """One optimizer at one batch size, tuned and with fresh seeds."""
-    return training.tune_and_run(
-        CONTESTANTS[name], cifar.problem(data, batch_size), cifar.PROTOCOL
-    )
+    problem = cifar.problem(data, batch_size)
+    return training.tune_and_run(contestant, problem, cifar.PROTOCOL)
 
 
 def cells(scale: str, data: Path) -> list[Cell]:
-    """Every optimizer at every batch size; the same at each scale."""
+    """Every optimizer at every batch size, and the attempts; the same at each scale."""
     del scale
-    return [
-        Cell(
-            {"batch_size": batch_size, "optimizer": name, "epochs": cifar.EPOCHS},
-            functools.partial(measure, name, batch_size, data),
+
+    def cell(contestant: Contestant, batch_size: int, **settings: str) -> Cell:
+        return Cell(
+            {"batch_size": batch_size, "epochs": cifar.EPOCHS, **settings},
+            functools.partial(measure, contestant, batch_size, data),
         )
+
+    main = [
+        cell(contestant, batch_size, optimizer=name)
         for batch_size in BATCH_SIZES
-        for name in CONTESTANTS
+        for name, contestant in CONTESTANTS.items()
+    ]
+    return main + [
+        cell(contestant, ATTEMPTED_BATCH_SIZE, optimizer=name, attempt=attempt)
+        for attempt, pair in ATTEMPTS.items()
+        for name, contestant in pair.items()
     ]
 
 
-def _results(records: Sequence[Record]) -> dict[int, dict[str, dict[str, Any]]]:
-    """By batch size and optimizer."""
-    found: dict[int, dict[str, dict[str, Any]]] = {}
+Results = dict[Any, dict[str, dict[str, Any]]]  # by batch size or attempt, optimizer
+
+
+def _results(records: Sequence[Record], key: str) -> Results:
+    found: Results = {}
     for record in records:
         settings = record["settings"]
-        of_size = found.setdefault(settings["batch_size"], {})
-        of_size[settings["optimizer"]] = record["result"]
+        results = found.setdefault(settings[key], {})
+        results[settings["optimizer"]] = record["result"]
     return found
+
+
+def _by_size(records: Sequence[Record]) -> Results:
+    found = [record for record in records if "attempt" not in record["settings"]]
+    return _results(found, "batch_size")
+
+
+def _by_attempt(records: Sequence[Record]) -> Results:
+    """With the comparison that they are attempts at first."""
+    found = [record for record in records if "attempt" in record["settings"]]
+    first = {"as above": _by_size(records)[ATTEMPTED_BATCH_SIZE]}
+    return first | _results(found, "attempt")
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    found = _results(records)
+    found = _by_size(records)
     losses = {
         f"batch_{size}": comparison.training_table(results, BASELINE)
         for size, results in found.items()
     }
-    return {**losses, "bounds": _bounds(found), "ratios": _ratio_table(found)}
+    return {
+        **losses,
+        "bounds": _bounds(found),
+        "ratios": _ratio_table(found),
+        "attempts": _attempts(_by_attempt(records)),
+    }
 
 
-def _bounds(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+def _bounds(found: Results) -> str:
     """Points of accuracy that each bound gains over none, seed by seed."""
     bounded = [name for name in CONTESTANTS if name.startswith("lambc")]
     rows = [
@@ -127,7 +221,20 @@ def _bounds(found: dict[int, dict[str, dict[str, Any]]]) -> str:
     return study.table(["", *(f"batch {size:,}" for size in found)], rows)
 
 
-def _ratio_table(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+def _attempts(found: Results) -> str:
+    """What a bound of 1 gains over none when something else is changed."""
+    rows = []
+    for name, results in found.items():
+        pair = results[UNBOUNDED], results[BOUNDED]
+        losses = [comparison.spread(np.array(result["losses"])) for result in pair]
+        accuracies = [f"{np.mean(result['accuracies']):.1%}" for result in pair]
+        gained = comparison.points_above(results[BOUNDED], results[UNBOUNDED])
+        shown = zip(losses, accuracies, strict=True)
+        rows.append([name, *(", ".join(both) for both in shown), gained])
+    return study.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
+
+
+def _ratio_table(found: Results) -> str:
     """Raw trust ratios over time, the mean over seeds."""
     rows = []
     for size, results in found.items():
@@ -148,7 +255,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
     name = "validation loss, nats per image"
     return {
         f"lambc_{size}.png": charts.trainings(results, name)
-        for size, results in _results(records).items()
+        for size, results in _by_size(records).items()
     }
 
 

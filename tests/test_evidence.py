@@ -26,6 +26,7 @@ from experiments.evidence import (
     survey_tables,
     theory,
     training,
+    tuning,
 )
 from experiments.models import perceptron
 
@@ -258,7 +259,7 @@ def test_a_grid_is_moved_until_its_best_point_is_inside():
 
     def tune(**changes):
         contestant = training.Contestant(plain_sgd, **{"rate": 256.0} | changes)
-        return training.tune(contestant, run, digits.PROTOCOL)
+        return tuning.tune(contestant, run, digits.PROTOCOL)
 
     tuned = tune()
     assert tuned.is_inside
@@ -275,7 +276,7 @@ def test_a_grid_is_moved_until_its_best_point_is_inside():
 
 
 def of_rates(*rates):
-    return training.points(rates, ())
+    return tuning.points(rates, ())
 
 
 def descend(rates, batches, labels, seed):
@@ -376,7 +377,7 @@ def test_comparisons_are_of_pairs_and_of_the_best_baseline():
     )
 
 
-ONE_RUN = training.Protocol(1, 2.0, (0,), (1,))
+ONE_RUN = tuning.Protocol(1, 2.0, (0,), (1,))
 
 
 def test_speed_is_tuned_for_few_steps(monkeypatch):

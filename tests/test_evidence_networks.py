@@ -5,6 +5,7 @@ import hashlib
 import io
 import tarfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,10 @@ import optax
 import pytest
 from PIL import Image
 
+import optax_heavytail as oht
 from experiments.data import text
 from experiments.errors import UserError
-from experiments.evidence import bert, cifar, datasets, lambc, training, wikitext
+from experiments.evidence import bert, cifar, datasets, lambc, tuning, wikitext
 
 
 @pytest.fixture
@@ -169,8 +171,52 @@ def test_bounds_alone_set_lambc_and_lamb_apart():
         np.testing.assert_array_equal(other, found[0])
 
 
+def test_moments_restart():
+    params = {"kernel": jnp.full((2, 2), 3.0)}
+    grads = [jax.tree.map(lambda x, k=k: k * jnp.ones_like(x), params) for k in (1, 4)]
+    adam = oht.scale_by_adam()
+    tx = lambc.restarted(adam, 3)
+    state, own = tx.init(params), adam.init(params)
+    for step in range(7):
+        if step in (3, 6):
+            own = adam.init(params)
+        updates, state = tx.update(grads[step % 2], state, params)
+        expected, own = adam.update(grads[step % 2], own, params)
+        chex.assert_trees_all_equal(updates, expected)
+    assert state.count == 7
+
+
+def test_an_attempt_changes_one_thing():
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def kernel_and_bias(contestant):
+        tx = contestant.make(0.1)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return [float(updates[name].ravel()[0]) for name in ("kernel", "bias")]
+
+    adam = 0.1 / np.sqrt(0.001)  # of the first step, without bias correction
+    ratio = 3 / (adam + 0.03)
+    plain = [-0.1 * ratio * (adam + 0.03), -0.1 / adam * adam]
+    expected = {
+        "a constant rate": plain,
+        "moments restart every epoch": plain,
+        "ratios of kernels alone": [plain[0], -0.1 * adam],
+        "bias correction": [-0.3, -0.1],
+    }
+    assert set(expected) == set(lambc.ATTEMPTS)
+    for name, pair in lambc.ATTEMPTS.items():
+        assert set(pair) == {lambc.BOUNDED, lambc.UNBOUNDED}
+        found = kernel_and_bias(pair[lambc.UNBOUNDED])
+        assert found == pytest.approx(expected[name], rel=1e-4), name
+        factors = [pair[lambc.BOUNDED].schedule(100)(count) for count in (0, 50, 99)]
+        assert (factors == [1.0] * 3) == (name == "a constant rate")
+    bounded = kernel_and_bias(lambc.ATTEMPTS["bias correction"][lambc.BOUNDED])
+    assert bounded == pytest.approx([-0.1 * 1.03, -0.1], rel=1e-4)
+
+
 def test_a_grid_is_as_large_for_all():
     for study, protocol in ((bert, wikitext.PROTOCOL), (lambc, cifar.PROTOCOL)):
         for contestant in study.CONTESTANTS.values():
-            grid = training.points(*training.grid(contestant, protocol))
+            grid = tuning.points(*tuning.grid(contestant, protocol))
             assert len(grid) == protocol.points

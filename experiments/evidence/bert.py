@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 import optax_heavytail as oht
-from experiments.evidence import charts, comparison, training, wikitext
+from experiments.evidence import charts, comparison, tuning, wikitext
 from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
 
@@ -21,6 +21,10 @@ def _adamw(rate: Any) -> optax.GradientTransformation:
 
 def _clipped_adamw(rate: Any, threshold: Any) -> optax.GradientTransformation:
     return optax.chain(oht.clip_by_norm(threshold), _adamw(rate))
+
+
+def _clipped_sgd(rate: Any, threshold: Any) -> optax.GradientTransformation:
+    return optax.chain(oht.clip_by_norm(threshold), optax.sgd(rate, momentum=0.9))
 
 
 def _acclip(rate: Any, alpha: float) -> optax.GradientTransformation:
@@ -49,12 +53,13 @@ CONTESTANTS = {
     "acclip, alpha 1.5": Contestant(functools.partial(_acclip, alpha=1.5), 4e-3),
     "acclip, alpha 2": Contestant(functools.partial(_acclip, alpha=2.0), 4e-3),
     "acclip, literal": Contestant(oht.acclip, 4.0),
+    "momentum after clip": Contestant(_clipped_sgd, 0.4, 1.0),
 }
 
 
 def measure(name: str, data: Path) -> dict[str, Any]:
     """One optimizer, tuned and with fresh seeds."""
-    result = training.tune_and_run(
+    result = tuning.tune_and_run(
         CONTESTANTS[name], wikitext.problem(data), wikitext.PROTOCOL
     )
     return result | {"token_frequencies": wikitext.load(data)[2]}

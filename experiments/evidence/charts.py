@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.evidence.training import LOST
 
-Results = Mapping[str, Mapping[str, Any]]  # of `training.tune_and_run`, by optimizer
+Results = Mapping[str, Mapping[str, Any]]  # of `tuning.tune_and_run`, by optimizer
 
 
 def trainings(results: Results, loss_name: str) -> bytes:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from experiments.configs import image_defaults
 from experiments.data import images
 from experiments.evidence import datasets
-from experiments.evidence.training import Problem, Protocol, PyTree
+from experiments.evidence.training import Problem, PyTree
+from experiments.evidence.tuning import Protocol
 from experiments.tasks import images as image_task
 
 PROTOCOL = Protocol(

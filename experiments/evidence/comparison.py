@@ -35,7 +35,7 @@ def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> s
     """Losses of fresh seeds, and how they compare with the baseline's.
 
     Args:
-      results: what `training.tune_and_run` returns, by optimizer.
+      results: what `tuning.tune_and_run` returns, by optimizer.
       baseline: one of them, whose losses are taken from the others' seed by seed.
 
     Returns:

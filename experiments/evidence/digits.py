@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 
 from experiments.data import digits
-from experiments.evidence.training import Problem, Protocol, PyTree
+from experiments.evidence.training import Problem, PyTree
+from experiments.evidence.tuning import Protocol
 from experiments.models.perceptron import Perceptron
 
 PROTOCOL = Protocol(

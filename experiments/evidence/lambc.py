@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments.evidence import charts, cifar, comparison, study, training
+from experiments.evidence import charts, cifar, comparison, study, training, tuning
 from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
 
@@ -141,7 +141,7 @@ ATTEMPTS = {
 def measure(contestant: Contestant, batch_size: int, data: Path) -> dict[str, Any]:
     """One optimizer at one batch size, tuned and with fresh seeds."""
     problem = cifar.problem(data, batch_size)
-    return training.tune_and_run(contestant, problem, cifar.PROTOCOL)
+    return tuning.tune_and_run(contestant, problem, cifar.PROTOCOL)
 
 
 def cells(scale: str, data: Path) -> list[Cell]:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments.evidence import digits, neumann_tables, study, training
+from experiments.evidence import digits, neumann_tables, study, training, tuning
 from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Study
 from experiments.evidence.training import Contestant, Curves, Point
@@ -92,7 +92,7 @@ def final(
         chosen = chosen._replace(schedule=_constant)
     steps = round(epochs * IMAGES / batch_size)
     problem = digits.problem(Setup(steps, batch_size))
-    return training.tune_and_run(chosen, problem, PROTOCOL)
+    return tuning.tune_and_run(chosen, problem, PROTOCOL)
 
 
 def steps_to(losses: np.ndarray, at: np.ndarray, target: float) -> np.ndarray:
@@ -122,7 +122,7 @@ def speed(optimizer: str, batch_size: int, target: float, budget: int) -> Any:
         # A run that never gets there counts twice the budget, in tuning alone.
         return curves._replace(losses=np.minimum(steps, 2 * budget)[..., None])
 
-    tuned = training.tune(chosen, run, PROTOCOL)
+    tuned = tuning.tune(chosen, run, PROTOCOL)
     losses = train([tuned.best], PROTOCOL.fresh_seeds).losses[0]
     steps = steps_to(losses, at, target)
     return {
@@ -144,7 +144,7 @@ def two_loop(inner_steps: int, steps: int, batch_size: int) -> dict[str, Any]:
     # Without inner steps there is no inner rate.
     loops = Contestant(make, 0.5, 0.5 if inner_steps else None)
     problem = digits.problem(Setup(steps, batch_size))
-    return training.tune_and_run(loops, problem, PROTOCOL)
+    return tuning.tune_and_run(loops, problem, PROTOCOL)
 
 
 def _cell(measure: Callable[..., dict[str, Any]], **settings: Any) -> Cell:

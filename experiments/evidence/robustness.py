@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import optax_heavytail as oht
 from experiments import figures
-from experiments.evidence import comparison, digits, study, training
+from experiments.evidence import comparison, digits, study, training, tuning
 from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Record, Study
 from experiments.evidence.training import Contestant
@@ -79,10 +79,10 @@ def measure(condition: str, name: str) -> dict[str, Any]:
     contestant, problem = CONTESTANTS[name], digits.problem(SETUPS[condition])
     if condition == "bfloat16 state":
         contestant = contestant._replace(make=NARROW[name])
-    result = training.tune_and_run(contestant, problem, PROTOCOL)
+    result = tuning.tune_and_run(contestant, problem, PROTOCOL)
     if condition != "clean":
         return result
-    rates = training.around(result["rate"], PROTOCOL.points, PROTOCOL.rate_factor)
+    rates = tuning.around(result["rate"], PROTOCOL.points, PROTOCOL.rate_factor)
     line = [training.Point(rate, result["threshold"]) for rate in rates]
     losses = training.runner(contestant, problem)(line, PROTOCOL.tuning_seeds).losses
     return result | {

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments.evidence import digits, survey_tables, training
+from experiments.evidence import digits, survey_tables, training, tuning
 from experiments.evidence.digits import PROTOCOL, Setup
 from experiments.evidence.study import Cell, Study
 from experiments.evidence.training import Contestant, Problem, PyTree
@@ -180,7 +180,7 @@ def methods() -> dict[tuple[str, str, str], Method]:
 def measure(setup: Setup, method: Method) -> dict[str, Any]:
     """Tuned, and fresh seeds."""
     problem = method.problem(setup)
-    found = training.tune_and_run(method.contestant, problem, PROTOCOL)
+    found = tuning.tune_and_run(method.contestant, problem, PROTOCOL)
     return found | {"updates": problem.steps}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.data import text
 from experiments.evidence import datasets
-from experiments.evidence.training import Problem, Protocol, PyTree
+from experiments.evidence.training import Problem, PyTree
+from experiments.evidence.tuning import Protocol
 from experiments.models import bert
 from experiments.tasks import mlm
 

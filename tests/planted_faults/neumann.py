@@ -1,0 +1,118 @@
+"""Faults of the Neumann optimizer."""
+
+from tests.planted_faults.fault import Fault
+
+FAULTS = [
+    Fault(
+        "repulsive force without its bound",
+        "optax_heavytail/_neumann.py",
+        "gradient = _tree.global_norm(grads, axis_name).value",
+        "gradient = jnp.inf",
+        ("tests/test_neumann.py", "-k", "bounded"),
+    ),
+    Fault(
+        "repulsive force attracts",
+        "optax_heavytail/_neumann.py",
+        "cubic * r * r - repulsion",
+        "cubic * r * r + repulsion",
+        ("tests/test_golden.py", "-k", "neumann__K3__normal"),
+    ),
+    Fault(
+        "repulsive force counted in parameters by default",
+        "optax_heavytail/_neumann.py",
+        'repulsive_scale: str | jax.typing.ArrayLike = "leaves"',
+        'repulsive_scale: str | jax.typing.ArrayLike = "params"',
+        ("tests/test_neumann.py", "-k", "scaled_by"),
+    ),
+    Fault(
+        "Neumann's momentum kept at a reset",
+        "optax_heavytail/_neumann.py",
+        "keep = jnp.where(free, mu, 0)",
+        "keep = mu",
+        ("tests/test_golden.py", "-k", "neumann__K3__normal"),
+    ),
+    Fault(
+        "Neumann's momentum one update early",
+        "optax_heavytail/_neumann.py",
+        "after_burn_in = jnp.maximum(state.count - burn_in_steps, 0)",
+        "after_burn_in = jnp.maximum(count - burn_in_steps, 0)",
+        ("tests/test_golden.py", "-k", "neumann__K1000"),
+    ),
+    Fault(
+        "Neumann's average of the old parameters",
+        "optax_heavytail/_neumann.py",
+        "(w + u) + decay * (v - (w + u))",
+        "w + decay * (v - w)",
+        ("tests/test_golden.py", "-k", "neumann__K1000"),
+    ),
+    Fault(
+        "resets at equal distances",
+        "optax_heavytail/_neumann.py",
+        "_NEVER, state.interval * growth",
+        "_NEVER, state.interval",
+        ("tests/test_golden.py", "-k", "neumann__K3__normal"),
+    ),
+    Fault(
+        "first reset of Neumann without regard to the burn-in",
+        "optax_heavytail/_neumann.py",
+        "first = jnp.asarray(burn_in_steps, jnp.int32) + 1",
+        "first = jnp.ones([], jnp.int32)",
+        ("tests/test_neumann.py", "-k", "default_only"),
+    ),
+    Fault(
+        "displacement of one shard",
+        "optax_heavytail/_neumann.py",
+        "distance = _tree.global_norm(displaced, axis_name)",
+        "distance = _tree.global_norm(displaced)",
+        ("tests/test_sharding.py", "-k", "neumann"),
+    ),
+    Fault(
+        "parameters of one shard counted",
+        "optax_heavytail/_neumann.py",
+        "return _tree.size(params, axis_name)",
+        "return _tree.size(params)",
+        ("tests/test_sharding.py", "-k", "neumann"),
+    ),
+    Fault(
+        "displacement added twice and not taken back",
+        "optax_heavytail/_neumann.py",
+        "(_tree.at_least_float32(w) - step)",
+        "(_tree.at_least_float32(w) + step)",
+        ("tests/test_neumann.py", "-k", "eval_params"),
+    ),
+    Fault(
+        "one inner step too few",
+        "optax_heavytail/_neumann_two_loop.py",
+        "jax.lax.fori_loop(1, last + 1, body, start)",
+        "jax.lax.fori_loop(1, last, body, start)",
+        ("tests/test_golden.py", "-k", "two_loop"),
+    ),
+    Fault(
+        "fresh batches numbered from zero",
+        "optax_heavytail/_neumann_two_loop.py",
+        "grad_fn(point, k) if fresh_batches",
+        "grad_fn(point, k - 1) if fresh_batches",
+        ("tests/test_neumann_two_loop.py", "-k", "fresh"),
+    ),
+    Fault(
+        "convexified displacement without its factor",
+        "optax_heavytail/_neumann_two_loop.py",
+        "(mu * eta * m).astype(m.dtype)",
+        "(eta * m).astype(m.dtype)",
+        ("tests/test_neumann_two_loop.py", "-k", "convexified"),
+    ),
+    Fault(
+        "Hessian-vector product without the gradient",
+        "optax_heavytail/_neumann_two_loop.py",
+        "return optax.tree.add(*jax.jvp(gradient, (wide,), (offset,)))",
+        "return jax.jvp(gradient, (wide,), (offset,))[1]",
+        ("tests/test_neumann_two_loop.py", "-k", "quadratic_converges"),
+    ),
+    Fault(
+        "square of Neumann's distance underflows",
+        "optax_heavytail/_neumann.py",
+        "strength * inverse * inverse",
+        "strength / (r * r)",
+        ("tests/test_neumann.py", "-k", "leave_float32"),
+    ),
+]

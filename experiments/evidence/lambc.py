@@ -127,10 +127,11 @@ def _constant(steps: int) -> optax.Schedule:
     return optax.constant_schedule(1.0)
 
 
-# What might set us apart from the source, each alone.
+# What might set us apart from the source.
 ATTEMPTS = {
     "a constant rate": _pair(_lambc, _constant),
     "moments restart every epoch": _pair(_lambc_by_epoch),
+    "both of these": _pair(_lambc_by_epoch, _constant),
     "ratios of kernels alone": _pair(
         functools.partial(_lambc, trust_ratio_mask=oht.decay_mask)
     ),

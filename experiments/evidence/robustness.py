@@ -64,7 +64,7 @@ CONTESTANTS = {
     "lambc": Contestant(oht.lambc, 0.02),
     "neumann": Contestant(oht.neumann, 0.1, read=oht.neumann_eval_params),
 }
-# Between the grid of clean data and these rates lies a dip, far above the loss of a start.
+# Between clean data's rates and these is a dip, far above the loss of a start.
 SPIKED_MOMENTUM_RATE = 1e-5
 NARROW: dict[str, Callable[..., Any]] = {
     "momentum": functools.partial(_momentum, dtype=jnp.bfloat16),

@@ -55,11 +55,11 @@ def restarted(
         return RestartedState(jnp.zeros([], jnp.int32), inner.init(params))
 
     def update(
-        grads: Any, state: RestartedState, params: Any = None
+        updates: Any, state: Any, params: Any = None
     ) -> tuple[Any, RestartedState]:
         is_first = state.count % every == 0
         old = optax.tree.where(is_first, inner.init(params), state.inner)
-        updates, new = inner.update(grads, old, params)
+        updates, new = inner.update(updates, old, params)
         return updates, RestartedState(state.count + 1, new)
 
     return optax.GradientTransformation(init, update)
@@ -68,9 +68,9 @@ def restarted(
 def _lambc_by_epoch(rate: Any, bound: float | None) -> optax.GradientTransformation:
     """As the authors' script has it, but for the rate, which goes on."""
     steps = cifar.TRAIN_IMAGES // ATTEMPTED_BATCH_SIZE
-    schedule = rate if callable(rate) else optax.constant_schedule(rate)
     return optax.chain(
-        restarted(_lambc(1.0, bound), steps), optax.scale_by_schedule(schedule)
+        restarted(_lambc(1.0, bound), steps),
+        optax.scale_by_learning_rate(rate, flip_sign=False),
     )
 
 

@@ -106,7 +106,7 @@ CONTESTANTS = {
     "adamw": Contestant(_adamw, 1e-2),
     "momentum": Contestant(_NESTEROV, 0.4),
     BOUNDED: _bounded(1.0, 0.1),
-    UNBOUNDED: _bounded(None, 0.03),
+    UNBOUNDED: _bounded(None, 0.1),
     "lambc, bound 3": _bounded(3.0, 0.05),
     "lambc, bound 10": _bounded(10.0, 0.03),
     "lars": Contestant(_lars, 30.0),
@@ -123,6 +123,7 @@ def _pair(
 
 
 def _constant(steps: int) -> optax.Schedule:
+    """From the first step on, without a warm-up."""
     del steps
     return optax.constant_schedule(1.0)
 

@@ -88,6 +88,15 @@ def test_norms_whose_squares_leave_float32(size):
     assert np.isnan(found["update_ratio/b"])  # 0 of 0
 
 
+def test_norms_of_large_leaves_are_as_exact():
+    """One running sum in float32 would lose a percent."""
+    grads = jnp.full(10**6, 0.1)
+    tx = diagnostics.monitor(optax.identity(), reservoir_size=2)
+    found = one_update(tx, {"w": grads}, {"w": grads})
+    np.testing.assert_allclose(found["gradient_norm/w"], 100.0, rtol=1e-5)
+    np.testing.assert_allclose(found["gradient_norm"], 100.0, rtol=1e-5)
+
+
 def test_float16_gradients_whose_norm_is_no_float16():
     grads = jnp.full(1000, 6e4, jnp.float16)
     tx = diagnostics.monitor(optax.sgd(0.001))

@@ -56,41 +56,42 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     if not per_leaf or not leaves:
         return _tree.global_norm(tree, axis_name).value[None]
-    wide, axes = dtype(tree), _tree.leaf_axes(axis_name, tree)
-    pairs = zip(leaves, axes, strict=True)
-    sums = [_tree.psum(_sums_of_squares(x, wide), axis) for x, axis in pairs]
-    each = _root(jnp.stack(sums))
-    return jnp.concatenate([_root(_sums_of_squares(each, wide))[None], each])
+    axes = _tree.leaf_axes(axis_name, tree)
+    each = _leaf_norms(leaves, axes, dtype(tree)).value
+    return jnp.concatenate([_norm(each)[None], each])
 
 
-def _sums_of_squares(x: jax.Array, wide: Any) -> jax.Array:
-    """Of ``x`` at each of three scales, in one pass: shape ``(3,)``.
+def _norm(row: jax.Array) -> jax.Array:
+    """Of few numbers: both passes, without the conditional, which costs more."""
+    scale = _tree.rescaling(jnp.sum(jnp.square(row)))
+    return _tree.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
 
-    A second pass where the first over- or underflows would be cheaper in itself. But it
-    has to keep the leaves, of which XLA then makes copies in every step.
+
+def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:
+    """As `_tree.leaf_norms`, in one array.
+
+    What follows the sums is one small program then, and not one for each leaf, and the
+    second pass has no scale of its own for each: less to run, and to compile.
     """
-    squares = [jnp.square(jnp.asarray(x, wide) * scale) for scale in _scales(wide)]
-    zeros = [jnp.zeros([], wide) for _ in squares]
 
-    def add(sums: Any, terms: Any) -> tuple[jax.Array, ...]:
-        return tuple(a + b for a, b in zip(sums, terms, strict=True))
+    def squares(scale):
+        pairs = zip(leaves, axes, strict=True)
+        sums = [_tree.psum(_tree.sum_of_squares(x, wide, scale), a) for x, a in pairs]
+        return jnp.stack(sums)
 
-    return jnp.stack(jax.lax.reduce(squares, zeros, add, tuple(range(x.ndim))))
+    first = squares(1)
+    scales = _tree.rescaling(first)
 
+    def rescaled():
+        # There are three scales. As constants XLA would take them out of the squares,
+        # and overflow.
+        large = jnp.where(scales > 1, squares(jnp.max(scales)), first)
+        return jnp.where(scales < 1, squares(jnp.min(scales)), large)
 
-def _scales(wide: Any) -> list[jax.Array]:
-    """Those of `_tree.rescaling`: 1, and what a sum of 0 and one of inf ask for."""
-    found = _tree.rescaling(jnp.array([1, 0, jnp.inf], wide))
-    # As constants XLA would take them out of the squares, and overflow.
-    return list(jax.lax.optimization_barrier(found))
-
-
-def _root(sums: jax.Array) -> jax.Array:
-    """Norms from sums of squares ``(..., 3)``, by the scale that can hold each."""
-    scale = _tree.rescaling(sums[..., 0])
-    chosen = jnp.where(scale > 1, sums[..., 1], sums[..., 0])
-    chosen = jnp.where(scale < 1, sums[..., 2], chosen)
-    return _tree.Norm(_tree.safe_sqrt(chosen), scale).value
+    sums = jax.lax.cond(jnp.any(scales != 1), rescaled, lambda: first)
+    norm = _tree.Norm(_tree.safe_sqrt(sums), scales)
+    # Without the barrier XLA may copy the whole reduction into each of its consumers.
+    return jax.lax.optimization_barrier(norm)
 
 
 def shares(flags: Any, per_leaf: bool, axis_name: Any) -> jax.Array:

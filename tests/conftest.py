@@ -15,6 +15,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same examples in every run, and few: each new shape compiles.
 hypothesis.settings.register_profile(
-    "tests", max_examples=15, deadline=None, derandomize=True, database=None
+    "tests", max_examples=10, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("tests")

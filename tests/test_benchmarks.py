@@ -331,6 +331,7 @@ def test_memory_rows_are_bytes_per_parameter():
 # Whole training steps
 
 
+@pytest.mark.nightly
 def test_a_batch_takes_the_memory_of_a_microbatch_and_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(accumulate, "in_own_process", accumulate.measure)
     flags = ("--batch=512", "--microbatches=8")
@@ -342,6 +343,7 @@ def test_a_batch_takes_the_memory_of_a_microbatch_and_a_gradient(tmp_path, monke
     assert 1 < record["loss"] < 5  # of ten classes, untrained: about 2.3
 
 
+@pytest.mark.nightly
 def test_throughput_has_every_optimizer_and_its_share(tmp_path, monkeypatch):
     build = throughput.build
 
@@ -374,6 +376,7 @@ def test_the_share_of_an_optimizer_is_what_the_gradient_leaves():
     assert share == "0.25 [0.25, 0.375]"
 
 
+@pytest.mark.nightly
 def test_the_monitor_is_compared_with_the_optimizer_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "OPTIMIZERS", ("adamw",))
     page, (record,) = run(monitor.main, tmp_path, "--rows=2", "--repeats=2")

@@ -27,9 +27,13 @@ NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 # Like other configs, which CI runs, but for a size or an option.
 ALIKE = (
     "bert_base6",
+    "bert_base_pod",
     "bert_large",
+    "bert_large_32k",
     "bert_tiny_gaussian_inputs",
     "bert_tiny_no_attention",
+    "resnet101_imagenet",
+    "resnet50_imagenet_32k",
 )
 
 

@@ -193,7 +193,12 @@ def without_dropout():
 
 
 @pytest.mark.parametrize(
-    ("parallel_", "fsdp"), [("jit", 2), ("shard_map", 1), ("pmap", 1)]
+    ("parallel_", "fsdp"),
+    [
+        ("jit", 2),
+        ("shard_map", 1),
+        pytest.param("pmap", 1, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_run_moves_to_other_devices(tmp_path, parallel_, fsdp):
     """From eight to four and to one; sums over devices are rounded differently."""

@@ -10,7 +10,7 @@ from optax_heavytail import _base, _readers, _tree
 from optax_heavytail._clip_by_moment import ClipByMomentState
 from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState
 from optax_heavytail._stochastic_rounding import StochasticRoundingState
-from optax_heavytail.diagnostics import _rows
+from optax_heavytail.diagnostics.monitoring import _rows
 
 # Of its size, what a coordinate that is clipped has at most: that of another is the
 # same but for rounding, and for the eps of `clip_by_moment`.

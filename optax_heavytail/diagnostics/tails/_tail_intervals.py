@@ -5,8 +5,8 @@ import statistics
 
 import numpy as np
 
-from optax_heavytail.diagnostics import _surrogates
-from optax_heavytail.diagnostics._tail_methods import METHODS, Method, influence
+from optax_heavytail.diagnostics.tails import _surrogates
+from optax_heavytail.diagnostics.tails._tail_methods import METHODS, Method, influence
 
 Interval = tuple[float, float]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.diagnostics import _stable, _tail_index
+from optax_heavytail.diagnostics.tails import _stable, _tail_index
 
 _MAX_ELEMENTS = 2**22  # of a batch of rows: 16 MiB in float32
 

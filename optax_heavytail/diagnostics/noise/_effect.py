@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_heavytail.diagnostics._noise import LayerNoise
+from optax_heavytail.diagnostics.noise._noise import LayerNoise
 
 _FOLDS = 10  # of the jackknife
 _Z = 1.645  # of a central interval of 90%

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base
-from optax_heavytail.diagnostics import _norm_history, _rows
-from optax_heavytail.diagnostics._norm_history import NormHistory
+from optax_heavytail.diagnostics.monitoring import _norm_history, _rows
+from optax_heavytail.diagnostics.monitoring._norm_history import NormHistory
 
 
 class MonitorState(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_heavytail import _base, _tree
-from optax_heavytail.diagnostics._lanczos import lanczos, ritz
+from optax_heavytail.diagnostics.curvature._lanczos import lanczos, ritz
 
 _REACH = 5.0  # standard deviations; 6e-7 of a normal distribution is further out
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optax_heavytail.diagnostics._effect import Clip, ClipEffect, clip_effect
-from optax_heavytail.diagnostics._layer import LayerDiagnosis
-from optax_heavytail.diagnostics._tail_estimate import TailEstimate
+from optax_heavytail.diagnostics.noise._effect import Clip, ClipEffect, clip_effect
+from optax_heavytail.diagnostics.noise._layer import LayerDiagnosis
+from optax_heavytail.diagnostics.tails._tail_estimate import TailEstimate
 
 _MOST_CLIPPED = 0.1  # of the batches, or of the coordinates
 _LARGE_SHARE = 0.1  # of the noise's variance: a layer that decides for the whole

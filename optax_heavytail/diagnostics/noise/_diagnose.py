@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from optax_heavytail import _base
-from optax_heavytail.diagnostics._collect_noise import (
+from optax_heavytail.diagnostics.noise._collect_noise import (
     Batches,
     Progress,
     collect_noise,
 )
-from optax_heavytail.diagnostics._layer import LayerDiagnosis, diagnose_layer
-from optax_heavytail.diagnostics._noise import LayerNoise, gaussian_norms
-from optax_heavytail.diagnostics._recommend import Recommendation, recommend
+from optax_heavytail.diagnostics.noise._layer import LayerDiagnosis, diagnose_layer
+from optax_heavytail.diagnostics.noise._noise import LayerNoise, gaussian_norms
+from optax_heavytail.diagnostics.noise._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200
 _MOST_CONFIDENT = 0.99  # with half of what is left above that p-value

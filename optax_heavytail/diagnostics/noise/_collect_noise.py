@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_heavytail import _base
-from optax_heavytail.diagnostics._noise import WHOLE, LayerNoise, Noise
+from optax_heavytail.diagnostics.noise._noise import WHOLE, LayerNoise, Noise
 
 Progress = Callable[[int, int], None]
 

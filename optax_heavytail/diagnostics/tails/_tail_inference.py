@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import jax.scipy.special
 import numpy as np
 
-from optax_heavytail.diagnostics import (
+from optax_heavytail.diagnostics.tails import (
     _choose_k,
     _stable,
     _surrogates,
     _tail_intervals,
     _tail_methods,
 )
-from optax_heavytail.diagnostics._tail_methods import METHODS, evaluate, in_batches
+from optax_heavytail.diagnostics.tails._tail_methods import (
+    METHODS,
+    evaluate,
+    in_batches,
+)
 
 _MIN_SIMULATED_INDEX = 0.2  # below, stable samples leave the range of float32
 

@@ -8,11 +8,13 @@ import numpy as np
 import optax
 
 from optax_heavytail import _readers, _tree
-from optax_heavytail.diagnostics import _norm_history, _rows
-from optax_heavytail.diagnostics._monitor import MonitorState
-from optax_heavytail.diagnostics._monitor_clipping import MonitorClippingState
-from optax_heavytail.diagnostics._norm_history import NormHistory
-from optax_heavytail.diagnostics._tail_index import hill
+from optax_heavytail.diagnostics.monitoring import _norm_history, _rows
+from optax_heavytail.diagnostics.monitoring._monitor import MonitorState
+from optax_heavytail.diagnostics.monitoring._monitor_clipping import (
+    MonitorClippingState,
+)
+from optax_heavytail.diagnostics.monitoring._norm_history import NormHistory
+from optax_heavytail.diagnostics.tails._tail_index import hill
 
 _FRACTIONS = (0.1, 0.5, 0.9)
 _LEAST_NORMS = 100  # for a tail index

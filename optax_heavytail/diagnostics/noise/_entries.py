@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.diagnostics._tail_estimate import (
+from optax_heavytail.diagnostics.tails._tail_estimate import (
     TailEstimate,
     estimate_tail,
     fewest_nulls,
 )
-from optax_heavytail.diagnostics._tail_index import hill
-from optax_heavytail.diagnostics._tail_methods import in_batches
+from optax_heavytail.diagnostics.tails._tail_index import hill
+from optax_heavytail.diagnostics.tails._tail_methods import in_batches
 
 _FEWEST = 10  # of a tail, for any estimate
 _MOST_ENTRIES = 32

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.diagnostics import _tail_index
+from optax_heavytail.diagnostics.tails import _tail_index
 
 # Of the standardised samples: Kogon and Williams, table 1.
 _STEP = 0.1

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_heavytail import _base
-from optax_heavytail.diagnostics import _tail_inference
-from optax_heavytail.diagnostics._tail_methods import METHODS
+from optax_heavytail.diagnostics.tails import _tail_inference
+from optax_heavytail.diagnostics.tails._tail_methods import METHODS
 
 Over = Literal["iterations", "coordinates"]
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optax_heavytail.diagnostics import _entries
-from optax_heavytail.diagnostics._entries import CoordinateGroup, tail_size
-from optax_heavytail.diagnostics._noise import LayerNoise
-from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
-from optax_heavytail.diagnostics._verdict import Verdict, judge, unknown
+from optax_heavytail.diagnostics.noise import _entries
+from optax_heavytail.diagnostics.noise._entries import CoordinateGroup, tail_size
+from optax_heavytail.diagnostics.noise._noise import LayerNoise
+from optax_heavytail.diagnostics.noise._verdict import Verdict, judge, unknown
+from optax_heavytail.diagnostics.tails._tail_estimate import TailEstimate, estimate_tail
 
 NORM_METHODS = ("hill", "moment_ratio", "pickands")
 STABLE_METHODS = ("log_moment", "characteristic_function")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.diagnostics._tail_index import as_samples, at, largest
+from optax_heavytail.diagnostics.tails._tail_index import as_samples, at, largest
 
 _MIN_TAIL = 10  # fewer samples lie close to any law
 

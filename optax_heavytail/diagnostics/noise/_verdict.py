@@ -4,7 +4,7 @@ import dataclasses
 import math
 from statistics import NormalDist
 
-from optax_heavytail.diagnostics._tail_estimate import TailEstimate
+from optax_heavytail.diagnostics.tails._tail_estimate import TailEstimate
 
 # The noise has a variance above it, and none below.
 LIMIT = 2.0

@@ -2,10 +2,10 @@
 
 import os
 
-# Before jax is imported: it reads the flag when its first backend starts.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from tests import compilation
+
+# Before jax is imported: it reads the flags when its first backend starts.
+os.environ["XLA_FLAGS"] = compilation.flags(num_devices=8)
 
 import hypothesis
 import jax

@@ -4,8 +4,9 @@ import os
 
 from tests import compilation
 
-# Before jax is imported: it reads the flags when its first backend starts.
+# Before jax is imported, which reads them once.
 os.environ["XLA_FLAGS"] = compilation.flags(num_devices=8)
+compilation.share()
 
 import hypothesis
 import jax

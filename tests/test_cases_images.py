@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.common.errors import UserError
 from experiments.data import decoding, image_files, images, stores
-from experiments.errors import UserError
 from tests.test_images import contents, data_config, write_tar, write_tree
 
 SPLITS = ("train", "validation")

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from experiments.common.errors import LONGEST, UserError
 from experiments.data import squad, squad_sample, text, tokenizer
-from experiments.errors import LONGEST, UserError
 
 # Special tokens that are spelled in the text.
 

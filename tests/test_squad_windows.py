@@ -3,9 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import squad, squad_windows, text
 from experiments.data.squad import Answer, Example
-from experiments.errors import UserError
 
 # Emoji of several code points, accents, combining characters, CRLF, wide and
 # zero-width space, scripts without spaces, what looks like special tokens.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 LARGEST_READ = 2**32  # bytes of a file that is read as a whole

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 FORMATS = ("JPEG", "PNG")  # no other decoder sees the bytes: one of them runs programs
 LARGEST_IMAGE = 2**26  # pixels

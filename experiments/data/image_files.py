@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common import inputs
+from experiments.common.errors import UserError
 from experiments.data import decoding, stores
 from experiments.data.stores import Store
-from experiments.errors import UserError
 
 TRAIN = "train"
 VALIDATION = ("validation", "val", "test")  # the first that is there

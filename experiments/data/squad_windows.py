@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from experiments.common.errors import UserError
 from experiments.data.squad import Answer, Example
 from experiments.data.stream import Batch
 from experiments.data.text import CLS, PAD, SEP, plain
-from experiments.errors import UserError
 
 AROUND_QUESTION = 2  # [CLS] before it and [SEP] after it
 SPECIAL = AROUND_QUESTION + 1

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
 from experiments.common import inputs
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 COMPRESSED = {  # the first bytes of each kind
     b"\x1f\x8b": gzip.open,

@@ -24,8 +24,8 @@ from tokenizers import (
 )
 
 from experiments.common import inputs
+from experiments.common.errors import UserError
 from experiments.data.stream import Batch
-from experiments.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import stream, text, tokenizer
-from experiments.errors import UserError
 from experiments.models import bert
 from experiments.models.losses import cross_entropy
 from experiments.tasks.base import (
@@ -21,7 +22,6 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
-from experiments.types import Config
 
 
 def load(config: Config) -> Source:

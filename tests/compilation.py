@@ -23,11 +23,11 @@ def flags(num_devices: int) -> str:
     return " ".join([quick, os.environ.get("XLA_FLAGS", ""), devices])
 
 
-def share() -> None:
-    """Keeps what is compiled for all processes of the test run, and only for them."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return  # a worker of this run, or somebody's own choice
-    folder = tempfile.mkdtemp(prefix="compiled-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+def folder() -> str:
+    """Where all processes of a test run keep what they compiled, until it ends."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given:
+        return given  # this is a worker of the run, or somebody's own choice
+    made = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made

@@ -6,7 +6,8 @@ from tests import compilation
 
 # Before jax is imported, which reads them once.
 os.environ["XLA_FLAGS"] = compilation.flags(num_devices=8)
-compilation.share()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = compilation.folder()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax

@@ -198,7 +198,7 @@ def trajectory(case, family, build):
     meta = {
         "name": f"{case.algorithm}__{case.configuration}__{family}",
         "algorithm": case.algorithm,
-        "formula": case.formula,
+        "formula": " ".join(case.formula.split()),
         **case.spec,
         "gradients": {
             "family": family,

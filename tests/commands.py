@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import cli
+from experiments.common import cli
 
 ROOT = Path(__file__).parent.parent
 OURS = {

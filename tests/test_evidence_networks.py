@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import optax_heavytail as oht
+from experiments.common.errors import UserError
 from experiments.data import text
-from experiments.errors import UserError
-from experiments.evidence import bert, cifar, datasets, lambc, tuning, wikitext
+from experiments.studies import bert, cifar, datasets, lambc, tuning, wikitext
 
 
 @pytest.fixture

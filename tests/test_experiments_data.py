@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import stream, text
-from experiments.errors import UserError
 
 DOCUMENTS = tuple(
     f"{word} begins here.\n\nThe {word} is followed by its {word}ness. " * 5

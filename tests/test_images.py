@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import tasks
+from experiments.common.errors import UserError
 from experiments.configs import digits_zoo, resnet_digits
 from experiments.data import image_files, images, stream
-from experiments.errors import UserError
 
 CLASSES = ("cat", "dog", "eel")
 

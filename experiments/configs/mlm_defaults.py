@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from experiments.common.types import Config
 from experiments.configs import defaults, variants
 from experiments.models import bert
-from experiments.types import Config
 
 # A step shrinks weights by learning_rate x weight_decay: the optimizers whose updates
 # are as large as gradients have rates 1,000 times higher, and 1,000 times less decay.

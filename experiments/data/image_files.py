@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 TRAIN = "train"
 VALIDATION = ("validation", "val", "test")  # the first that is there

@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import digits, image_files, stream
 from experiments.data.stream import Batch
-from experiments.errors import UserError
-from experiments.types import Config
 
 AUGMENTATIONS = ("none", "shift", "resized_crop")
 LARGEST_DECODED = 2**31  # bytes of images that are kept decoded

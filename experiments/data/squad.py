@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.errors import UserError
 from experiments.data import squad_sample
-from experiments.errors import UserError
 
 EMBEDDED = "embedded"
 VALIDATION_FRACTION = 0.1

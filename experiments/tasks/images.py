@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments import parallel
+from experiments.common import axes
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import images, stream
-from experiments.errors import UserError
 from experiments.models import resnet
 from experiments.models.perceptron import Perceptron
 from experiments.tasks.base import (
@@ -24,7 +25,6 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
-from experiments.types import Config
 
 
 def load(config: Config) -> Source:
@@ -139,7 +139,7 @@ def _resnet(config: Config, num_classes: int, channels: int) -> Callable:
     model_config = resnet.ResNetConfig(
         num_classes=num_classes,
         channels=channels,
-        axis_name=parallel.batch_axis(config),
+        axis_name=axes.batch_axis(config),
         **{name: value for name, value in config.model.items() if name != "name"},
     )
     return functools.partial(resnet.ResNet, model_config)

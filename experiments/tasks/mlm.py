@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import stream, text, tokenizer
-from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks.base import (
     Batch,
@@ -21,7 +22,6 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
-from experiments.types import Config
 
 
 def load(config: Config) -> Source:

@@ -12,12 +12,12 @@ import optax
 from flax import nnx
 from tokenizers import Tokenizer
 
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import squad, squad_windows, stream, text, tokenizer
 from experiments.data.squad_windows import Windows
-from experiments.errors import UserError
-from experiments.models import bert, pretrained
-from experiments.models.pretrained import Pretrained
-from experiments.tasks import squad_answers
+from experiments.models import bert
+from experiments.tasks import pretrained, squad_answers
 from experiments.tasks.base import (
     Batch,
     PyTree,
@@ -27,7 +27,7 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
-from experiments.types import Config
+from experiments.tasks.pretrained import Pretrained
 
 
 def load(config: Config) -> Source:

@@ -1,0 +1,130 @@
+"""The package's transforms against the trajectories in ``golden/oracles/``.
+
+A file's ``factory`` and ``kwargs`` say which transform it is about. Those whose
+factories are public and take these arguments are run, with no list to keep.
+``tests/oracles`` makes them.
+"""
+
+import functools
+import inspect
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from tests.compare import assert_leaf_close
+
+FOLDER = pathlib.Path(__file__).parent / "golden" / "oracles"
+
+
+def _is_spec(value):
+    return isinstance(value, dict) and "factory" in value
+
+
+def _find(factory):
+    """The function of that dotted name, or None where it is not public yet."""
+    home = optax if factory.startswith("optax.") else oht
+    names = factory.removeprefix("optax.").split(".")
+    return functools.reduce(lambda x, name: getattr(x, name, None), names, home)
+
+
+def _is_public(spec):
+    factory, kwargs = _find(spec["factory"]), spec.get("kwargs", {})
+    inner = [*spec.get("args", ()), *filter(_is_spec, kwargs.values())]
+    return (
+        factory is not None
+        and set(kwargs) <= set(inspect.signature(factory).parameters)
+        and all(map(_is_public, inner))
+    )
+
+
+def _build(spec):
+    kwargs = {
+        name: _build(value) if _is_spec(value) else value
+        for name, value in spec.get("kwargs", {}).items()
+    }
+    return _find(spec["factory"])(*map(_build, spec.get("args", ())), **kwargs)
+
+
+METAS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(FOLDER.glob("*.json"))
+}
+NAMES = [name for name, meta in METAS.items() if _is_public(meta)]
+
+
+def _groups(stored, dtype):
+    """Trees of arrays over all steps, by the first part of their keys."""
+    groups = {}
+    for key, x in stored.items():
+        group, *path, last = key.split("/")
+        tree = groups.setdefault(group, {})
+        for part in path:
+            tree = tree.setdefault(part, {})
+        keeps = x.dtype.kind != "f" or group in ("updates", "params", "aux")
+        tree[last] = x if keeps else jnp.asarray(x, dtype)
+    return groups
+
+
+@functools.cache
+def _run(spec, fields, x64):
+    """The compiled loop over all steps, for all gradients of a configuration."""
+    del x64  # another compilation
+    tx = optax.with_extra_args_support(_build(json.loads(spec)))
+
+    def step(carry, now):
+        params, state = carry
+        updates, state = tx.update(now["grads"], state, params, **now.get("extra", {}))
+        params = optax.apply_updates(params, updates)
+        read = {name: optax.tree.get(state, name) for name in fields}
+        return (params, state), {"updates": updates, "params": params, "aux": read}
+
+    return jax.jit(lambda p, inputs: jax.lax.scan(step, (p, tx.init(p)), inputs)[1])
+
+
+def _check(name, dtype, tolerances):
+    meta = METAS[name]
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        groups = _groups(dict(stored), dtype)
+    spec = json.dumps({key: meta[key] for key in ("factory", "kwargs")})
+    fields = tuple(meta["state_fields"])
+    loop = _run(spec, fields, dtype == jnp.float64)
+    inputs = {key: groups[key] for key in ("grads", "extra") if key in groups}
+    got = loop(groups["params0"], inputs)
+    want = {group: groups[group] for group in ("updates", "params")}
+    want["aux"] = {key: groups["aux"][key] for key in fields}
+    for path, stored in jax.tree_util.tree_leaves_with_path(want):
+        found = got
+        for key in path:
+            found = found[key.key]
+        for t, (a, b) in enumerate(zip(found, stored, strict=True)):
+            where = f"{name}, step {t}, {jax.tree_util.keystr(path)}"
+            assert_leaf_close(a, b, tolerances[path[0].key], where)
+
+
+def _float32_error(name):
+    return max(METAS[name]["rounding"]["float32_vs_float64"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64(name):
+    rtol = METAS[name]["rtol_float64"]
+    with jax.enable_x64(True):
+        _check(name, jnp.float64, dict.fromkeys(("updates", "params", "aux"), rtol))
+
+
+# Where more is lost, a plain evaluation of the formula underflows.
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if _float32_error(name) < 1e-3]
+)
+def test_float32(name):
+    """Ten times what a plain float32 evaluation loses: the order is another."""
+    stored = METAS[name]["rounding"]["float32_vs_float64"]
+    tolerances = {group: max(10 * error, 1e-6) for group, error in stored.items()}
+    tolerances["aux"] = max(1e-5, tolerances["updates"])
+    _check(name, jnp.float32, tolerances)

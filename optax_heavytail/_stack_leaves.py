@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._transform import wrapper
 
 # The compiler makes one kernel of all slices at the same place of stacks of one shape.
 # A thousand leaves compiled fastest in stacks of 32 with one shape, of 16 with twenty.
@@ -66,16 +67,16 @@ def stack_leaves(
       >>> oht.get_trust_ratio(state)["all"][0].tolist()
       [1.0, 0.25, 0.5]
     """
+    _base.check_static("inner", inner)
+    _base.check_static("labels", labels)
     if not callable(inner):
         raise TypeError(f"inner must be a function of layer_axis, got {inner!r}.")
     inner_tx = optax.with_extra_args_support(inner(layer_axis=0))
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return inner_tx.init(_stack(params, _groups(params, labels)))
 
-    def update_fn(updates, state, params=None, **extra_args):
-        _base.check_floating(updates, "updates")
+    def update(updates, state, params, **extra_args):
         groups = _groups(updates, labels)
         stacked_params = None if params is None else _stack(params, groups)
         stacked, state = inner_tx.update(
@@ -83,12 +84,12 @@ def stack_leaves(
         )
         return _tree.cast_like(_unstack(stacked, groups, updates), updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update)
 
 
 def _groups(tree: Any, labels: Any) -> dict[str, list[list[int]]]:
     """For each label the positions of the leaves of each stack."""
-    labels = labels(tree) if callable(labels) else labels
+    labels = labels(tree) if _base.is_function(labels) else labels
     leaves = jax.tree.leaves(tree)
     by_shape = {}
     words = _tree.broadcast_prefix(labels, tree, None)

@@ -1,6 +1,6 @@
 """Composable gradient transformations for heavy-tailed gradients and huge batches."""
 
-from optax_heavytail import aggregation, diagnostics, schedules
+from optax_heavytail import aggregation, diagnostics
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
@@ -30,6 +30,18 @@ from optax_heavytail._neumann_two_loop import (
     neumann_two_loop,
 )
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
+from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
+from optax_heavytail._schedules.survey import (
+    neumann_momentum,
+    transformer_schedule,
+    warm_restarts,
+)
+from optax_heavytail._schedules.theory import (
+    clipping_threshold,
+    nonconvex_step,
+    nonconvex_threshold,
+    strongly_convex_step,
+)
 from optax_heavytail._sgdw import sgdw
 from optax_heavytail._sign_agreement import (
     ScaleBySignAgreementState,
@@ -57,17 +69,6 @@ from optax_heavytail._weight_decay import (
     add_decayed_weights,
     decay_mask,
     mask_coverage,
-)
-from optax_heavytail.schedules import (
-    BatchSizePlan,
-    clipping_threshold,
-    grow_batch,
-    neumann_momentum,
-    nonconvex_step,
-    nonconvex_threshold,
-    strongly_convex_step,
-    transformer_schedule,
-    warm_restarts,
 )
 
 __version__ = "0.1.0"
@@ -132,7 +133,6 @@ __all__ = [
     "scale_by_clipped_trust_ratio",
     "scale_by_learning_rate",
     "scale_by_powersign",
-    "schedules",
     "sgdw",
     "skip_if_unsafe",
     "snapshot_ensemble",

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _readers, _tree
+from optax_heavytail._schedules.survey import neumann_momentum
 from optax_heavytail._transform import transform
-from optax_heavytail.schedules import neumann_momentum
 
 _NEVER = jnp.iinfo(jnp.int32).max
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _readers, schedules
+from optax_heavytail import _base, _readers
+from optax_heavytail._schedules import survey
 from optax_heavytail._transform import wrapper
 
 
@@ -67,7 +68,7 @@ def snapshot_ensemble(
       section 3. Its :math:`M` is ``num_snapshots``, its :math:`T / M` is ``t_0``.
     """
     _base.check_static_integer("num_snapshots", num_snapshots, 1)
-    starts = schedules.restarts(t_0, t_mult)
+    starts = survey.restarts(t_0, t_mult)
     inner_tx = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -83,7 +84,7 @@ def snapshot_ensemble(
         updates, inner_state = inner_tx.update(
             updates, state.inner_state, params, **extra_args
         )
-        position, length = schedules.cycle_at(state.count, starts)
+        position, length = survey.cycle_at(state.count, starts)
         is_end = position + 1 == length
         slot = state.taken % num_snapshots
         snapshots = jax.tree.map(

@@ -1,5 +1,6 @@
 """One program for all leaves of one shape."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,10 +68,11 @@ def stack_leaves(
       >>> oht.get_trust_ratio(state)["all"][0].tolist()
       [1.0, 0.25, 0.5]
     """
-    _base.check_static("inner", inner)
-    _base.check_static("labels", labels)
     if not callable(inner):
-        raise TypeError(f"inner must be a function of layer_axis, got {inner!r}.")
+        raise TypeError(
+            f"inner must be a function of layer_axis, got {inner!r}; under "
+            '`optax.inject_hyperparams` pass `static_args=("inner",)`.'
+        )
     inner_tx = optax.with_extra_args_support(inner(layer_axis=0))
 
     def init(params):
@@ -96,7 +98,7 @@ def _groups(tree: Any, labels: Any) -> dict[str, list[list[int]]]:
     for i, (leaf, word) in enumerate(zip(leaves, words, strict=True)):
         if not isinstance(word, str):
             raise TypeError(f"labels must be strings, got {word!r}.")
-        alone = i if jnp.size(leaf) > _MOST_ENTRIES else None
+        alone = i if math.prod(jnp.shape(leaf)) > _MOST_ENTRIES else None
         by_shape.setdefault((word, jnp.shape(leaf), alone), []).append(i)
     groups = {word: [] for word in sorted(set(words))}
     for (word, *_), found in by_shape.items():
@@ -111,9 +113,15 @@ def _stack(tree: Any, groups: dict[str, list[list[int]]]) -> Any:
     if not leaves:  # the placeholder of `optax.tree.map_params` has to come through
         return tree
     return {
-        word: [jnp.stack([leaves[i] for i in group]) for group in stacks]
+        word: [_stacked(*(leaves[i] for i in group)) for group in stacks]
         for word, stacks in groups.items()
     }
+
+
+def _stacked(*leaves: Any) -> Any:
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return jax.eval_shape(lambda *x: jnp.stack(x), *leaves)
+    return jnp.stack(leaves)
 
 
 def _unstack(stacked: Any, groups: dict[str, list[list[int]]], like: Any) -> Any:

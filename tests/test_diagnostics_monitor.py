@@ -11,7 +11,7 @@ import pytest
 
 import optax_heavytail as oht
 from optax_heavytail import diagnostics
-from optax_heavytail.diagnostics import _norm_history
+from optax_heavytail.diagnostics.monitoring import _norm_history
 from tests.compare import assert_trees_close, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted
 from tests.registry import make_grads, make_params

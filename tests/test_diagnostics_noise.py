@@ -12,10 +12,10 @@ import pytest
 
 from optax_heavytail import diagnostics
 from optax_heavytail.diagnostics import TailEstimate, _entries
-from optax_heavytail.diagnostics._effect import Clip, clip_effect
-from optax_heavytail.diagnostics._noise import gaussian_norms
-from optax_heavytail.diagnostics._recommend import code, recommend
-from optax_heavytail.diagnostics._verdict import judge
+from optax_heavytail.diagnostics.noise._effect import Clip, clip_effect
+from optax_heavytail.diagnostics.noise._noise import gaussian_norms
+from optax_heavytail.diagnostics.noise._recommend import code, recommend
+from optax_heavytail.diagnostics.noise._verdict import judge
 
 
 def identity(params, batch):

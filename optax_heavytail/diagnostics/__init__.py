@@ -1,47 +1,50 @@
 """Instruments that tell whether gradient noise is heavy-tailed, and where."""
 
-from optax_heavytail.diagnostics._choose_k import choose_k
-from optax_heavytail.diagnostics._collect_noise import collect_noise
-from optax_heavytail.diagnostics._diagnose import Diagnosis, diagnose
-from optax_heavytail.diagnostics._effect import Clip, ClipEffect
-from optax_heavytail.diagnostics._entries import CoordinateGroup
-from optax_heavytail.diagnostics._hvp import hvp, mean_gradient
-from optax_heavytail.diagnostics._lanczos import Lanczos, lanczos
-from optax_heavytail.diagnostics._layer import LayerDiagnosis
-from optax_heavytail.diagnostics._monitor import MonitorState, monitor
-from optax_heavytail.diagnostics._monitor_clipping import (
-    MonitorClippingState,
-    monitor_clipping,
-)
-from optax_heavytail.diagnostics._noise import LayerNoise, Noise
-from optax_heavytail.diagnostics._norm_history import NormHistory
-from optax_heavytail.diagnostics._read_monitor import (
-    NormSample,
-    read_monitor,
-    read_reservoir,
-)
-from optax_heavytail.diagnostics._recommend import Recommendation
-from optax_heavytail.diagnostics._smoothness import (
+from optax_heavytail.diagnostics.curvature._hvp import hvp, mean_gradient
+from optax_heavytail.diagnostics.curvature._lanczos import Lanczos, lanczos
+from optax_heavytail.diagnostics.curvature._smoothness import (
     LocalSmoothness,
     SmoothnessFit,
     fit_smoothness,
     local_smoothness,
 )
-from optax_heavytail.diagnostics._spectrum import (
+from optax_heavytail.diagnostics.curvature._spectrum import (
     ExtremeEigenvalues,
     Spectrum,
     extreme_eigenvalues,
     spectral_density,
 )
-from optax_heavytail.diagnostics._stable import characteristic_function, log_moment
-from optax_heavytail.diagnostics._tail_estimate import TailEstimate, estimate_tail
-from optax_heavytail.diagnostics._tail_index import (
+from optax_heavytail.diagnostics.monitoring._monitor import MonitorState, monitor
+from optax_heavytail.diagnostics.monitoring._monitor_clipping import (
+    MonitorClippingState,
+    monitor_clipping,
+)
+from optax_heavytail.diagnostics.monitoring._norm_history import NormHistory
+from optax_heavytail.diagnostics.monitoring._read_monitor import (
+    NormSample,
+    read_monitor,
+    read_reservoir,
+)
+from optax_heavytail.diagnostics.noise._collect_noise import collect_noise
+from optax_heavytail.diagnostics.noise._diagnose import Diagnosis, diagnose
+from optax_heavytail.diagnostics.noise._effect import Clip, ClipEffect
+from optax_heavytail.diagnostics.noise._entries import CoordinateGroup
+from optax_heavytail.diagnostics.noise._layer import LayerDiagnosis
+from optax_heavytail.diagnostics.noise._noise import LayerNoise, Noise
+from optax_heavytail.diagnostics.noise._recommend import Recommendation
+from optax_heavytail.diagnostics.noise._verdict import Verdict
+from optax_heavytail.diagnostics.tails._choose_k import choose_k
+from optax_heavytail.diagnostics.tails._stable import (
+    characteristic_function,
+    log_moment,
+)
+from optax_heavytail.diagnostics.tails._tail_estimate import TailEstimate, estimate_tail
+from optax_heavytail.diagnostics.tails._tail_index import (
     hill,
     hill_plot,
     moment_ratio,
     pickands,
 )
-from optax_heavytail.diagnostics._verdict import Verdict
 
 __all__ = [
     "Clip",

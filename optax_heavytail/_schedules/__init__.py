@@ -1,0 +1,1 @@
+"""Schedules: functions of the number of updates made so far, from 0."""

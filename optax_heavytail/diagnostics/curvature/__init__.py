@@ -1,0 +1,1 @@
+"""Products with the Hessian, its spectrum, and smoothness."""

@@ -1,0 +1,1 @@
+"""What a training loop measures as it goes, and reads out."""

@@ -1,0 +1,1 @@
+"""Gradient noise: its collection, and the diagnosis of it."""

@@ -1,0 +1,1 @@
+"""Tail indices: estimators, their intervals and tests."""

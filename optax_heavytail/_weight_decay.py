@@ -99,7 +99,7 @@ def masked(
 
 def check_mask(name: str, mask: Mask | None) -> None:
     """Raises for what a function becomes if it is taken for a schedule."""
-    if isinstance(mask, jax.Array | np.ndarray | bool):
+    if isinstance(mask, jax.Array | np.ndarray | np.bool_ | bool):
         raise TypeError(
             f"{name} must be a tree of bools or a function of the parameters, got "
             f"{mask!r}. To mask all or nothing, pass None; under "

@@ -14,24 +14,15 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments import (
-    cli,
-    curvature,
-    curvature_figures,
-    diagnosis_page,
-    distributed,
-    folders,
-    page,
-    points,
-    program,
-    progress,
-    provenance,
-    train,
-)
-from experiments.curvature import Curvature
-from experiments.errors import UserError
-from experiments.program import Program
-from experiments.types import Config
+from experiments.common import cli, distributed, files, progress, provenance
+from experiments.common.errors import UserError
+from experiments.common.types import Config
+from experiments.diagnosis import curvature, curvature_figures, noise_page, points
+from experiments.diagnosis.curvature import Curvature
+from experiments.reporting import page
+from experiments.runs import folders
+from experiments.training import program, trainer
+from experiments.training.program import Program
 from optax_heavytail import diagnostics
 from optax_heavytail.diagnostics import Diagnosis
 
@@ -88,12 +79,12 @@ def diagnose(
         raise UserError("a diagnosis is the work of one process; leave --distributed")
     config = _on_one_program(config)
     wanted = points.places(checkpoint, steps)
-    source = train.load([config])
-    resolved = train.resolve(config, source)
+    source = trainer.load([config])
+    resolved = trainer.resolve(config, source)
     newest = points.places(checkpoint, ()) if checkpoint else []
     for place in {*wanted, *newest}:
         points.check(place, resolved)
-    folders.make(workdir)
+    files.make_folder(workdir)
     task = source.build(points.run_folder(checkpoint) or workdir)
     built = program.build(resolved, task)
     found = _at_all(wanted, built, resolved, num_batches, with_curvature)
@@ -162,7 +153,7 @@ def _write(
         line = curvature.fit([here for _, here in bent])
         results["smoothness_fit"] = dataclasses.asdict(line)
     _write_file(workdir, RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    html = diagnosis_page.render(
+    html = noise_page.render(
         folders.plain(config),
         [(one.step, one.diagnosis) for one in found],
         facts,
@@ -174,9 +165,9 @@ def _write(
 
 def _write_file(workdir: Path, name: str, text: str) -> None:
     try:
-        folders.write_atomically(workdir / name, text)
+        files.write_atomically(workdir / name, text)
     except OSError as error:
-        raise folders.not_writable(workdir, error) from None
+        raise files.not_writable(workdir, error) from None
 
 
 def _point(found: Found) -> dict[str, Any]:
@@ -197,7 +188,7 @@ def _facts(config: Config, built: Program, diagnosis: Diagnosis) -> dict[str, st
         "data": page.listing(built.task.description),
         "model": page.listing(folders.plain(config)["model"]),
         "hardware": provenance.hardware(),
-        "versions": page.listing(train.versions()),
+        "versions": page.listing(trainer.versions()),
         "command": provenance.command(),
     }
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import provenance
 from experiments.benchmarks import common
-from experiments.known_laws import GAUSSIAN, POWER_LAWS, STABLE_LAWS, Law
+from experiments.benchmarks.known_laws import GAUSSIAN, POWER_LAWS, STABLE_LAWS, Law
+from experiments.common import provenance
 from optax_heavytail import diagnostics
 
 CONFIDENCE = 0.9

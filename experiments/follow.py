@@ -19,22 +19,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import (
-    cli,
-    distributed,
-    folders,
-    plan,
-    program,
-    progress,
-    provenance,
-    train,
-    trajectory,
-    trajectory_figures,
-)
-from experiments.errors import UserError
-from experiments.program import Program
-from experiments.trajectory import Record
-from experiments.types import Config
+from experiments.common import cli, distributed, files, progress, provenance
+from experiments.common.errors import UserError
+from experiments.common.types import Config
+from experiments.diagnosis import trajectory, trajectory_figures
+from experiments.diagnosis.trajectory import Record
+from experiments.runs import folders
+from experiments.training import plan, program, trainer
+from experiments.training.program import Program
 
 SPECTRA = flags.DEFINE_integer(
     "spectra",
@@ -115,14 +107,14 @@ class File:
         """Writes a record; a number that is not finite becomes ``None``."""
         self.records.append({"kind": kind, "step": step, **trajectory.finite(values)})
         lines = [json.dumps(record, allow_nan=False) for record in self.records]
-        folders.write_atomically(self._path, "\n".join(lines) + "\n")
+        files.write_atomically(self._path, "\n".join(lines) + "\n")
 
 
 def _origin() -> Record:
     return {
         "command": provenance.command(),
         "hardware": provenance.hardware(),
-        "versions": train.versions(),
+        "versions": trainer.versions(),
     }
 
 
@@ -134,8 +126,8 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     """
     if jax.process_count() > 1:
         raise UserError("the curvature is measured by one process")
-    source = train.load([config])
-    resolved = train.resolve(config, source)
+    source = trainer.load([config])
+    resolved = trainer.resolve(config, source)
     folders.finished(workdir, resolved)  # refuses the folder of another config
     with folders.locked(workdir):
         file = File(workdir / RECORDS_FILE, settings)
@@ -206,7 +198,7 @@ def main() -> None:
     workdir = cli.workdir()
     records = measure(cli.config(), workdir, Settings(*values))
     picture = trajectory_figures.png(records, trajectory.fit(records))
-    folders.write_atomically(workdir / FIGURE_FILE, picture)
+    files.write_atomically(workdir / FIGURE_FILE, picture)
     distributed.say(f"{describe(records)}\n\npicture: {workdir / FIGURE_FILE}")
 
 

@@ -11,17 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import folders, progress
-from experiments.errors import UserError
-from experiments.evidence import (
-    bert,
-    lambc,
-    neumann,
-    robustness,
-    study,
-    survey,
-    theory,
-)
+from experiments.common import files, progress
+from experiments.common.errors import UserError
+from experiments.studies import bert, lambc, neumann, robustness, study, survey, theory
 
 STUDIES = {
     "theory": theory.STUDY,
@@ -46,10 +38,10 @@ def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> 
             bar.update(number, note=", ".join(map(str, cell.settings.values())))
     records = study.wanted(study.read(path), cells)
     for file, picture in chosen.pictures(records).items():
-        folders.write_atomically(pages / file, picture)
+        files.write_atomically(pages / file, picture)
     page = pages / f"{name}.md"
     filled = study.fill(page.read_text(encoding="utf-8"), blocks(name, scale, records))
-    folders.write_atomically(page, filled)
+    files.write_atomically(page, filled)
 
 
 def blocks(name: str, scale: str, records: Sequence[study.Record]) -> dict[str, str]:

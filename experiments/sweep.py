@@ -5,25 +5,12 @@ python -m experiments.sweep --config=experiments/configs/bert_tiny.py \
 """
 
 import functools
-import json
-import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import (
-    cli,
-    distributed,
-    folders,
-    optimizers,
-    provenance,
-    runs,
-    train,
-)
-from experiments.errors import UserError
-from experiments.types import Config
+from experiments.common import cli, distributed, files
+from experiments.training import sweeps
 
 OPTIMIZERS = flags.DEFINE_list(
     "optimizers", None, "Subset of config.compare.optimizers; default: all."
@@ -31,124 +18,6 @@ OPTIMIZERS = flags.DEFINE_list(
 RESULTS = flags.DEFINE_string(
     "results", None, "Also write the tables to RESULTS.md and RESULTS.jsonl."
 )
-
-# What RESULTS.jsonl has of each run; what they share is at the head of RESULTS.md.
-POINT = (
-    "optimizer",
-    "learning_rate",
-    "status",
-    "step",
-    "loss",
-    "accuracy",
-    "train_seconds",
-)
-
-
-def sweep(
-    config: Config, workdir: Path, names: Sequence[str], with_changes: bool = False
-) -> list[runs.Record]:
-    """Runs the grid of each optimizer into ``workdir/<name>/<rate>``.
-
-    Finished runs are used again; ``with_changes``, those of another config go on.
-    The steps are compiled once per optimizer.
-
-    Returns:
-      The final record of every run.
-    """
-    cli.check_distinct("--optimizers", names)
-    grids = {name: grid_configs(config, name) for name in names}
-    source = train.load([chosen for grid in grids.values() for chosen in grid])
-    finals = []
-    for name, grid in grids.items():
-        program = None
-        for chosen in grid:
-            rate = chosen.optimizers[name].learning_rate
-            folder = workdir / name / f"{rate:g}"
-            final, program = train.run(chosen, folder, source, program, with_changes)
-            finals.append(final)
-    return finals
-
-
-def grid_configs(config: Config, name: str) -> list[Config]:
-    """One config per learning rate of the optimizer's grid."""
-    grids = config.sweep.learning_rates
-    if name not in grids:
-        raise UserError(
-            f"optimizer {name}: config.sweep.learning_rates has {', '.join(grids)}"
-        )
-    if not grids[name]:
-        raise UserError(f"config.sweep.learning_rates.{name}: must not be empty")
-    configs = []
-    for rate in grids[name]:
-        chosen = optimizers.select(config, name)
-        chosen.optimizers[name].learning_rate = rate
-        configs.append(chosen)
-    return configs
-
-
-def best(finals: Sequence[runs.Record]) -> dict[str, runs.Record]:
-    """The run with the lowest validation loss, by optimizer."""
-    found: dict[str, runs.Record] = {}
-    for final in finals:
-        name = final["optimizer"]
-        if name not in found or _loss(final) < _loss(found[name]):
-            found[name] = final
-    return found
-
-
-def at_edge(finals: Sequence[runs.Record]) -> list[str]:
-    """Optimizers whose best learning rate is the first or the last of their grid."""
-    grids: dict[str, list[float]] = {}
-    for final in finals:
-        grids.setdefault(final["optimizer"], []).append(final["learning_rate"])
-    return [
-        name
-        for name, final in best(finals).items()
-        if final["learning_rate"] in (min(grids[name]), max(grids[name]))
-    ]
-
-
-def _loss(final: runs.Record) -> float:
-    return final["loss"] if final["status"] == "complete" else math.inf
-
-
-def markdown(finals: Sequence[runs.Record], config: Config) -> str:
-    """The table of all runs, with where it comes from."""
-    last, bests = finals[-1], best(finals)
-    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
-    baselines = ", ".join(f"{k} give {v:.3f}" for k, v in last["baselines"].items())
-    lines = [
-        f"Command: `{provenance.command()}`\n",
-        f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
-        f"{last['hardware']}; {versions}; data {last['data']['source']}, "
-        f"SHA-256 {last['data']['sha256']}.\n",
-        f"Validation loss in {config.report.loss_unit} after "
-        f"{max(final['step'] for final in finals):,} steps; {baselines}. "
-        "The best of each optimizer is in bold.\n",
-        "| optimizer | learning rate | validation loss "
-        f"| {config.report.accuracy_name} |",
-        "|---|---|---|---|",
-    ]
-    for final in finals:
-        cells = _cells(final)
-        if final is bests[final["optimizer"]]:
-            cells = [f"**{cell}**" for cell in cells]
-        lines.append(f"| {' | '.join(cells)} |")
-    edge = at_edge(finals)
-    lines.append(
-        f"\nThe best learning rate is at the edge of the grid for: {', '.join(edge)}."
-        if edge
-        else "\nNo best learning rate is at the edge of its grid."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _cells(final: runs.Record) -> list[str]:
-    name, rate = final["optimizer"], f"{final['learning_rate']:g}"
-    if final["status"] == "diverged":
-        return [name, rate, f"diverged at step {final['step']:,}", ""]
-    accuracy = f"{final['accuracy']:.1%}"
-    return [name, rate, f"{final['loss']:.3f}", accuracy]
 
 
 def main() -> None:
@@ -158,20 +27,11 @@ def main() -> None:
     targets = [cli.workdir() / "sweep"]
     targets += [Path(RESULTS.value)] if RESULTS.value else []
     for target in targets:  # before the runs, not after
-        distributed.by_main(functools.partial(folders.make, target.parent))
-    finals = sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
-    table = markdown(finals, config)
+        distributed.by_main(functools.partial(files.make_folder, target.parent))
+    finals = sweeps.sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
+    table = sweeps.markdown(finals, config)
     distributed.say(table)
-    distributed.by_main(lambda: write(finals, table, targets))
-
-
-def write(finals: Sequence[runs.Record], table: str, targets: Sequence[Path]) -> None:
-    """Writes the table and its points, beside each other."""
-    points = ({key: final.get(key) for key in POINT} for final in finals)
-    lines = "".join(json.dumps(point) + "\n" for point in points)
-    for target in targets:
-        folders.write_atomically(target.with_suffix(".md"), table)
-        folders.write_atomically(target.with_suffix(".jsonl"), lines)
+    distributed.by_main(lambda: sweeps.write(finals, table, targets))
 
 
 if __name__ == "__main__":

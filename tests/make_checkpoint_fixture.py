@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from experiments import train
+from experiments.training import trainer
 from tests import toy_task
 
 OPTIMIZERS = {
@@ -38,7 +38,7 @@ def main(target):
     with tempfile.TemporaryDirectory() as folder, tarfile.open(target, "w:gz") as out:
         for name in OPTIMIZERS:
             workdir = Path(folder) / name
-            train.run(config(name, steps=3), workdir, toy_task.source(), None)
+            trainer.run(config(name, steps=3), workdir, toy_task.source(), None)
             for part in ("config.json", "checkpoints/3"):
                 out.add(workdir / part, f"{name}/{part}")
 

@@ -9,7 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from experiments import cli, train
+from experiments.common import cli
+from experiments.training import trainer
 from tests import toy_task
 
 
@@ -30,7 +31,7 @@ def main(options):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     workdir, built = Path(options["workdir"]), None
     for name in options["runs"]:
-        _, built = train.run(
+        _, built = trainer.run(
             config(options["steps"]), workdir / name, toy_task.source(), built
         )
 

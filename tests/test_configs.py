@@ -13,11 +13,19 @@ from jax.sharding import AbstractMesh, AxisType
 
 import experiments.configs
 import optax_heavytail as oht
-from experiments import optimizers, parallel, plan, sharding_rules, steps, tasks, train
+from experiments import tasks
+from experiments.common.errors import UserError
 from experiments.data import stream
-from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks import images, mlm, squad
+from experiments.training import (
+    optimizers,
+    parallel,
+    plan,
+    sharding_rules,
+    steps,
+    trainer,
+)
 from tests.in_time import in_time
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -143,7 +151,7 @@ def test_full_size_step_keeps_its_shapes_and_fits_its_devices(name):
     shapes could not be had.
     """
     config = module(name).get_config()
-    train.check(config)
+    trainer.check(config)
     layout = target_layout(config)
     functions, batch = SHAPES[config.task](config)
     task = tasks.without_data(functions)
@@ -265,7 +273,7 @@ def described(tree):
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
     config.num_devices = 1
-    final, _ = train.run(config, tmp_path / "run", tasks.load(config), None)
+    final, _ = trainer.run(config, tmp_path / "run", tasks.load(config), None)
     assert (final["status"], final["step"]) == ("complete", 2)
 
 

@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    checkpoint_files,
-    curvature_figures,
-    diagnose,
-    diagnosis_figures,
-    diagnosis_page,
-    points,
-    tasks,
-)
-from experiments.curvature import Curvature
-from experiments.errors import UserError
+from experiments import diagnose, tasks
+from experiments.common.errors import UserError
+from experiments.diagnosis import curvature_figures, noise_figures, noise_page, points
+from experiments.diagnosis.curvature import Curvature
+from experiments.training import checkpoint_files
 from optax_heavytail import diagnostics
 from tests import toy_task
 from tests.commands import exit_code, refused
@@ -215,7 +209,7 @@ CONFIG = {"report": {"model": "Toy"}, "model": {"width": 3}}
 
 def test_a_page_of_heavy_noise_has_the_code_to_paste():
     found = heavy("<b>")
-    html = diagnosis_page.render(CONFIG, [(0, found)], {"data": "<i>"})
+    html = noise_page.render(CONFIG, [(0, found)], {"data": "<i>"})
     page = Page(html)
     assert found.recommendation.code in page.texts
     assert "before training" in html
@@ -229,7 +223,7 @@ def test_a_page_without_any_estimate_gives_the_reasons():
     batches = [{"a": np.ones(3), "b": np.full(3, float(i))} for i in range(12)]
     batches[5]["b"][0] = np.nan
     found = diagnostics.diagnose(lambda w, x: x, None, batches)
-    html = diagnosis_page.render(CONFIG, [(7, found)], {})
+    html = noise_page.render(CONFIG, [(7, found)], {})
     text = "".join(Page(html).texts)
     assert "1 of 12 batches have an inf or NaN" in text
     assert "constant: the gradient is the same for every batch" in text
@@ -241,7 +235,7 @@ def test_a_picture_that_fails_loses_no_result(run, tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(diagnosis_page, "render", broken)
+    monkeypatch.setattr(noise_page, "render", broken)
     with pytest.raises(RuntimeError, match="no ink"):
         diagnose.diagnose(
             toy(), tmp_path, str(run), num_batches=2, with_curvature=False
@@ -390,9 +384,9 @@ def test_bad_flags_are_refused_in_one_line(tmp_path, flags, words):
 def test_a_histogram_has_no_more_bars_than_a_picture_shows():
     rng = np.random.default_rng(0)
     norms = np.where(rng.random(400) < 0.1, rng.random(400), 1e-11 * rng.random(400))
-    assert diagnosis_figures._num_bins(norms) == diagnosis_figures._MOST_BINS
-    assert diagnosis_figures._num_bins(np.ones(50)) == 1
-    assert 5 < diagnosis_figures._num_bins(rng.normal(size=500)) < 50
+    assert noise_figures._num_bins(norms) == noise_figures._MOST_BINS
+    assert noise_figures._num_bins(np.ones(50)) == 1
+    assert 5 < noise_figures._num_bins(rng.normal(size=500)) < 50
 
 
 def test_the_new_model_of_another_run_is_refused_too(run, tmp_path):

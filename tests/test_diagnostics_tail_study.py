@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import estimators, known_laws
-from experiments.benchmarks import common
+from experiments import estimators
+from experiments.benchmarks import common, known_laws
 from optax_heavytail import diagnostics
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -196,7 +196,11 @@ def test_experiment_commands_use_flags_that_exist(command):
     defined = flags.FLAGS.flags_by_module_dict()
     known = {
         flag.name
-        for module in (command.module, "experiments.cli", "experiments.distributed")
+        for module in (
+            command.module,
+            "experiments.common.cli",
+            "experiments.common.distributed",
+        )
         for flag in defined.get(module, [])
     }
     config_path, *variant = command.flags["config"].split(":")

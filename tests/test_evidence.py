@@ -14,8 +14,9 @@ from flax import nnx
 
 import optax_heavytail as oht
 from experiments import reproduce
-from experiments.errors import UserError
-from experiments.evidence import (
+from experiments.common.errors import UserError
+from experiments.models import perceptron
+from experiments.studies import (
     comparison,
     digits,
     neumann,
@@ -28,7 +29,6 @@ from experiments.evidence import (
     training,
     tuning,
 )
-from experiments.models import perceptron
 
 MADE = [
     (name, scale)

@@ -3,8 +3,9 @@ import shutil
 
 import pytest
 
-from experiments import compare, program, sweep, tasks, train
-from experiments.errors import UserError
+from experiments import compare, sweep, tasks, train
+from experiments.common.errors import UserError
+from experiments.training import comparison, program, sweeps, trainer
 from tests import toy_task
 from tests.commands import exit_code, python, refused
 
@@ -202,12 +203,12 @@ def test_compare_gives_every_optimizer_the_same_start(compared):
 
 def test_compare_reuses_finished_runs(tmp_path, toy, capsys):
     config = toy_task.config(compare={"optimizers": ("adamw", "momentum")})
-    compare.compare(config, tmp_path)
+    comparison.compare(config, tmp_path)
     lines = (tmp_path / "adamw" / "metrics.jsonl").read_bytes()
     (tmp_path / "momentum" / "metrics.jsonl").write_bytes(b"")
     shutil.rmtree(tmp_path / "momentum" / "checkpoints")
     capsys.readouterr()
-    compare.compare(config, tmp_path)
+    comparison.compare(config, tmp_path)
     assert capsys.readouterr().out.count("already complete") == 1
     assert (tmp_path / "adamw" / "metrics.jsonl").read_bytes() == lines
     assert (tmp_path / "momentum" / "interrupted-1").is_dir()
@@ -215,16 +216,16 @@ def test_compare_reuses_finished_runs(tmp_path, toy, capsys):
 
 def test_compare_of_another_config_is_refused(tmp_path, toy):
     config = toy_task.config(compare={"optimizers": ("adamw",)})
-    compare.compare(config, tmp_path)
+    comparison.compare(config, tmp_path)
     config.batch_size = 4
     with pytest.raises(UserError, match=r"config.batch_size was 8, now 4"):
-        compare.compare(config, tmp_path)
+        comparison.compare(config, tmp_path)
 
 
 def test_diverged_rival_is_a_row_of_the_table(tmp_path, toy):
     config = toy_task.config(steps=3, compare={"optimizers": ("momentum", "adamw")})
     config.optimizers.momentum.learning_rate = 1e38
-    table = compare.compare(config, tmp_path)
+    table = comparison.compare(config, tmp_path)
     assert "diverged at step" in table
     assert "adamw" in table
     final = json.loads(
@@ -237,7 +238,7 @@ def test_compare_fails_when_every_run_diverged(tmp_path, toy, capsys):
     toy["step"] = 1
     config = toy_task.config(compare={"optimizers": ("momentum", "adamw")})
     with pytest.raises(UserError, match="every run diverged") as caught:
-        compare.compare(config, tmp_path)
+        comparison.compare(config, tmp_path)
     assert "\n" not in str(caught.value)
     assert "diverged at step 1" in capsys.readouterr().out
     assert (tmp_path / "report.html").is_file()
@@ -246,7 +247,7 @@ def test_compare_fails_when_every_run_diverged(tmp_path, toy, capsys):
 def test_last_bad_optimizer_fails_before_the_first_run(tmp_path, toy):
     config = toy_task.config(compare={"optimizers": ("adamw", "nadam")})
     with pytest.raises(UserError, match="nadam"):
-        compare.compare(config, tmp_path / "new")
+        comparison.compare(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -261,7 +262,7 @@ def test_sweep_compiles_once_per_optimizer(tmp_path, toy, monkeypatch):
         program, "build", lambda *args: built.append(args) or build(*args)
     )
     config = toy_sweep(adamw=(0.1, 0.2, 0.4), momentum=(0.01, 0.02, 0.03))
-    finals = sweep.sweep(config, tmp_path, ("adamw", "momentum"))
+    finals = sweeps.sweep(config, tmp_path, ("adamw", "momentum"))
     assert len(built) == 2
     assert [(final["optimizer"], final["learning_rate"]) for final in finals] == [
         ("adamw", 0.1),
@@ -275,19 +276,19 @@ def test_sweep_compiles_once_per_optimizer(tmp_path, toy, monkeypatch):
 
 
 def test_sweep_reuses_points_when_its_grid_grows(tmp_path, toy, capsys):
-    sweep.sweep(toy_sweep(adamw=(0.1, 0.2, 0.4)), tmp_path, ("adamw",))
+    sweeps.sweep(toy_sweep(adamw=(0.1, 0.2, 0.4)), tmp_path, ("adamw",))
     capsys.readouterr()
     grown = toy_sweep(adamw=(0.1, 0.2, 0.4, 0.8))
-    finals = sweep.sweep(grown, tmp_path, ("adamw",))
+    finals = sweeps.sweep(grown, tmp_path, ("adamw",))
     assert capsys.readouterr().out.count("already complete") == 3
     assert len(finals) == 4
 
 
 def test_sweep_point_equals_a_run_of_its_own(tmp_path, toy):
-    finals = sweep.sweep(toy_sweep(adamw=(0.1, 0.2)), tmp_path / "sweep", ("adamw",))
+    finals = sweeps.sweep(toy_sweep(adamw=(0.1, 0.2)), tmp_path / "sweep", ("adamw",))
     config = toy_task.config()
     config.optimizers.adamw.learning_rate = 0.2
-    final, _ = train.run(config, tmp_path / "run", toy_task.source(), None)
+    final, _ = trainer.run(config, tmp_path / "run", toy_task.source(), None)
     assert final["loss"] == finals[1]["loss"]
 
 
@@ -338,19 +339,19 @@ POINTS = [
 
 
 def test_sweep_knows_the_best_and_the_edge():
-    rates = {name: f["learning_rate"] for name, f in sweep.best(POINTS).items()}
+    rates = {name: f["learning_rate"] for name, f in sweeps.best(POINTS).items()}
     assert rates == {"adamw": 0.2, "gclip": 2.0}
-    assert sweep.at_edge(POINTS) == ["gclip"]
-    assert sweep.at_edge(POINTS[:2]) == ["adamw"]
+    assert sweeps.at_edge(POINTS) == ["gclip"]
+    assert sweeps.at_edge(POINTS[:2]) == ["adamw"]
 
 
 def test_sweep_table_shows_best_divergence_and_edge():
     config = toy_task.config()
-    table = sweep.markdown(POINTS, config)
+    table = sweeps.markdown(POINTS, config)
     assert "| **adamw** | **0.2** | **2.000** |" in table
     assert "| adamw | 0.4 | diverged at step 100 |" in table
     assert "edge of the grid for: gclip." in table
-    assert "edge of its grid" in sweep.markdown(POINTS[:3], config)
+    assert "edge of its grid" in sweeps.markdown(POINTS[:3], config)
     assert "nats per masked token after 100 steps" in table
     assert "| learning rate | validation loss | masked accuracy |" in table
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.models import bert
 
 SMALL = bert.BertConfig(

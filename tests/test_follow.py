@@ -11,15 +11,11 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from experiments import (
-    follow,
-    program,
-    train,
-    trajectory,
-    trajectory_figures,
-)
-from experiments.errors import UserError
+from experiments import follow
+from experiments.common.errors import UserError
+from experiments.diagnosis import trajectory, trajectory_figures
 from experiments.follow import Settings
+from experiments.training import program, trainer
 from tests import toy_task
 from tests.commands import refused
 from tests.toy_runs import assert_same, go, read, toy
@@ -30,7 +26,7 @@ SETTINGS = Settings(spectra=3, points=4, loss_batches=2, lanczos_steps=8)
 
 @pytest.fixture(scope="module")
 def built():
-    config = train.resolve(toy("momentum"), toy_task.source())
+    config = trainer.resolve(toy("momentum"), toy_task.source())
     return config, program.build(config, toy_task.make())
 
 
@@ -79,7 +75,7 @@ def test_instruments_agree_with_the_dense_hessian(built):
 def test_it_is_the_training_of_the_trainer(mode, tmp_path):
     config = toy("momentum", parallel=mode, num_devices=2)
     _, made = go(config, tmp_path)
-    resolved = train.resolve(config, toy_task.source())
+    resolved = trainer.resolve(config, toy_task.source())
     points = trajectory.follow(made, resolved, made.init_state(), [0, 12], [1, 2, 11])
     at = {}
     for step, params, _, update in points:
@@ -97,7 +93,9 @@ def test_it_is_the_training_of_the_trainer(mode, tmp_path):
 
 
 def measured(workdir, monkeypatch, source=None, settings=SETTINGS, **changes):
-    monkeypatch.setattr(train.tasks, "load", lambda config: source or toy_task.source())
+    monkeypatch.setattr(
+        trainer.tasks, "load", lambda config: source or toy_task.source()
+    )
     return follow.measure(toy("momentum", **changes), workdir, settings)
 
 

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
-from experiments import program, train
+from experiments.training import program, trainer
 from optax_heavytail import testing
 from tests import reference, toy_task
 from tests.compare import assert_leaf_close, assert_trees_close, types
@@ -476,7 +476,7 @@ def test_one_program_serves_every_learning_rate():
     def ours(rate):
         config = toy_task.config("acclip", steps=3)
         config.optimizers.acclip.learning_rate = rate
-        resolved = train.resolve(config, toy_task.source())
+        resolved = trainer.resolve(config, toy_task.source())
         return program.build(resolved, toy_task.make()).train_step(1).as_text()
 
     # A compiled program names the line that asked for it: one line for both.

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import optimizers, parallel, plan, program, steps, tasks, train
-from experiments.errors import UserError
+from experiments import tasks
+from experiments.common import axes
+from experiments.common.errors import UserError
+from experiments.training import optimizers, parallel, plan, program, steps, trainer
 from tests import toy_task
 
 NUM_STEPS = 5
@@ -52,7 +54,7 @@ def squares(params, batch):
 
 def make(config, corrupted=False):
     """Regression; the third eighth of each step's rows may be ``corrupted``."""
-    axis_name = parallel.batch_axis(config)
+    axis_name = axes.batch_axis(config)
 
     def weight(batch):
         return jnp.sum(batch["weights"])
@@ -103,9 +105,9 @@ def settings(optimizer="adamw", **changes):
 
 def trained(config, corrupted=False, num_steps=NUM_STEPS):
     """The final state and window, and the program."""
-    train.check(config)
+    trainer.check(config)
     task = make(config, corrupted)
-    resolved = train.resolve(config, tasks.Source("0" * 64, lambda workdir: task))
+    resolved = trainer.resolve(config, tasks.Source("0" * 64, lambda workdir: task))
     built = program.build(resolved, task)
     layout, microbatches = built.layout, task.train_batches(0)
     state = layout.enter(built.init_state())
@@ -283,7 +285,7 @@ def test_the_batch_grows_where_the_rate_would_fall():
 )
 def test_what_cannot_be_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        train.check(settings(**changes))
+        trainer.check(settings(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -299,7 +301,7 @@ def test_a_rule_for_no_parameter_is_refused_and_takes_no_folder(tmp_path):
     config = settings(num_devices=8, fsdp=8, sharding_rules=rules)
     source = tasks.Source("0" * 64, lambda workdir: make(config))
     with pytest.raises(UserError, match="'kernal\\$' is in no parameter's path"):
-        train.run(config, tmp_path, source, None)
+        trainer.run(config, tmp_path, source, None)
     assert not list(tmp_path.iterdir())
 
 

@@ -14,9 +14,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from experiments import figures, report, runs
-from experiments.errors import UserError
-from experiments.page import title
+from experiments.common.errors import UserError
+from experiments.reporting import figures, report
+from experiments.reporting.page import title
+from experiments.runs import reading
 
 BASELINES = {"token frequencies": 5.671234567890123}
 DATA = {
@@ -286,7 +287,7 @@ def test_colours_of_the_table_are_those_of_the_curves(comparison):
     dots = re.findall(r'background: var\(--series-(\d)\)"></span>(\w+)<', text)
     assert dots == [("1", "acclip"), ("0", "adamw"), ("2", "gclip")]
     axes = Figure().subplots()
-    figures.draw(axes, [runs.read_run(workdir / name) for name in names], "eval", {})
+    figures.draw(axes, [reading.read_run(workdir / name) for name in names], "eval", {})
     colors = [line.get_color() for line in axes.lines]
     variables = [figures.PAGE_COLORS[str(color)] for color in colors]
     assert variables == [f"var(--series-{i})" for i in range(len(names))]
@@ -320,7 +321,7 @@ def test_picture_shows_every_curve(comparison):
 def test_curves_are_the_records(comparison):
     workdir, names, _ = comparison
     axes = Figure().subplots()
-    found = [runs.read_run(workdir / name) for name in names]
+    found = [reading.read_run(workdir / name) for name in names]
     figures.draw(axes, found, "eval", BASELINES)
     for line, name in zip(axes.lines, names, strict=False):
         records = metrics_of(workdir, name, "eval")
@@ -333,7 +334,7 @@ def test_curves_are_the_records(comparison):
 def test_training_curve_is_a_mean_of_neighbours(comparison):
     workdir, names, _ = comparison
     axes = Figure().subplots()
-    figures.draw(axes, [runs.read_run(workdir / names[0])], "train", {})
+    figures.draw(axes, [reading.read_run(workdir / names[0])], "train", {})
     records = metrics_of(workdir, names[0], "train")
     losses = [record["loss"] for record in records]
     points = axes.lines[0].get_xydata()
@@ -346,7 +347,7 @@ def test_training_curve_is_a_mean_of_neighbours(comparison):
 def test_one_bad_run_does_not_flatten_the_others(tmp_path):
     write_comparison(tmp_path, adamw=4.4, wild=4000.0)
     axes = Figure().subplots()
-    found = [runs.read_run(tmp_path / name) for name in ("adamw", "wild")]
+    found = [reading.read_run(tmp_path / name) for name in ("adamw", "wild")]
     figures.draw(axes, found, "eval", BASELINES)
     low, high = axes.get_ylim()
     assert 4.0 < low < 4.4
@@ -359,7 +360,7 @@ def test_labels_do_not_overlap(tmp_path):
     write_comparison(tmp_path, **ends, adamw=4.4)
     figure = Figure()
     axes = figure.subplots()
-    found = [runs.read_run(tmp_path / name) for name in [*ends, "adamw"]]
+    found = [reading.read_run(tmp_path / name) for name in [*ends, "adamw"]]
     figures.draw(axes, found, "eval", BASELINES)
     figure.draw_without_rendering()
     extents = [Text.get_window_extent(text) for text in axes.texts]  # no leaders
@@ -374,7 +375,7 @@ def test_many_labels_stay_beside_the_frame(tmp_path, monkeypatch, scale):
     names = write_comparison(
         tmp_path, **{f"run{i}": 0.03 + 1e-5 * i for i in range(24)}
     )
-    found = [runs.read_run(tmp_path / name) for name in names]
+    found = [reading.read_run(tmp_path / name) for name in names]
     for run in found:
         run.config["report"] = {**SHARED["report"], "loss_scale": scale}
     drawn = []
@@ -397,7 +398,7 @@ def test_many_labels_stay_beside_the_frame(tmp_path, monkeypatch, scale):
 
 def test_a_log_scale_shows_every_positive_loss(tmp_path):
     (name,) = write_comparison(tmp_path, adamw=0.0)
-    run = runs.read_run(tmp_path / name)
+    run = reading.read_run(tmp_path / name)
     run.config["report"] = {**SHARED["report"], "loss_scale": "log"}
     axes = Figure().subplots()
     figures.draw(axes, [run], "eval", BASELINES)
@@ -410,7 +411,7 @@ def test_a_log_scale_shows_every_positive_loss(tmp_path):
 @pytest.mark.parametrize("spread", [1.005, 1.5, 8.0, 100.0])
 def test_a_log_scale_has_numbers_whatever_it_shows(tmp_path, spread):
     (name,) = write_comparison(tmp_path, adamw=0.031)
-    run = runs.read_run(tmp_path / name)
+    run = reading.read_run(tmp_path / name)
     run.config["report"] = {**SHARED["report"], "loss_scale": "log"}
     for record, loss in zip(run.eval, (0.031 * spread, 0.031), strict=False):
         record["loss"] = loss

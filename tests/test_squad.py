@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import squad, squad_sample
-from experiments.errors import UserError
 
 
 def examples_of(document):

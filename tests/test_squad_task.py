@@ -9,13 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import tasks, train
+from experiments import tasks
+from experiments.common.errors import UserError
 from experiments.configs import squad as squad_config
 from experiments.data import squad, squad_windows, stream, text, tokenizer
-from experiments.errors import UserError
 from experiments.models import bert
 from experiments.tasks import squad as task
 from experiments.tasks import squad_answers
+from experiments.training import trainer
 
 SIZES = {"num_layers": 1, "width": 32, "num_heads": 2, "mlp_width": 64}
 
@@ -231,7 +232,7 @@ def finished_mlm(tmp_path_factory):
         lambda leaf: jnp.asarray(rng.random(leaf.shape, np.float32)),
         nnx.to_pure_dict(nnx.state(shapes)),
     )
-    train.save_params(folder / "params", params)
+    trainer.save_params(folder / "params", params)
     return folder, tokens, params
 
 
@@ -307,6 +308,6 @@ def test_folders_that_are_no_finished_mlm_run_are_refused(finished_mlm, tmp_path
         tasks.load(config_from(other))
     (other / "params").rmdir()
     cut = jax.tree.map(lambda x: x[..., :-1], params)
-    train.save_params(other / "params", cut)
+    trainer.save_params(other / "params", cut)
     with pytest.raises(UserError, match=r"encoder/embeddings/.* there, .* is needed"):
         tasks.load(config_from(other))

@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from experiments import train
-from experiments.errors import UserError
+from experiments.common.errors import UserError
+from experiments.training import trainer
 from tests import toy_task
 
 TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
@@ -37,7 +37,7 @@ def growing(**changes):
 
 
 def go(config, workdir, built=None, source=None, **kwargs):
-    return train.run(config, workdir, source or toy_task.source(), built, **kwargs)
+    return trainer.run(config, workdir, source or toy_task.source(), built, **kwargs)
 
 
 def timeless(workdir):

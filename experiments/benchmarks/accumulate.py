@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import aggregate, optimizers, steps
 from experiments.benchmarks import common
 from experiments.configs import digits_zoo, resnet_digits
 from experiments.data import digits
 from experiments.tasks import Task, images, without_data
+from experiments.training import aggregate, optimizers, steps
 
 HEADINGS = (
     "microbatches",

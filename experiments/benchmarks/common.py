@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
-from experiments import provenance
-from experiments.errors import UserError
+from experiments.common import provenance
+from experiments.common.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 

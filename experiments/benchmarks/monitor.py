@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from experiments import optimizers
 from experiments.benchmarks import common, throughput
+from experiments.training import optimizers
 from optax_heavytail import diagnostics
 
 CONFIG = "bert_tiny"

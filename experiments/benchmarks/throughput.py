@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import aggregate, optimizers, steps
 from experiments.benchmarks import common
+from experiments.common.types import Config
 from experiments.data import text
 from experiments.models import bert
 from experiments.tasks import Batch, Task, images, mlm, without_data
-from experiments.types import Config
+from experiments.training import aggregate, optimizers, steps
 
 CONFIGS = ("bert_tiny", "bert_base", "resnet_digits", "resnet50_imagenet")
 ROWS = {"bert_tiny": 64, "bert_base": 64, "resnet_digits": 64, "resnet50_imagenet": 128}

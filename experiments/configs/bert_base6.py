@@ -6,8 +6,8 @@ Hardware: one GPU or TPU core with 24 GB or more (an estimate).
 Expected: not measured yet. Every learning rate is a start for a sweep on your text.
 """
 
+from experiments.common.types import Config
 from experiments.configs import mlm_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

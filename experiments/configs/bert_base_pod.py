@@ -9,8 +9,8 @@ Expected: not measured yet. As many examples as bert_base.py has; every learning
     is a start for a sweep on your text.
 """
 
+from experiments.common.types import Config
 from experiments.configs import bert_base, mlm_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

@@ -12,8 +12,8 @@ Expected: not measured yet. LAMB's rate, warm-up, decay and number of steps are 
 
 from ml_collections import ConfigDict
 
+from experiments.common.types import Config
 from experiments.configs import mlm_defaults
-from experiments.types import Config
 
 OPTIMIZERS = {
     **{

@@ -7,8 +7,8 @@ Expected: the best validation loss more than 1 nat below the token frequencies; 
     in experiments/README.md.
 """
 
+from experiments.common.types import Config
 from experiments.configs import mlm_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

@@ -10,8 +10,8 @@ Hardware: 2 CPU cores, less than 5 minutes.
 Expected: experiments/results/diagnosis.md.
 """
 
+from experiments.common.types import Config
 from experiments.configs import bert_tiny
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

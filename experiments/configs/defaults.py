@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.types import Config
+from experiments.common.types import Config
 
 
 def run_config() -> Config:

@@ -8,8 +8,8 @@ Expected: every optimizer beyond 90% accuracy; figures in experiments/README.md.
 
 from ml_collections import ConfigDict
 
+from experiments.common.types import Config
 from experiments.configs import image_defaults
-from experiments.types import Config
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
 # best of experiments/results/digits_zoo_sweep.md, which tries each and its neighbours.

@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from experiments.common.types import Config
 from experiments.configs import defaults, variants
 from experiments.models import resnet
-from experiments.types import Config
 
 RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 4) for digit in (1, 3))
 IMAGENET_IMAGES = 1_281_167

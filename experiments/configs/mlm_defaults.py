@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from experiments.common.types import Config
 from experiments.configs import defaults, variants
 from experiments.models import bert
-from experiments.types import Config
 
 # A step shrinks weights by learning_rate x weight_decay: the optimizers whose updates
 # are as large as gradients have rates 1,000 times higher, and 1,000 times less decay.
@@ -61,7 +61,7 @@ def mlm_config() -> Config:
 
     config.data = ConfigDict()
     config.data.path = ""  # a UTF-8 file or folder; empty: pydoc_data.topics
-    config.data.separator = r"\n\s*\n"  # between the documents of a single file
+    config.data.separator = ""  # a line between the documents of one file; empty: blank
     config.data.sha256 = ""  # refuse any other text; empty: accept and record it
     config.data.split_seed = 0  # which documents are held out, and their masks
 

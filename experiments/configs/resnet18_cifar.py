@@ -7,8 +7,8 @@ Expected: not measured yet; published: about 95% after 200 epochs, of which thes
     40. Every learning rate but momentum's, the published one, is a start for a sweep.
 """
 
+from experiments.common.types import Config
 from experiments.configs import image_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

@@ -8,8 +8,8 @@ Expected: not measured yet; published for momentum SGD: 76% to 77%. Every other 
     rate is a start for a sweep.
 """
 
+from experiments.common.types import Config
 from experiments.configs import image_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

@@ -9,8 +9,8 @@ Expected: not measured yet; published: about 76% with LAMB or LARS. Every learni
     is a start for a sweep.
 """
 
+from experiments.common.types import Config
 from experiments.configs import image_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

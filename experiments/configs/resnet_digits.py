@@ -6,8 +6,8 @@ Hardware: 2 CPU cores, all five optimizers in less than 4 minutes.
 Expected: every optimizer beyond 98% accuracy; figures in experiments/README.md.
 """
 
+from experiments.common.types import Config
 from experiments.configs import image_defaults
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

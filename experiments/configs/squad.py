@@ -10,10 +10,10 @@ Expected: not measured yet. Published for BERT-base after pre-training on 3.3 bi
     words: exact match 80.8, F1 88.5 (Devlin et al., table 2).
 """
 
+from experiments.common.types import Config
 from experiments.configs import defaults, mlm_defaults, variants
 from experiments.data import squad
 from experiments.models import bert
-from experiments.types import Config
 
 
 def get_config(variant: str = "full") -> Config:

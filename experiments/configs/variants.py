@@ -1,7 +1,7 @@
 """The variants that every config has."""
 
-from experiments.errors import UserError
-from experiments.types import Config
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 
 
 def check(variant: str) -> None:

@@ -13,8 +13,8 @@ import grain
 import jax
 import numpy as np
 
-from experiments.errors import UserError
-from experiments.types import Config
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 
 Batch = dict[str, np.ndarray]
 

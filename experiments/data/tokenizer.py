@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from experiments import folders
+from experiments.common import files
+from experiments.common.errors import UserError
 from experiments.data import text
-from experiments.errors import UserError
 
 FILE = "tokenizer.json"
 LARGEST_VOCABULARY = 2**20  # far above that the library aborts the whole process
@@ -52,6 +52,6 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
       UserError: not writable.
     """
     try:
-        folders.write_atomically(folder / FILE, tokenizer.to_str(pretty=True))
+        files.write_atomically(folder / FILE, tokenizer.to_str(pretty=True))
     except OSError as error:
-        raise folders.not_writable(folder, error) from None
+        raise files.not_writable(folder, error) from None

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.errors import UserError
-from experiments.types import Config
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 
 SIZES = {
     "tiny": {"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 256},

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.tasks import images, mlm, squad
 from experiments.tasks.base import Batch, PyTree, Source, Task, without_data
-from experiments.types import Config
 
 __all__ = ["TASKS", "Batch", "PyTree", "Source", "Task", "load", "without_data"]
 

@@ -8,16 +8,16 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tokenizers import Tokenizer
 
+from experiments.common.errors import UserError
+from experiments.common.types import Config
 from experiments.data import squad, squad_windows, stream, text, tokenizer
 from experiments.data.squad_windows import Windows
-from experiments.errors import UserError
-from experiments.models import bert, pretrained
-from experiments.models.pretrained import Pretrained
-from experiments.tasks import squad_answers
+from experiments.models import bert
+from experiments.models.losses import cross_entropy
+from experiments.tasks import pretrained, squad_answers
 from experiments.tasks.base import (
     Batch,
     PyTree,
@@ -27,7 +27,7 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
-from experiments.types import Config
+from experiments.tasks.pretrained import Pretrained
 
 
 def load(config: Config) -> Source:
@@ -190,7 +190,7 @@ def _judge(
     """Loss of each row, and whether both places are the most likely ones."""
     losses, hits = [], []
     for logits, place in ((first, batch["first"]), (last, batch["last"])):
-        losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, place))
+        losses.append(cross_entropy(logits, place))
         hits.append(jnp.argmax(logits, axis=-1) == place)
     return (losses[0] + losses[1]) / 2, hits[0] & hits[1]
 

@@ -5,14 +5,14 @@ import numpy as np
 from tests.oracles.trajectories import cases
 from tests.oracles.units import clip_by_rule
 
-FORMULA = (
-    "Per unit, of its norms n that are finite and not 0, before the clip: "
-    "limit_t = factor * median(last min(seen, window) norms before t), no limit while "
-    "seen < max(warmup_steps, 1); u = min(1, limit_t / n) g; then n enters. A unit "
-    "that is 0 gives 0, one that is not finite 0 (nonfinite 'zero') or NaN "
-    "('propagate'), and nothing of them enters. Median of an even number: mean of the "
-    "two middle ones. mask false: the leaf passes and is in no norm."
-)
+FORMULA = """
+    Per unit, of its norms n that are finite and not 0, before the clip: limit_t =
+    factor * median(last min(seen, window) norms before t), no limit while seen <
+    max(warmup_steps, 1); u = min(1, limit_t / n) g; then n enters. A unit that is 0
+    gives 0, one that is not finite 0 (nonfinite 'zero') or NaN ('propagate'), and
+    nothing of them enters. Median of an even number: mean of the two middle ones.
+    mask false: the leaf passes and is in no norm.
+"""
 
 
 def clip_by_history(

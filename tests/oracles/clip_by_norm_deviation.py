@@ -6,13 +6,13 @@ from tests.oracles.trajectories import cases
 from tests.oracles.units import clip_by_rule
 from tests.oracles.windows import acts, mean_limit, robust_limit
 
-FORMULA = (
-    "Per unit, of its last window norms n before this one that are finite and not 0 "
-    "(remember 'clipped': as they left): rule 'median': c = exp(median(l) + "
-    "max_deviations max(1.4826 MAD(l), 0.05)), l their logarithms, once the window is "
-    "full; rule 'mean': c = mean + max_deviations max(s, 1e-6), s the biased deviation "
-    "of the norms, from max(2, window // 2) norms on. u = min(1, c / n) g."
-)
+FORMULA = """
+    Per unit, of its last window norms n before this one that are finite and not 0
+    (remember 'clipped': as they left): rule 'median': c = exp(median(l) +
+    max_deviations max(1.4826 MAD(l), 0.05)), l their logarithms, once the window is
+    full; rule 'mean': c = mean + max_deviations max(s, 1e-6), s the biased
+    deviation of the norms, from max(2, window // 2) norms on. u = min(1, c / n) g.
+"""
 
 
 def clip_by_norm_deviation(

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from tests.oracles.cautious import add_decayed_weights
 from tests.oracles.clip_by_history import LAYERS, MASK
 from tests.oracles.parts import (
-    add_decayed_weights,
     chain,
     scale_by_adam,
     scale_by_learning_rate,
@@ -12,19 +12,21 @@ from tests.oracles.parts import (
 from tests.oracles.trajectories import cases
 from tests.oracles.units import copy, norm, put, readings, take, units
 
-FORMULA = (
-    "Per unit with norm n, N the norm of all leaves, gamma = 0 (unseen) at first. In "
-    "the first warmup_steps calls h = min(1, absolute_threshold / N) (1 if that is "
-    "null), then gamma = h n if unseen, else min(gamma, h n). Later, unseen: h = 1, "
-    "gamma = n; else h = min(1, relative_threshold gamma / n), then gamma = decay "
-    "gamma + (1 - decay) h n. Output h g. init 'mean': gamma moves by (1 - decay) / "
-    "(1 - decay^s) (h n - gamma) in the warm-up and after it, s the norms of the unit "
-    "so far. A norm of 0 changes nothing; one that is not finite makes the unit NaN "
-    "and changes nothing; an N that is not finite does so to all units in the warm-up."
-)
+FORMULA = """
+    Per unit with norm n, N the norm of all leaves, gamma = 0 (unseen) at first. In
+    the first warmup_steps calls h = min(1, absolute_threshold / N) (1 if that is
+    null), then gamma = h n if unseen, else min(gamma, h n). Later, unseen: h = 1,
+    gamma = n; else h = min(1, relative_threshold gamma / n), then gamma = decay
+    gamma + (1 - decay) h n. Output h g. init 'mean': gamma moves by (1 - decay) /
+    (1 - decay^s) (h n - gamma) in the warm-up and after it, s the norms of the unit
+    so far. A norm of 0 changes nothing; one that is not finite makes the unit NaN
+    and changes nothing; an N that is not finite does so to all units in the
+    warm-up.
+"""
 ADAGC = (
-    FORMULA + " adagc: then Adam's m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) of "
-    "the clipped gradient, plus weight_decay w, times -learning_rate."
+    FORMULA
+    + " adagc: then Adam's m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) of the "
+    "clipped gradient, plus weight_decay w, times -learning_rate."
 )
 
 

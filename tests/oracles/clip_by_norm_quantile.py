@@ -6,13 +6,13 @@ from tests.oracles.clip_by_history import LAYERS
 from tests.oracles.trajectories import cases
 from tests.oracles.units import clip_by_rule
 
-FORMULA = (
-    "Per unit, of its norms n that are finite and not 0, before the clip: pool_t = "
-    "last min(t, window) norms, the present one included (include_current) or the last "
-    "window before it; c = quantile of the pool, linear between its sorted norms at "
-    "position quantile * (size - 1), no limit while the pool has fewer than "
-    "max(min_history, 1); u = min(1, c / n) g."
-)
+FORMULA = """
+    Per unit, of its norms n that are finite and not 0, before the clip: pool_t =
+    last min(t, window) norms, the present one included (include_current) or the
+    last window before it; c = quantile of the pool, linear between its sorted norms
+    at position quantile * (size - 1), no limit while the pool has fewer than
+    max(min_history, 1); u = min(1, c / n) g.
+"""
 
 
 def clip_by_norm_quantile(

@@ -3,18 +3,18 @@
 import numpy as np
 
 from tests.oracles.trajectories import cases
-from tests.oracles.units import clip_by_rule
+from tests.oracles.units import clip_by_rule, norm
 
-FORMULA = (
-    "Per unit, of its norms n that are finite and not 0, x = n, or log n with log: the "
-    "first warmup_steps are collected, then mu = their mean, sigma = their biased "
-    "deviation. Later s = max(sigma, min_deviation * mu), with log max(sigma, "
-    "min_deviation); where x - mu > max_zscore * s: c = mu + max_zscore^2 s^2 / "
-    "(x - mu) ('adaptive'), mu ('mean') or mu + max_zscore * s ('percentile'), "
-    "elsewhere and in the warm-up c = x. Output of length min(c, max_norm), exp(c) for "
-    "c with log. Then mu = decay mu + (1 - decay) c and with this mu sigma^2 = decay "
-    "sigma^2 + (1 - decay) (c - mu)^2."
-)
+FORMULA = """
+    Per unit, of its norms n that are finite and not 0, x = n, or log n with log:
+    the first warmup_steps are collected, then mu = their mean, sigma = their biased
+    deviation. Later s = max(sigma, min_deviation * mu), with log max(sigma,
+    min_deviation); where x - mu > max_zscore * s: c = mu + max_zscore^2 s^2 / (x -
+    mu) ('adaptive'), mu ('mean') or mu + max_zscore * s ('percentile'), elsewhere
+    and in the warm-up c = x. Output of length min(c, max_norm), exp(c) for c with
+    log. Then mu = decay mu + (1 - decay) c and with this mu sigma^2 = decay sigma^2
+    + (1 - decay) (c - mu)^2.
+"""
 
 
 def clip_by_zscore(
@@ -42,20 +42,23 @@ def clip_by_zscore(
             if len(collected) < warmup_steps:
                 collected.append(x)
                 mean = sum(collected) / len(collected)
-                squares = [(y - mean) ** 2 for y in collected]
-                deviation = np.sqrt(sum(squares) / len(collected))
+                off = norm(np.array(collected) - mean)
+                deviation = off / np.sqrt(n.dtype.type(len(collected)))
                 return min(n, cap), _readings(cap, mean, deviation)
             s = max(deviation, min_deviation * (1 if log else mean))
             limit, c, length = mean + max_zscore * s, x, n
             if x > limit:
                 c = {
-                    "adaptive": mean + max_zscore**2 * s**2 / (x - mean),
+                    "adaptive": mean + max_zscore**2 * s * (s / (x - mean)),
                     "mean": mean,
                     "percentile": limit,
                 }[action]
                 length = to_n(c)
             mean = decay * mean + (1 - decay) * c
-            deviation = np.sqrt(decay * deviation**2 + (1 - decay) * (c - mean) ** 2)
+            # The formula's root, without squares that underflow.
+            deviation = np.hypot(
+                decay**0.5 * deviation, (1 - decay) ** 0.5 * (c - mean)
+            )
             return min(length, cap), _readings(min(to_n(limit), cap), mean, deviation)
 
         return see

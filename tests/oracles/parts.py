@@ -1,4 +1,4 @@
-"""Parts that are no method of their own: averages, Adam, decay, rates, chains."""
+"""Parts that are no method of their own: averages, Adam, rates, chains."""
 
 import numpy as np
 
@@ -39,15 +39,6 @@ def scale_by_adam(b1=0.9, b2=0.999, eps=1e-8):
     return step
 
 
-def add_decayed_weights(weight_decay=0.0):
-    """``g + weight_decay w``."""
-
-    def step(g, w):
-        return {leaf: x + weight_decay * w[leaf] for leaf, x in g.items()}, {}
-
-    return step
-
-
 def scale_by_learning_rate(learning_rate):
     """``-learning_rate g``."""
 
@@ -74,7 +65,6 @@ def chain(*steps):
 ORACLES = {
     "ema": ema,
     "scale_by_adam": scale_by_adam,
-    "add_decayed_weights": add_decayed_weights,
     "scale_by_learning_rate": scale_by_learning_rate,
     "optax.chain": chain,
 }

@@ -6,19 +6,20 @@ from tests.oracles.trajectories import STEPS, cases
 from tests.oracles.units import norm, take, units
 from tests.oracles.windows import acts, mean_limit, robust_limit
 
-FORMULA = (
-    "n: global norm; L: the loss 'value', which may be absent. Windows of the last "
-    "numbers that entered. rule 'median': n is a spike if log n > median(l) + "
-    "max_deviations max(1.4826 MAD(l), 0.05), l the logarithms of the window's norms; "
-    "L if L > median + max_value_deviations max(1.4826 MAD, 0.01 max(|median|, tiny)); "
-    "each once its own window is full. rule 'mean': n, L > mean + deviations s of the "
-    "numbers themselves, s with divisor size - 1, from max(2, window // 2) numbers on. "
-    "None: no such rule. A spike, a gradient or a loss that is not finite: updates 0, "
-    "inner untouched. But if max_in_a_row steps in a row were skipped, one with finite "
-    "gradient and loss is taken whatever the rules say, and both windows begin anew "
-    "with it. remember 'safe': n (if not 0) and L of the steps that were taken enter; "
-    "'all': of all steps, each number that is finite (and n not 0)."
-)
+FORMULA = """
+    n: global norm; L: the loss 'value', which may be absent. Windows of the last
+    numbers that entered. rule 'median': n is a spike if log n > median(l) +
+    max_deviations max(1.4826 MAD(l), 0.05), l the logarithms of the window's norms;
+    L if L > median + max_value_deviations max(1.4826 MAD, 0.01 max(|median|,
+    tiny)); each once its own window is full. rule 'mean': n, L > mean + deviations
+    s of the numbers themselves, s with divisor size - 1, from max(2, window // 2)
+    numbers on. None: no such rule. A spike, a gradient or a loss that is not
+    finite: updates 0, inner untouched. But if max_in_a_row steps in a row were
+    skipped, one with finite gradient and loss is taken whatever the rules say, and
+    both windows begin anew with it. remember 'safe': n (if not 0) and L of the
+    steps that were taken enter; 'all': of all steps, each number that is finite
+    (and n not 0).
+"""
 
 
 def skip_if_unsafe(

@@ -1,0 +1,1 @@
+"""Gradient noise and curvature of a model at points of its training."""

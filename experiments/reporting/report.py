@@ -1,0 +1,63 @@
+"""Table, pictures and page of a comparison, from what its runs recorded."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.common import files
+from experiments.common.errors import UserError
+from experiments.reporting import figures, page, tables
+from experiments.runs import folders, reading
+from experiments.runs.reading import Run
+
+
+def write_report(workdir: Path, names: Sequence[str]) -> str:
+    """Writes ``loss.png``, ``results.json`` and ``report.html`` to ``workdir``.
+
+    Diverged and interrupted runs appear with the step they came to.
+
+    Args:
+      workdir: folder of a comparison: ``config.json`` and one folder per run.
+      names: the runs' folders, in the order that colours are given out.
+
+    Returns:
+      The table as text of at most 100 columns, and a summary in words.
+
+    Raises:
+      UserError: no names, files missing or not as the trainer writes them, or runs
+        that differ in more than the optimizer.
+    """
+    if not names:
+        raise UserError("no runs to report; at least one optimizer name is needed")
+    config = reading.read_config(workdir)
+    found = [reading.read_run(workdir / name) for name in names]
+    _check_comparable(found)
+    finals = [run.final for run in found if run.final]
+    baselines = finals[0]["baselines"] if finals else {}
+    rows = tables.ranked_rows(found, baselines)
+    results = {"runs": rows, "baselines": baselines}
+    html = page.render(config, found, rows, baselines)
+    picture = figures.loss_png(page.title(found), found, baselines)
+    text = json.dumps(results, indent=2) + "\n"
+    files.write_atomically(workdir / "results.json", text)
+    files.write_atomically(workdir / "loss.png", picture)
+    files.write_atomically(workdir / "report.html", html)
+    summary = textwrap.fill(
+        tables.summary(rows, baselines, found[0].loss_unit), tables.CONSOLE_WIDTH
+    )
+    return f"{tables.text(rows, baselines, found[0].accuracy_name)}\n\n{summary}"
+
+
+def _check_comparable(found: Sequence[Run]) -> None:
+    """Refuses a table of runs with, say, different texts."""
+    first, *others = [
+        {**folders.without_free(run.config), "optimizer": None} for run in found
+    ]
+    for run, config in zip(found[1:], others, strict=True):
+        differing = folders.differences(first, config)
+        if differing:
+            raise UserError(
+                f"{found[0].name} and {run.name} differ in more than the optimizer: "
+                f"{'; '.join(differing)}"
+            )

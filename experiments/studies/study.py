@@ -1,0 +1,219 @@
+"""What a study consists of, its raw results, and the pages that are made of them."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import optax_heavytail as oht
+from experiments.common import files, provenance
+from experiments.common.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "experiments" / "results"
+PAGES = ROOT / "docs" / "evidence"
+PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+SCALES = ("cpu", "gpu")
+
+Record = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """One measurement: what it is of, as JSON, and how it is made."""
+
+    settings: dict[str, Any]
+    measure: Callable[[], dict[str, Any]]
+
+
+class Study(NamedTuple):
+    """A question, as measurements and what is shown of them."""
+
+    # (scale, folder of data sets) -> all of them
+    cells: Callable[[str, Path], list[Cell]]
+    tables: Callable[[Sequence[Record]], dict[str, str]]  # blocks of the page, Markdown
+    pictures: Callable[[Sequence[Record]], dict[str, bytes]]  # PNG, by file name
+
+
+def raw_file(name: str, scale: str, results: Path = RESULTS) -> Path:
+    """Where the raw results are."""
+    return results / f"evidence_{name}_{scale}.jsonl"
+
+
+def read(path: Path) -> list[Record]:
+    """Raw results; a line that a killed run wrote in part is left out."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:
+    """Measures what is not there yet; each result is on the disk when it is yielded.
+
+    Args:
+      cells: what is wanted.
+      path: raw results, which are added to.
+
+    Yields:
+      Every cell.
+
+    Raises:
+      UserError: not writable.
+    """
+    known = {_key(record["settings"]) for record in read(path)}
+    about = {
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(PACKAGES)
+        | {"optax_heavytail": oht.__version__},
+        "command": provenance.command(),
+    }
+    for cell in cells:
+        if _key(cell.settings) not in known:
+            started = time.perf_counter()
+            result = cell.measure()
+            seconds = round(time.perf_counter() - started, 2)
+            _append(
+                path,
+                {
+                    "settings": cell.settings,
+                    "result": result,
+                    "seconds": seconds,
+                    "time": int(time.time()),
+                    **about,
+                },
+            )
+        yield cell
+
+
+def _append(path: Path, record: Record) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes() if path.exists() else b""
+        with path.open("ab") as file:
+            if whole and not whole.endswith(b"\n"):  # of a killed run
+                file.write(b"\n")
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise files.not_writable(path.parent, error) from None
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def wanted(records: Sequence[Record], cells: Sequence[Cell]) -> list[Record]:
+    """The records of ``cells``, in their order; those of other settings are left out.
+
+    Raises:
+      UserError: one is missing.
+    """
+    by_key = {_key(record["settings"]): record for record in records}
+    keys = [_key(cell.settings) for cell in cells]
+    missing = [key for key in keys if key not in by_key]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(keys)} results are missing, such as {missing[0]}"
+        )
+    return [by_key[key] for key in keys]
+
+
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    """Puts each block between its marks in a page.
+
+    Raises:
+      UserError: a block has no marks, or marks have no block.
+    """
+    marks = re.findall(r"<!-- begin (\w+) -->", page)
+    if sorted(marks) != sorted(blocks):
+        raise UserError(f"a page has blocks {sorted(marks)}, not {sorted(blocks)}")
+    for name, text in blocks.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, rest = page.split(begin)
+        after = rest.split(end)[1]
+        page = f"{before}{begin}\n{text.strip()}\n{end}{after}"
+    return page
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def origin(records: Sequence[Record], name: str, scale: str) -> str:
+    """Where numbers come from, as a sentence."""
+    commits = sorted({record["commit"] for record in records})
+    hardware = sorted({record["hardware"] for record in records})
+    days = sorted(time.strftime("%Y-%m-%d", time.gmtime(r["time"])) for r in records)
+    versions = ", ".join(f"{k} {v}" for k, v in records[-1]["versions"].items())
+    seconds = sum(record["seconds"] for record in records)
+    return (
+        f"`python -m experiments.reproduce {name} --scale={scale}`, {days[-1]}, commit "
+        f"{', '.join(commits)}, {'; '.join(hardware)}, {versions}; {len(records)} "
+        f"cells in {seconds / 60:.0f} minutes; raw results in "
+        f"`experiments/results/{raw_file(name, scale).name}`."
+    )
+
+
+def fitted_exponent(
+    sizes: Sequence[float], errors: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The slope of the logarithm of the mean error over that of the size.
+
+    Args:
+      sizes: (m,), such as steps.
+      errors: (n, m), of n independent runs.
+      confidence: of the interval.
+
+    Returns:
+      The slope, and the ends of its percentile interval under resampling of the runs.
+    """
+    logs = np.log(sizes)
+    weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
+
+    def slope(means: np.ndarray) -> np.ndarray:
+        return np.log(means) @ weights
+
+    return _with_interval(slope, errors, 1000, confidence)
+
+
+def rounded(values: Any) -> list[float]:
+    """Five digits, of which a file is not too long."""
+    return [float(f"{value:.5g}") for value in np.ravel(values)]
+
+
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """A mean, and its percentile interval under resampling of the values."""
+    return _with_interval(np.asarray, values, 10_000, confidence)
+
+
+def _with_interval(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    rows: np.ndarray,
+    number: int,
+    confidence: float,
+) -> tuple[float, float, float]:
+    """A function of the mean of rows, and its percentiles under resampling of them."""
+    places = np.random.default_rng(0).integers(len(rows), size=(number, len(rows)))
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(statistic(rows[places].mean(axis=1)), tails)
+    return float(statistic(rows.mean(axis=0))), float(low), float(high)
+
+
+def with_interval(numbers: Sequence[float], form: str) -> str:
+    """A number and its interval as text, each written as ``form`` says."""
+    value, low, high = (f"{number:{form}}" for number in numbers)
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,1 @@
+"""The trainer: steps, loop, devices and checkpoints."""

@@ -1,0 +1,190 @@
+"""Optimizers by name, built from a config."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_heavytail as oht
+from experiments.common.errors import UserError
+from experiments.common.types import Config
+from optax_heavytail import diagnostics
+
+
+def momentum(
+    learning_rate: float, weight_decay: float = 0.0, mask=None, *, decay: float = 0.9
+) -> optax.GradientTransformation:
+    """Momentum SGD whose weight decay is decoupled, as it is in the others."""
+    return optax.chain(
+        optax.trace(decay),
+        oht.add_decayed_weights(weight_decay, mask),
+        oht.scale_by_learning_rate(learning_rate),
+    )
+
+
+def clip_by_moment(
+    learning_rate: float, weight_decay: float = 0.0, mask=None, **kwargs
+) -> optax.GradientTransformation:
+    """SGD along the clipped gradient, with decoupled weight decay."""
+    return optax.chain(
+        oht.clip_by_moment(**kwargs),
+        oht.add_decayed_weights(weight_decay, mask),
+        oht.scale_by_learning_rate(learning_rate),
+    )
+
+
+def lars(
+    learning_rate: float, weight_decay: float = 0.0, mask=True, **kwargs
+) -> optax.GradientTransformation:
+    """LARS, with the others' name for the mask of the weight decay."""
+    return optax.lars(learning_rate, weight_decay, mask, **kwargs)
+
+
+def weighted_iterate_average(
+    learning_rate: float, **kwargs
+) -> optax.GradientTransformation:
+    """Momentum SGD that is evaluated at the average of its iterates."""
+    return oht.weighted_iterate_average(momentum(learning_rate, **kwargs))
+
+
+BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "acclip": oht.acclip,
+    "adabelief": optax.adabelief,
+    "adamw": optax.adamw,
+    "adamw_decoupled": oht.adamw_decoupled,
+    "adashift": oht.adashift,
+    "addsign": oht.addsign,
+    "amsgrad": oht.amsgrad,
+    "cclip": oht.cclip,
+    "clip_by_moment": clip_by_moment,
+    "clipped_gd": oht.clipped_gd,
+    "gclip": oht.gclip,
+    "lamb": optax.lamb,
+    "lambc": oht.lambc,
+    "lars": lars,
+    "larsc": oht.larsc,
+    "momentum": momentum,
+    "neumann": oht.neumann,
+    "neumann_two_loop": oht.neumann_two_loop,
+    "normalized_gd": oht.normalized_gd,
+    "novograd": optax.novograd,
+    "powersign": oht.powersign,
+    "sgdw": oht.sgdw,
+    "weighted_iterate_average": weighted_iterate_average,
+}
+
+# Where the parameters in training are not the ones to evaluate and to keep.
+READOUTS: dict[str, Callable[..., optax.Params]] = {
+    "neumann": oht.neumann_eval_params,
+    "weighted_iterate_average": oht.weighted_iterate_average_eval_params,
+}
+
+MONITOR = "monitor"  # what comes before the names of its numbers in records
+SKIPPED = ("num_nonfinite", "num_spikes")
+
+
+def eval_params(transform: str, opt_state, params):
+    """The parameters that an optimizer has found."""
+    readout = READOUTS.get(transform)
+    return readout(opt_state, params) if readout else params
+
+
+def select(config: Config, name: str) -> Config:
+    """A copy of ``config`` that selects the optimizer ``name``."""
+    chosen = config.copy_and_resolve_references()
+    chosen.optimizer.name = name
+    return chosen
+
+
+def settings(config: Config) -> Config:
+    """The entry of ``config.optimizers`` that ``config.optimizer.name`` selects.
+
+    Raises:
+      UserError: no such entry, or values out of range in it.
+    """
+    name = config.optimizer.name
+    if name not in config.optimizers:
+        allowed = ", ".join(config.optimizers)
+        raise UserError(f"config.optimizer.name={name}: must be one of {allowed}")
+    chosen = config.optimizers[name]
+    where = f"config.optimizers.{name}"
+    if chosen.transform not in BUILDERS:
+        allowed = ", ".join(BUILDERS)
+        raise UserError(
+            f"{where}.transform={chosen.transform}: must be one of {allowed}"
+        )
+    try:
+        _check_ranges(where, chosen)
+        build(chosen)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+    return chosen
+
+
+def _check_ranges(where: str, chosen: Config) -> None:
+    """Checks numbers here, since optax itself takes any."""
+    rate, decay = chosen.learning_rate, chosen.get("weight_decay", 0.0)
+    if not (math.isfinite(rate) and rate > 0):
+        raise UserError(
+            f"{where}.learning_rate={rate}: must be a finite number above 0"
+        )
+    if not (math.isfinite(decay) and decay >= 0):
+        raise UserError(
+            f"{where}.weight_decay={decay}: must be a finite number, 0 or more"
+        )
+    for name, value in chosen.kwargs.items():
+        if not isinstance(value, int | float):
+            continue
+        if name in ("b1", "b2", "decay") and not 0 <= value < 1:
+            raise UserError(f"{where}.kwargs.{name}={value}: must be in [0, 1)")
+        if name == "eps" and not (math.isfinite(value) and value >= 0):
+            raise UserError(
+                f"{where}.kwargs.eps={value}: must be a finite number, 0 or more"
+            )
+
+
+def build(
+    chosen: Config, is_monitored: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the transform; its learning rate is an array in its state."""
+    kwargs = dict(chosen.kwargs)
+    if "weight_decay" in chosen:
+        kwargs |= {"weight_decay": chosen.weight_decay, "mask": oht.decay_mask}
+
+    def make(learning_rate):
+        optimizer = BUILDERS[chosen.transform](learning_rate, **kwargs)
+        if "skip_if_unsafe" in chosen:
+            optimizer = oht.skip_if_unsafe(optimizer, **chosen.skip_if_unsafe)
+        return diagnostics.monitor(optimizer) if is_monitored else optimizer
+
+    make(chosen.learning_rate)  # checks ranges before any array
+    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+    return inject(chosen.learning_rate)
+
+
+def with_learning_rate(opt_state, learning_rate):
+    """Sets the learning rate that the next update uses."""
+    hyperparams = {**opt_state.hyperparams, "learning_rate": learning_rate}
+    return opt_state._replace(hyperparams=hyperparams)
+
+
+def is_lost(opt_state, is_finite: jax.Array) -> jax.Array:
+    """Whether to give a run up: too many steps skipped, or without that a bad loss."""
+    limit_reached = optax.tree.get(opt_state, "limit_reached")
+    return ~is_finite if limit_reached is None else limit_reached
+
+
+def skipped(opt_state) -> dict[str, int]:
+    """How many steps were skipped, and why; nothing if the optimizer skips none."""
+    counts = {name: optax.tree.get(opt_state, name) for name in SKIPPED}
+    return {name: int(count) for name, count in counts.items() if count is not None}
+
+
+def monitored(opt_state) -> dict[str, float]:
+    """What the monitor knows so far; nothing if there is none."""
+    if optax.tree.get(opt_state, "gradient_norms") is None:
+        return {}
+    found = diagnostics.read_monitor(opt_state)
+    return {f"{MONITOR}/{k}": v for k, v in found.items() if math.isfinite(v)}

@@ -1,0 +1,142 @@
+"""The learning rate of each optimizer on the grids of a config."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.common import files, provenance
+from experiments.common.errors import UserError, check_distinct
+from experiments.common.types import Config
+from experiments.runs import reading
+from experiments.training import optimizers, trainer
+
+# What RESULTS.jsonl has of each run; what they share is at the head of RESULTS.md.
+POINT = (
+    "optimizer",
+    "learning_rate",
+    "status",
+    "step",
+    "loss",
+    "accuracy",
+    "train_seconds",
+)
+
+
+def sweep(
+    config: Config, workdir: Path, names: Sequence[str], with_changes: bool = False
+) -> list[reading.Record]:
+    """Runs the grid of each optimizer into ``workdir/<name>/<rate>``.
+
+    Finished runs are used again; ``with_changes``, those of another config go on.
+    The steps are compiled once per optimizer.
+
+    Returns:
+      The final record of every run.
+    """
+    check_distinct("--optimizers", names)
+    grids = {name: grid_configs(config, name) for name in names}
+    source = trainer.load([chosen for grid in grids.values() for chosen in grid])
+    finals = []
+    for name, grid in grids.items():
+        program = None
+        for chosen in grid:
+            rate = chosen.optimizers[name].learning_rate
+            folder = workdir / name / f"{rate:g}"
+            final, program = trainer.run(chosen, folder, source, program, with_changes)
+            finals.append(final)
+    return finals
+
+
+def grid_configs(config: Config, name: str) -> list[Config]:
+    """One config per learning rate of the optimizer's grid."""
+    grids = config.sweep.learning_rates
+    if name not in grids:
+        raise UserError(
+            f"optimizer {name}: config.sweep.learning_rates has {', '.join(grids)}"
+        )
+    if not grids[name]:
+        raise UserError(f"config.sweep.learning_rates.{name}: must not be empty")
+    configs = []
+    for rate in grids[name]:
+        chosen = optimizers.select(config, name)
+        chosen.optimizers[name].learning_rate = rate
+        configs.append(chosen)
+    return configs
+
+
+def best(finals: Sequence[reading.Record]) -> dict[str, reading.Record]:
+    """The run with the lowest validation loss, by optimizer."""
+    found: dict[str, reading.Record] = {}
+    for final in finals:
+        name = final["optimizer"]
+        if name not in found or _loss(final) < _loss(found[name]):
+            found[name] = final
+    return found
+
+
+def at_edge(finals: Sequence[reading.Record]) -> list[str]:
+    """Optimizers whose best learning rate is the first or the last of their grid."""
+    grids: dict[str, list[float]] = {}
+    for final in finals:
+        grids.setdefault(final["optimizer"], []).append(final["learning_rate"])
+    return [
+        name
+        for name, final in best(finals).items()
+        if final["learning_rate"] in (min(grids[name]), max(grids[name]))
+    ]
+
+
+def _loss(final: reading.Record) -> float:
+    return final["loss"] if final["status"] == "complete" else math.inf
+
+
+def markdown(finals: Sequence[reading.Record], config: Config) -> str:
+    """The table of all runs, with where it comes from."""
+    last, bests = finals[-1], best(finals)
+    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    baselines = ", ".join(f"{k} give {v:.3f}" for k, v in last["baselines"].items())
+    lines = [
+        f"Command: `{provenance.command()}`\n",
+        f"{time.strftime('%Y-%m-%d', time.gmtime(last['time']))}, "
+        f"{last['hardware']}; {versions}; data {last['data']['source']}, "
+        f"SHA-256 {last['data']['sha256']}.\n",
+        f"Validation loss in {config.report.loss_unit} after "
+        f"{max(final['step'] for final in finals):,} steps; {baselines}. "
+        "The best of each optimizer is in bold.\n",
+        "| optimizer | learning rate | validation loss "
+        f"| {config.report.accuracy_name} |",
+        "|---|---|---|---|",
+    ]
+    for final in finals:
+        cells = _cells(final)
+        if final is bests[final["optimizer"]]:
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append(f"| {' | '.join(cells)} |")
+    edge = at_edge(finals)
+    lines.append(
+        f"\nThe best learning rate is at the edge of the grid for: {', '.join(edge)}."
+        if edge
+        else "\nNo best learning rate is at the edge of its grid."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(final: reading.Record) -> list[str]:
+    name, rate = final["optimizer"], f"{final['learning_rate']:g}"
+    if final["status"] == "diverged":
+        return [name, rate, f"diverged at step {final['step']:,}", ""]
+    accuracy = f"{final['accuracy']:.1%}"
+    return [name, rate, f"{final['loss']:.3f}", accuracy]
+
+
+def write(
+    finals: Sequence[reading.Record], table: str, targets: Sequence[Path]
+) -> None:
+    """Writes the table and its points, beside each other."""
+    points = ({key: final.get(key) for key in POINT} for final in finals)
+    lines = "".join(json.dumps(point) + "\n" for point in points)
+    for target in targets:
+        files.write_atomically(target.with_suffix(".md"), table)
+        files.write_atomically(target.with_suffix(".jsonl"), lines)

@@ -13,6 +13,7 @@ from optax_heavytail._averaging import (
     weighted_iterate_average_eval_params,
 )
 from optax_heavytail._cclip import ClipByValueState, cclip, clip_by_value
+from optax_heavytail._clip_by_history import ClipByHistoryState, clip_by_history
 from optax_heavytail._clip_by_moment import (
     AdaptiveCoordinateThresholdState,
     ClipByMomentState,
@@ -91,6 +92,7 @@ __all__ = [
     "AdaptiveCoordinateThresholdState",
     "AddDecayedWeightsState",
     "BatchSizePlan",
+    "ClipByHistoryState",
     "ClipByMomentState",
     "ClipByNormState",
     "ClipByValueState",
@@ -113,6 +115,7 @@ __all__ = [
     "aggregation",
     "amsgrad",
     "cclip",
+    "clip_by_history",
     "clip_by_moment",
     "clip_by_norm",
     "clip_by_value",

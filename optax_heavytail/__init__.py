@@ -1,6 +1,8 @@
 """Composable gradient transformations for heavy-tailed gradients and huge batches."""
 
-from optax_heavytail import aggregation, diagnostics
+import importlib as _importlib
+import typing as _typing
+
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
@@ -70,6 +72,18 @@ from optax_heavytail._weight_decay import (
     decay_mask,
     mask_coverage,
 )
+
+if _typing.TYPE_CHECKING:
+    from optax_heavytail import aggregation, diagnostics
+    from optax_heavytail import testing as testing
+else:
+
+    def __getattr__(name):
+        # Imported when asked for: a training script that needs none starts sooner.
+        if name in ("aggregation", "diagnostics", "testing"):
+            return _importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 
@@ -145,3 +159,7 @@ __all__ = [
     "weighted_iterate_average",
     "weighted_iterate_average_eval_params",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "testing"]

@@ -21,6 +21,21 @@ def zeros_like(params: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
     )
 
 
+def copy(params: Any) -> Any:
+    """A copy for a state, in float32 or wider; of a shape without numbers NaN.
+
+    Such a state is a template to restore another into. Zeros would pass for a start.
+    """
+
+    def copied(p):
+        zeros = jnp.zeros_like(p, dtype=_wide(p))
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.full_like(zeros, jnp.nan)
+        return p + zeros
+
+    return jax.tree.map(copied, params)
+
+
 def cast_like(tree: Any, target: Any) -> Any:
     """Casts each leaf to the dtype of its counterpart, and to a strong type."""
 

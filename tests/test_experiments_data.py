@@ -14,7 +14,7 @@ DOCUMENTS = tuple(
 
 @pytest.fixture(scope="module")
 def embedded():
-    return text.load_corpus("", r"\n\s*\n")
+    return text.load_corpus("", "")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,19 @@ def test_embedded_text_is_many_documents_of_prose(embedded):
 def test_file_is_cut_at_separators(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("first\nstill first\n\n  \nsecond \u00e9\n\n\n", encoding="utf-8")
-    corpus = text.load_corpus(str(path), r"\n\s*\n")
+    corpus = text.load_corpus(str(path), "")
     assert corpus.documents == ("first\nstill first", "second \u00e9")
-    assert text.load_corpus(str(path), "first").documents[0] == "\nstill "
+    corpus = text.load_corpus(str(path), "still first ")
+    assert corpus.documents == ("first", "\n  \nsecond \u00e9\n\n\n")
+
+
+@pytest.mark.parametrize("separator", ["(a+)+$", "(x)", "(", "[", "\\", "a|", "a.c"])
+def test_separators_are_no_patterns(tmp_path, separator):
+    lines = ["a" * 40 + "!", separator, "x", f"{separator} x", "abc"]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines))
+    found = text.load_corpus(str(path), separator)
+    assert found.documents == (lines[0], "\n".join(lines[2:]))
 
 
 def test_every_text_file_of_a_folder_is_a_document(tmp_path):
@@ -44,11 +54,13 @@ def test_every_text_file_of_a_folder_is_a_document(tmp_path):
 
 def test_hash_depends_on_text_and_on_document_borders(tmp_path):
     hashes = set()
-    for content in ("a b\n\nc", "a\n\nb c", "a b\n\nd"):
+    contents = ("a b\n\nc", "a\n\nb c", "a b\n\nd")
+    contents += ("a\0b\n\nc", "a\n\nb\n\nc", "a\n\nb\0c", "a\0b\0c", "a\n\n\0b\n\nc")
+    for content in contents:
         path = tmp_path / "text.txt"
         path.write_text(content)
-        hashes.add(text.load_corpus(str(path), r"\n\s*\n").sha256)
-    assert len(hashes) == 3
+        hashes.add(text.load_corpus(str(path), "").sha256)
+    assert len(hashes) == len(contents)
 
 
 def write_nothing(path):
@@ -66,7 +78,7 @@ def write_latin1(path):
         (lambda path: path.mkdir(), "x", "no .*txt file"),
         (write_nothing, "x", "no text"),
         (write_latin1, "x", "not UTF-8 text .byte 3"),
-        (lambda path: path.write_text("a"), "(", "not a regular expression"),
+        (lambda path: path.write_text("a"), "a\n\nb", r"separator=a\\n\\nb: must be"),
     ],
 )
 def test_bad_text_is_refused(tmp_path, prepare, separator, message):

@@ -1,6 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import squad, squad_windows, text
 from experiments.data.squad import Answer, Example
 
@@ -99,15 +102,39 @@ def test_each_token_belongs_to_the_window_with_most_context():
     for _ in range(200):
         length, room, stride = rng.integers(1, [120, 40, 30], endpoint=True).tolist()
         windows = squad_windows.cut(length, room, stride)
-        owners = squad_windows.owners(windows)
+        assert len(windows) == squad_windows.num_windows(length, room, stride)
+        bounds = squad_windows.owned(windows)
+        owners = np.repeat(np.arange(len(windows)), np.diff(bounds))
         assert owners.tolist() == [owner(windows, token) for token in range(length)]
-        assert (np.diff(owners) >= 0).all()
 
 
 def test_earlier_of_equal_windows_owns():
     # Token 3 has one token to its right in the first window, one to its left in the
     # second one.
-    assert squad_windows.owners([(0, 5), (2, 7)]).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert squad_windows.owned([(0, 5), (2, 7)]).tolist() == [0, 4, 7]
+
+
+def test_a_context_of_megabytes_takes_megabytes(monkeypatch):
+    # A table of windows times tokens, as there was one, would have 40 GB.
+    content = "lighthouse " * 60_000
+    tokenizer = text.train_tokenizer([content[:1000]], 300)
+    example = Example("1", "what", content, (Answer(0, "lighthouse"),))
+
+    def build():
+        return squad_windows.build(
+            tokenizer, (example,), row_length=64, question_length=4, stride=16
+        )
+
+    tracemalloc.start()
+    windows = build()
+    assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    tracemalloc.stop()
+    assert len(windows) > 3_000
+    monkeypatch.setattr(squad_windows, "MOST_WINDOWS", len(windows))
+    build()
+    monkeypatch.setattr(squad_windows, "MOST_WINDOWS", len(windows) - 1)
+    with pytest.raises(UserError, match=r"config\.data\.stride=16: makes more than"):
+        build()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 import optax_heavytail as oht
 from experiments.benchmarks import common
 from experiments.common import markdown
+from experiments.models.losses import cross_entropy
 
 WIDTHS = (64, 32, 10)  # 8 x 8 images, 10 classes
 WARM_UP_STEPS = 50
@@ -58,8 +59,7 @@ def make_problem(batch_size: int, widths: Sequence[int]) -> Problem:
 
     def loss(params):
         logits = _logits(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses)
+        return jnp.mean(cross_entropy(logits, labels))
 
     grad_fn = jax.grad(loss)
     params = _warm_up(grad_fn, _init(rng, widths))

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.common import distributed, memory
+from experiments.common import distributed, inputs, memory
 from experiments.common.errors import NO_ROOM, UserError
 from experiments.common.types import Config
 
@@ -36,10 +36,14 @@ def config() -> Config:
 
 
 def workdir() -> Path:
-    """The folder of ``--workdir``."""
+    """The folder of ``--workdir``.
+
+    Raises:
+      UserError: none, or one of another machine.
+    """
     if not WORKDIR.value:
         raise UserError("--workdir=: must name a folder")
-    return Path(WORKDIR.value)
+    return inputs.local("--workdir", WORKDIR.value)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -56,6 +60,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _start(main: Callable[[], None]) -> None:
+    workdir()  # a bad one is refused before anything is read
     distributed.start()
     main()
 

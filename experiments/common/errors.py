@@ -5,10 +5,27 @@ import os
 from collections.abc import Sequence
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST = 1_000  # characters of a message
 
 
 class UserError(Exception):
-    """Bad input; its text is one line naming the value and what is allowed."""
+    """Bad input; its text is one line naming the value and what is allowed.
+
+    What a user named may hold anything: characters that do not print, such as line
+    breaks, are shown by their escapes, and the middle of a long text is left out.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """One line that shows every character, of at most about ``LONGEST``."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from experiments.common import inputs
 from experiments.common.errors import UserError
 
 Record = dict[str, Any]
@@ -31,35 +32,33 @@ def read_lines(path: Path) -> Lines:
     """
     if not path.exists():
         return Lines([], is_cut=False)
-    *lines, rest = read_bytes(path).split(b"\n")
-    records = [_object(line, f"{path}:{i}") for i, line in enumerate(lines, 1)]
+    *lines, rest = _read(path).split(b"\n")
+    records = [
+        _object(line, f"{path}:{i}", parse_constant=_refuse)
+        for i, line in enumerate(lines, 1)
+    ]
     return Lines(records, is_cut=bool(rest))
 
 
 def read_object(path: Path) -> Record:
-    """The JSON object that a file is.
+    """The JSON object that a file is; NaN and Infinity, as in a config, are numbers.
 
     Raises:
       UserError: it cannot be read, or is anything else.
     """
-    return _object(read_bytes(path), str(path))
+    return _object(_read(path), str(path), parse_constant=None)
 
 
-def read_bytes(path: Path) -> bytes:
-    """What is in a file.
-
-    Raises:
-      UserError: it cannot be read.
-    """
+def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return inputs.read_bytes(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _object(text: bytes, where: str) -> Record:
+def _object(text: bytes, where: str, **options: Any) -> Record:
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        found = json.loads(text, **options)
     except RecursionError:
         raise UserError(f"{where}: not a record (nested too deep)") from None
     except ValueError as error:  # of JSON, or of UTF-8

@@ -61,7 +61,7 @@ def mlm_config() -> Config:
 
     config.data = ConfigDict()
     config.data.path = ""  # a UTF-8 file or folder; empty: pydoc_data.topics
-    config.data.separator = r"\n\s*\n"  # between the documents of a single file
+    config.data.separator = ""  # a line between the documents of one file; empty: blank
     config.data.sha256 = ""  # refuse any other text; empty: accept and record it
     config.data.split_seed = 0  # which documents are held out, and their masks
 
@@ -96,13 +96,15 @@ def set_learning_rates(config: Config, **rates: float) -> None:
         config.optimizers[name].learning_rate = rate
 
 
-def apply_variant(config: Config, variant: str) -> Config:
+def apply_variant(config: Config, variant: str, *others: str) -> Config:
     """Leaves ``full`` as it is; ``smoke`` becomes 2 steps at the smallest sizes.
+
+    ``others`` are variants that the config makes itself.
 
     Raises:
       UserError: no such variant.
     """
-    variants.check(variant)
+    variants.check(variant, *others)
     if variant == "smoke":
         variants.shorten(config, rows=8)
         config.data.vocab_size = 256

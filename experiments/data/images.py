@@ -4,18 +4,18 @@ Batches have whole pixels; the model's side normalises them, so that a quarter o
 bytes go to the device.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from experiments.common.errors import UserError
 from experiments.common.types import Config
-from experiments.data import digits, image_files, stream
+from experiments.data import decoding, digits, image_files, stream
+from experiments.data.stores import Store
 from experiments.data.stream import Batch
 
 AUGMENTATIONS = ("none", "shift", "resized_crop")
@@ -60,7 +60,7 @@ def load(config: Config) -> Images:
     needs nothing beyond that size, they are decoded once; else whenever one is needed.
 
     Raises:
-      UserError: no images there, or one of them cannot be decoded.
+      UserError: no images there, or one that is decoded now cannot be.
     """
     return _load_files(config) if config.path else _load_digits(config)
 
@@ -109,27 +109,23 @@ def _held_split(pixels: np.ndarray, labels: np.ndarray, config: Config) -> Split
     return Split(labels, view, _random_view(view, config))
 
 
-def _decoded_split(
-    store: image_files.Store, split: image_files.Split, config: Config
-) -> Split:
+def _decoded_split(store: Store, split: image_files.Split, config: Config) -> Split:
     size = config.image_size
     pixels = np.empty((len(split.names), size, size, 3), np.uint8)
     for row, name in zip(pixels, split.names, strict=True):
-        row[...] = centre(decode(store, name), size, size)
+        row[...] = centre(_read(store, name), size, size)
     return _held_split(pixels, split.labels, config)
 
 
-def _lazy_split(
-    store: image_files.Store, split: image_files.Split, config: Config
-) -> Split:
+def _lazy_split(store: Store, split: image_files.Split, config: Config) -> Split:
     size, is_cropped = config.image_size, config.augment == "resized_crop"
     short_side = round(EVAL_SHORT_SIDE * size) if is_cropped else size
 
     def view(index: int) -> np.ndarray:
-        return centre(decode(store, split.names[index]), size, short_side)
+        return centre(_read(store, split.names[index]), size, short_side)
 
     def random_crop(index: int, rng: np.random.Generator) -> np.ndarray:
-        return resized_crop(decode(store, split.names[index]), size, rng)
+        return resized_crop(_read(store, split.names[index]), size, rng)
 
     if not is_cropped:
         return Split(split.labels, view, _random_view(view, config))
@@ -151,20 +147,8 @@ def _maybe_flipped(random_view: RandomView, config: Config) -> RandomView:
     return flipped if config.flip else random_view
 
 
-def decode(store: image_files.Store, name: str) -> Image.Image:
-    """The image called ``name``, as red, green and blue.
-
-    Raises:
-      UserError: it is not a whole image.
-    """
-    try:
-        return Image.open(io.BytesIO(store.read(name))).convert("RGB")
-    except UserError:
-        raise
-    except UnidentifiedImageError:  # its text is the object's address
-        raise UserError(f"{name}: not a JPEG or PNG image") from None
-    except Exception as error:  # the decoders raise many classes
-        raise UserError(f"{name}: not a whole JPEG or PNG image ({error})") from None
+def _read(store: Store, name: str) -> Image.Image:
+    return decoding.decode(store.read(name), name)
 
 
 def centre(image: Image.Image, size: int, short_side: int) -> np.ndarray:

@@ -9,11 +9,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.common import inputs
 from experiments.common.errors import UserError
 from experiments.data import squad_sample
 
@@ -87,6 +87,7 @@ def load(path: str, validation_path: str, split_seed: int) -> Dataset:
     examples = (*train, *validation)
     _check_ids(examples)
     digest = hashlib.sha256(b"".join(example.sha256 for example in examples))
+    digest.update(str(len(train)).encode())
     origin = f"{path} and {validation_path}" if validation_path else path
     return Dataset(train, validation, origin, digest.hexdigest())
 
@@ -137,16 +138,10 @@ def _articles(path: str, field: str) -> list[Article]:
         )
     if path == EMBEDDED:
         return parse(squad_sample.document(), path)
+    with inputs.needed(f"{field}={path}", "a SQuAD v1.1 JSON file"):
+        content = inputs.read_text(inputs.local(field, path))
     try:
-        document = json.loads(Path(path).read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{field}={path}: {error.strerror}; a SQuAD v1.1 JSON file is needed"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}: {error.reason})"
-        ) from None
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     return parse(document, path)

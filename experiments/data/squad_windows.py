@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from experiments.common.errors import UserError
 from experiments.data.squad import Answer, Example
 from experiments.data.stream import Batch
-from experiments.data.text import CLS, PAD, SEP
+from experiments.data.text import CLS, PAD, SEP, plain
 
 AROUND_QUESTION = 2  # [CLS] before it and [SEP] after it
 SPECIAL = AROUND_QUESTION + 1
+MOST_WINDOWS = 2**21  # 8 GB of them for validation, at 384 tokens
 
 
 class Encoded(NamedTuple):
@@ -42,8 +44,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
 
     A character of several bytes may be several tokens, which all have its place.
     """
-    tokenizer.encode_special_tokens = True
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encodings = plain(tokenizer).encode_batch(list(texts), add_special_tokens=False)
     return [
         _trimmed(text, np.asarray(encoding.ids, np.int32), encoding.offsets)
         for text, encoding in zip(texts, encodings, strict=True)
@@ -82,21 +83,27 @@ def cut(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     return windows
 
 
-def owners(windows: Sequence[tuple[int, int]]) -> np.ndarray:
-    """For each token the window that shows most context around it.
+def num_windows(length: int, room: int, stride: int) -> int:
+    """How many windows `cut` makes."""
+    return 1 + max(0, -((room - length) // min(room, stride)))
 
-    That is the largest minimum of the tokens left and right of it in the window; of
+
+def owned(windows: Sequence[tuple[int, int]]) -> np.ndarray:
+    """For each window the first token that it, and no other, shows best.
+
+    Best is the largest minimum of the tokens left and right of it in the window; of
     equals the earlier one, which is never the shorter one of the two, so that the
-    published rule's hundredth of the length has no say. It never decreases along the
-    tokens.
+    published rule's hundredth of the length has no say. A last entry has the number
+    of tokens.
 
     Args:
       windows: what `cut` returns.
     """
-    first, stop = np.asarray(windows).T[:, :, None]
-    token = np.arange(stop.max())[None]
-    beside = np.minimum(token - first, stop - 1 - token)
-    return beside.argmax(axis=0)
+    first, stop = np.asarray(windows).T
+    # Token t has stop - 1 - t on its right in one window and t - first on its left in
+    # the next, which is better as soon as that is more.
+    changes = (stop[:-1] - 1 + first[1:]) // 2 + 1
+    return np.concatenate([[0], changes, stop[-1:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +196,9 @@ def build(
       row_length: places of a row, padding included.
       question_length: questions are cut to so many tokens.
       stride: tokens from one window of a context to the next.
+
+    Raises:
+      UserError: there would be more than `MOST_WINDOWS`.
     """
     texts = list(dict.fromkeys(example.context for example in examples))
     by_text = dict(zip(texts, encode(tokenizer, texts), strict=True))
@@ -198,10 +208,18 @@ def build(
         for encoded in encode(tokenizer, [example.question for example in examples])
     ]
     windows = []
+    count = 0
     for number, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         room = row_length - SPECIAL - len(question.tokens)
+        count += num_windows(len(context.tokens), room, stride)
+        if count > MOST_WINDOWS:
+            raise UserError(
+                f"config.data.stride={stride}: makes more than {MOST_WINDOWS:,} "
+                f"windows of contexts of up to "
+                f"{max(len(c.tokens) for c in contexts):,} tokens"
+            )
         pieces = cut(len(context.tokens), room, stride)
-        bounds = np.searchsorted(owners(pieces), np.arange(len(pieces) + 1)).tolist()
+        bounds = owned(pieces).tolist()
         for i, (first, stop) in enumerate(pieces):
             windows.append(Window(number, first, stop, bounds[i], bounds[i + 1]))
     targets = [

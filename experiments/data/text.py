@@ -14,8 +14,16 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    trainers,
+)
 
+from experiments.common import inputs
 from experiments.common.errors import UserError
 from experiments.data.stream import Batch
 
@@ -23,6 +31,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 VALIDATION_FRACTION = 0.1
 MASKED_FRACTION = 0.15
+LONGEST_RUN = 256  # bytes; the time that a vocabulary takes grows with it
+BYTE_ORDER_MARK = "\ufeff"
+NEEDED = "a UTF-8 text file or a folder of *.txt files"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,51 +58,81 @@ def load_corpus(path: str, separator: str) -> Corpus:
 
     Args:
       path: a UTF-8 text file, cut into documents at ``separator``, or a folder whose
-        ``*.txt`` files are one document each. Empty: CPython's `pydoc_data.topics`.
-      separator: regular expression between the documents of a single file.
+        ``*.txt`` files, unless their names start with a dot, are one document each.
+        Empty: CPython's `pydoc_data.topics`.
+      separator: what a line between the documents of a single file has, apart from
+        white space around it. Empty: a blank line.
 
     Raises:
       UserError: nothing readable there, or no text in it.
     """
+    field = "config.data.path"
     if not path:
         topics = pydoc_data.topics.topics
         documents = [topics[name] for name in sorted(topics)]
-        origin = "pydoc_data.topics"
-    elif Path(path).is_dir():
-        files = sorted(Path(path).glob("*.txt"))
-        if not files:
-            raise UserError(f"config.data.path={path}: no *.txt file in this folder")
-        documents, origin = [_read(file) for file in files], path
-    else:
-        documents, origin = _separate(_read(Path(path)), separator), path
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise UserError(f"config.data.path={path}: no text, only white space")
-    digest = hashlib.sha256("\x00".join(documents).encode()).hexdigest()
-    return Corpus(tuple(documents), origin, digest)
+        return identified(documents, "pydoc_data.topics")
+    where = inputs.local(field, path)
+    with inputs.needed(f"{field}={path}", NEEDED):
+        if not inputs.is_folder(where):
+            return identified(separate(read(where), separator), path)
+        files = sorted(f for f in where.glob("*.txt") if not f.name.startswith("."))
+    if not files:
+        raise UserError(f"{field}={path}: no *.txt file in this folder")
+    documents = []
+    for file in files:
+        with inputs.needed(file, NEEDED):
+            documents.append(read(file))
+    return identified(documents, path)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+def read(path: Path) -> str:
+    """A text with line feeds as its only line ends, and no byte-order mark.
+
+    Marks are also left where files that had them were joined; a document that begins
+    with an invisible character would equal no other.
+
+    Raises:
+      OSError: not a regular file, not readable, or larger than 4 GiB.
+      UserError: not UTF-8.
+    """
+    content = inputs.read_text(path).replace(BYTE_ORDER_MARK, "")
+    return content.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def separate(content: str, separator: str) -> list[str]:
+    """Cuts a text at the lines that are ``separator``, as `load_corpus` says.
+
+    Raises:
+      UserError: the separator has more than one line, and so is never found.
+    """
+    wanted = separator.strip()
+    if len(wanted.splitlines()) > 1:
         raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}: {error.reason})"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"config.data.path={path}: {error.strerror}; a UTF-8 text file or a "
-            "folder of *.txt files is needed"
-        ) from None
+            f"config.data.separator={separator}: must be what one line has, or empty "
+            "for blank lines"
+        )
+    documents: list[list[str]] = [[]]
+    for line in content.split("\n"):
+        if line.strip() == wanted:
+            documents.append([])
+        else:
+            documents[-1].append(line)
+    return ["\n".join(lines) for lines in documents]
 
 
-def _separate(text: str, separator: str) -> list[str]:
-    try:
-        return re.split(separator, text)
-    except re.error as error:
-        raise UserError(
-            f"config.data.separator={separator!r}: not a regular expression ({error})"
-        ) from None
+def identified(documents: Sequence[str], origin: str) -> Corpus:
+    """The documents that have any text, with their hash.
+
+    Raises:
+      UserError: there is none.
+    """
+    kept = tuple(document for document in documents if document.strip())
+    if not kept:
+        raise UserError(f"config.data.path={origin}: no text, only white space")
+    # A zero byte stands between documents. In UTF-8 no byte is 255, so that it can
+    # stand for those that a document has itself.
+    content = b"\0".join(text.encode().replace(b"\0", b"\xff") for text in kept)
+    return Corpus(kept, origin, hashlib.sha256(content).hexdigest())
 
 
 def split_documents(documents: Sequence[str], seed: int) -> Split:
@@ -144,9 +185,19 @@ def _without(text: str, known: set[str]) -> str:
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE of at most ``vocab_size`` tokens."""
+    """Trains a byte-level BPE of at most ``vocab_size`` tokens.
+
+    No token reaches over the border of a word, nor over one that is put after every
+    256 bytes of what has no such border, as a line of digits has none: merging pairs
+    takes time with the square of a run's length.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex(f".{{{LONGEST_RUN}}}"), "isolated"),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -159,8 +210,19 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, documents: Sequence[str]) -> list[np.ndarray]:
     """Encodes each document, without special tokens."""
-    encodings = tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
+    encodings = plain(tokenizer).encode_batch_fast(
+        list(documents), add_special_tokens=False
+    )
     return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, to which what looks like a special token is plain text.
+
+    A tokenizer's file does not say that, so it has to be said before each use.
+    """
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def windows(encoded: Sequence[np.ndarray], length: int) -> np.ndarray:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from experiments.data import digits
+from experiments.models.losses import cross_entropy
 from experiments.models.perceptron import Perceptron
 from experiments.studies.training import Problem, PyTree
 from experiments.studies.tuning import Protocol
@@ -73,8 +73,7 @@ def logits(params: PyTree, images: jax.Array) -> jax.Array:
 
 def losses(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
     """The cross-entropy of each image, in nats."""
-    found = logits(params, images)
-    return optax.softmax_cross_entropy_with_integer_labels(found, labels)
+    return cross_entropy(logits(params, images), labels)
 
 
 @functools.cache

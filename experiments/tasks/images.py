@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from experiments.common import axes
@@ -15,6 +14,7 @@ from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.data import images, stream
 from experiments.models import resnet
+from experiments.models.losses import cross_entropy
 from experiments.models.perceptron import Perceptron
 from experiments.tasks.base import (
     Batch,
@@ -171,16 +171,13 @@ def model_functions(
     ) -> tuple[jax.Array, PyTree]:
         del key  # augmentation is the data's
         logits, model_state = apply(params, model_state, batch, train=True)
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(batch["labels"], num_classes), config.label_smoothing
-        )
-        losses = optax.softmax_cross_entropy(logits, targets)
+        losses = cross_entropy(logits, batch["labels"], config.label_smoothing)
         return jnp.sum(losses * batch["weights"]), model_state
 
     def eval_sums(params: PyTree, model_state: PyTree, batch: Batch) -> Sums:
         logits, _ = apply(params, model_state, batch, train=False)
         labels = batch["labels"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = cross_entropy(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == labels
         return weighted_sums(batch, losses, correct)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.data import stream, text, tokenizer
 from experiments.models import bert
+from experiments.models.losses import cross_entropy
 from experiments.tasks.base import (
     Batch,
     PyTree,
@@ -49,7 +49,10 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
     try:
         split = text.split_documents(corpus.documents, data.split_seed)
     except ValueError as error:
-        raise UserError(f"config.data.path={data.path}: {error}") from None
+        raise UserError(
+            f"config.data.path={data.path}, config.data.separator={data.separator}: "
+            f"{error}"
+        ) from None
     tokens = tokenizer.read_or_train(workdir, split.train, data.vocab_size)
     vocab_size = tokens.get_vocab_size()
     train = text.encode(tokens, split.train)
@@ -123,10 +126,7 @@ def model_functions(config: bert.BertConfig) -> dict[str, Callable[..., Any]]:
             deterministic=key is None,
             rngs=None if key is None else nnx.Rngs(dropout=key),
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch["targets"]
-        )
-        return losses, logits
+        return cross_entropy(logits, batch["targets"]), logits
 
     def loss_sum(
         params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array

@@ -8,7 +8,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tokenizers import Tokenizer
 
@@ -17,6 +16,7 @@ from experiments.common.types import Config
 from experiments.data import squad, squad_windows, stream, text, tokenizer
 from experiments.data.squad_windows import Windows
 from experiments.models import bert
+from experiments.models.losses import cross_entropy
 from experiments.tasks import pretrained, squad_answers
 from experiments.tasks.base import (
     Batch,
@@ -190,7 +190,7 @@ def _judge(
     """Loss of each row, and whether both places are the most likely ones."""
     losses, hits = [], []
     for logits, place in ((first, batch["first"]), (last, batch["last"])):
-        losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, place))
+        losses.append(cross_entropy(logits, place))
         hits.append(jnp.argmax(logits, axis=-1) == place)
     return (losses[0] + losses[1]) / 2, hits[0] & hits[1]
 

@@ -58,6 +58,27 @@ class Units:
             )
         )
 
+    def sums(self, tree: Any) -> jax.Array:
+        """The sum over the entries of each unit."""
+        axes = _tree.leaf_axes(self.axis_name, tree)
+        rows = zip(jax.tree.leaves(tree), self._layers(tree), axes, strict=True)
+        sums = [_tree.psum(_sum(x, layer), axis) for x, layer, axis in rows]
+        if self.scope == "global":
+            return sum(sums, jnp.zeros([]))
+        return jnp.concatenate([_flat(x) for x in sums]) if sums else jnp.zeros(0)
+
+    def counts(self, tree: Any) -> jax.Array:
+        """The number of entries of each unit, as floats."""
+        axes = _tree.leaf_axes(self.axis_name, tree)
+        leaves, sizes = jax.tree.leaves(tree), self._sizes(tree)
+        pairs = zip(leaves, sizes, axes, strict=True)
+        counts = [_tree.psum(float(x.size), axis) / max(n, 1) for x, n, axis in pairs]
+        if self.scope == "global":
+            return jnp.asarray(sum(c * n for c, n in zip(counts, sizes, strict=True)))
+        return jnp.asarray(
+            [c for c, n in zip(counts, sizes, strict=True) for _ in range(n)]
+        )
+
     def by_leaf(self, numbers: jax.Array, tree: Any) -> Any:
         """A tree like ``tree`` with the numbers of each leaf: ``()`` or ``(n,)``."""
         leaves, treedef = jax.tree.flatten(tree)
@@ -111,9 +132,27 @@ class Units:
         return [1 if layer is None else x.shape[layer] for x, layer in pairs]
 
 
+def unit_vectors(units: Units, tree: Any, norms: _tree.Norm) -> Any:
+    """``tree`` with each unit divided by its norm; 0 where that is 0.
+
+    A unit whose norm is not finite becomes NaN.
+    """
+
+    def divide(x, scaled, scale):
+        # Without the NaN an infinite norm would zero every finite entry, silently.
+        unit = _tree.safe_divide(x * scale, scaled)
+        return jnp.where(jnp.isfinite(scaled), unit, jnp.nan)
+
+    return units.map(divide, tree, *norms)
+
+
 def zero_nonfinite(tree: Any) -> Any:
     """``tree`` with 0 in place of each inf and NaN."""
     return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), tree)
+
+
+def _sum(x, layer):
+    return jnp.sum(x, axis=None if layer is None else _tree.other_axes(x, layer))
 
 
 def _flat(x):

@@ -8,6 +8,8 @@ import optax
 
 # 1.4826 times the median absolute deviation is a Gaussian's standard deviation.
 _DEVIATIONS_PER_MAD = 1.4826
+# Of the logarithm. Norms that hardly vary would make a spike of each small rise.
+_SMALLEST_DEVIATION = 0.05
 
 
 class History(NamedTuple):
@@ -66,11 +68,23 @@ def quantile(history: History, q: Any) -> jax.Array:
     return low + (high - low) * (place - below)
 
 
-def center_and_deviation(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+def median_and_deviation(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Median and 1.4826 MAD along the last axis: of a full window."""
     median = jnp.median(numbers, axis=-1)
     mad = jnp.median(jnp.abs(numbers - median[..., None]), axis=-1)
     return median, _DEVIATIONS_PER_MAD * mad
+
+
+def log_norm_limit(history: History, max_deviations: Any) -> jax.Array:
+    """The logarithm of a limit on norms, so many deviations of theirs above the median.
+
+    inf until the window is full.
+    """
+    positive = history.numbers > 0
+    logs = jnp.log(jnp.where(positive, history.numbers, 1))
+    median, deviation = median_and_deviation(logs)
+    limit = median + max_deviations * jnp.maximum(deviation, _SMALLEST_DEVIATION)
+    return jnp.where(is_full(history), limit, jnp.inf)
 
 
 def mean_and_deviation(history: History, ddof: int) -> tuple[jax.Array, jax.Array]:

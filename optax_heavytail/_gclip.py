@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
@@ -85,16 +85,8 @@ def clip_by_norm(
         tau = _base.at_count(threshold, state.count)
         if nonfinite == "zero":
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), grads)
-        if scope == "global":
-            factors = clip_factors(_tree.global_norm(grads, axis_name), tau)
-            clipped = jax.tree.map(lambda g: apply_factors(factors, g), grads)
-        else:
-            clipped = jax.tree.map(
-                lambda norm, g: apply_factors(clip_factors(norm, tau), g),
-                _tree.leaf_norms(grads, axis_name),
-                grads,
-                is_leaf=lambda x: isinstance(x, _tree.Norm),
-            )
+        norms = _norms.unit_norms(grads, scope, axis_name)
+        clipped = _norms.clip_units(grads, norms, tau)
         return clipped, ClipByNormState(optax.safe_increment(state.count))
 
     return transform(init, update)
@@ -168,32 +160,3 @@ def gclip(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
-
-
-def clip_factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
-    """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
-
-    The product itself may be too small a number where the clipped update is not: two of
-    the factors are powers of two that keep everything in range on the way.
-    """
-    scaled, scale = norm
-    single = jnp.finfo(scaled.dtype).bits == 32
-    far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
-    tau = jnp.asarray(tau, scaled.dtype)
-    over = scaled > tau * scale
-    is_far = over & (tau < scaled * far)
-    lifted = jnp.where(is_far, tau * lift, tau)
-    ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
-    # Without this an infinite norm would zero every finite entry, silently.
-    # A schedule's bad threshold is loud too.
-    ratio = jnp.where(jnp.isfinite(scaled) & (tau >= 0), ratio, jnp.nan)
-    return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
-
-
-def apply_factors(
-    factors: tuple[jax.Array, ...], g: jax.Array, layer_axis: int | None = None
-) -> jax.Array:
-    """``g`` times the factors of `clip_factors`, of each slice along ``layer_axis``."""
-    for factor in factors:
-        g = g * _tree.expand_layers(factor, g, layer_axis)
-    return g

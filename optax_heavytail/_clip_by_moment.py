@@ -233,7 +233,9 @@ def adaptive_coordinate_threshold(
 def _magnitudes(tree, scope, axis_name):
     if scope == "coordinate":
         return jax.tree.map(jnp.abs, tree)
-    norms = _norms.unit_norms(tree, scope, axis_name)
+    if scope == "global":
+        return _norms.global_norm(tree, axis_name).value
+    norms = _norms.leaf_norms(tree, axis_name)
     return jax.tree.map(lambda norm: norm.value, norms, is_leaf=_norms.is_norm)
 
 

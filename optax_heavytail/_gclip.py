@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms
+from optax_heavytail import _base, _units
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
-
-_SCOPES = ("global", "leaf")
-_NONFINITE = ("propagate", "zero")
 
 
 class ClipByNormState(NamedTuple):
@@ -74,8 +71,8 @@ def clip_by_norm(
       <https://arxiv.org/abs/1912.03194>`_, 2020, section 4.1, "GClip".
     """
     _base.check_range("threshold", threshold, 0.0, float("inf"), low_open=True)
-    _base.check_choice("scope", scope, _SCOPES)
-    _base.check_choice("nonfinite", nonfinite, _NONFINITE)
+    _base.check_choice("nonfinite", nonfinite, _units.NONFINITE)
+    units = _units.Units(scope, axis_name=axis_name)
 
     def init(params):
         del params
@@ -84,9 +81,8 @@ def clip_by_norm(
     def update(grads, state):
         tau = _base.at_count(threshold, state.count)
         if nonfinite == "zero":
-            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), grads)
-        norms = _norms.unit_norms(grads, scope, axis_name)
-        clipped = _norms.clip_units(grads, norms, tau)
+            grads = _units.zero_nonfinite(grads)
+        clipped = units.clip(grads, units.norms(grads), tau)
         return clipped, ClipByNormState(optax.safe_increment(state.count))
 
     return transform(init, update)

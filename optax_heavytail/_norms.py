@@ -109,7 +109,7 @@ def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> ja
     """Reshapes one value per slice of ``x`` so that it broadcasts against ``x``."""
     if layer_axis is None or jnp.ndim(values) == 0:
         return values
-    return jnp.expand_dims(values, _other_axes(x, layer_axis))
+    return jnp.expand_dims(values, other_axes(x, layer_axis))
 
 
 def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
@@ -120,7 +120,8 @@ def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
         )
 
 
-def _other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+def other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+    """All axes of ``x`` but one."""
     return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
 
 
@@ -154,7 +155,7 @@ def sum_of_squares(
     x: jax.Array, dtype: Any, scale: Any, layer_axis: int | None = None
 ) -> jax.Array:
     """Of ``x`` times ``scale``; with a ``layer_axis`` of each slice along it."""
-    axes = None if layer_axis is None else _other_axes(x, layer_axis)
+    axes = None if layer_axis is None else other_axes(x, layer_axis)
     wide = jnp.asarray(x, dtype)
     return jnp.sum(jnp.square(wide * expand_layers(scale, x, layer_axis)), axis=axes)
 
@@ -189,33 +190,6 @@ def nan_unless_finite(number: jax.Array, tree: Any) -> Any:
 def is_norm(x: Any) -> bool:
     """Whether ``x`` is a `Norm`, which is a leaf of a tree of norms."""
     return isinstance(x, Norm)
-
-
-def unit_norms(
-    tree: Any, scope: str, axis_name: AxisName = None, layer_axis: Any = None
-) -> Any:
-    """The norm of each unit of a scope: `global_norm`, or the tree of `leaf_norms`."""
-    if scope == "global":
-        return global_norm(tree, axis_name)
-    return leaf_norms(tree, axis_name, layer_axis)
-
-
-def clip_units(tree: Any, norms: Any, tau: Any, layer_axis: Any = None) -> Any:
-    """``tree`` with each unit of `unit_norms` scaled down to the norm ``tau`` at most.
-
-    ``tau`` is a number, or has one for each unit.
-    """
-    if is_norm(norms):
-        factors = clip_factors(norms, tau)
-        return jax.tree.map(lambda g: apply_factors(factors, g), tree)
-    leaves, treedef = jax.tree.flatten(tree)
-    taus = _tree.broadcast_prefix(tau, tree, None)
-    layers = _tree.broadcast_prefix(layer_axis, tree, lambda x: x is None)
-    found = jax.tree.leaves(norms, is_leaf=is_norm)
-    units = zip(leaves, found, taus, layers, strict=True)
-    return treedef.unflatten(
-        [apply_factors(clip_factors(norm, t), g, axis) for g, norm, t, axis in units]
-    )
 
 
 def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:

@@ -83,14 +83,3 @@ def test_slopes_of_norms():
         got = slope(jnp.array([3.0, -4.0]) * size)
         np.testing.assert_allclose(got, [0.6, -0.8], rtol=1e-6)
     np.testing.assert_array_equal(slope(jnp.zeros(2)), 0.0)
-
-
-def test_each_unit_is_clipped_to_its_own_threshold():
-    """Along the second axis of one leaf, the whole of the other, one passes."""
-    tree = {"w": jnp.array([[3.0, 30.0, 0.0], [4.0, 40.0, 0.0]]), "b": jnp.array([6.0])}
-    axes = {"w": -1, "b": None}
-    taus = {"w": jnp.array([10.0, 5.0, 1.0]), "b": jnp.array(2.0)}
-    norms = _norms.unit_norms(tree, "leaf", layer_axis=axes)
-    got = _norms.clip_units(tree, norms, taus, axes)
-    np.testing.assert_allclose(got["w"], [[3, 3, 0], [4, 4, 0]], rtol=1e-6)
-    np.testing.assert_allclose(got["b"], [2.0], rtol=1e-6)

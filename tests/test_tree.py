@@ -1,6 +1,5 @@
 """The package's own tree numerics, which the transforms stand on."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

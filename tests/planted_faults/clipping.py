@@ -49,16 +49,16 @@ FAULTS = [
     Fault(
         "per-leaf in place of the global threshold",
         "optax_heavytail/_clip_by_moment.py",
-        "norms = _norms.unit_norms(tree, scope, axis_name)",
-        'norms = _norms.unit_norms(tree, "leaf", axis_name)\n'
-        "    norms = jax.tree.leaves(norms, is_leaf=_norms.is_norm)[0]",
+        "return _norms.global_norm(tree, axis_name).value",
+        "return [n.value for n in jax.tree.leaves(_norms.leaf_norms(tree, axis_name), "
+        "is_leaf=_norms.is_norm)][0]",
         ("tests/test_clip_by_moment.py", "-k", "follow_the_reference and global"),
     ),
     Fault(
         "per-leaf in place of the global norm",
-        "optax_heavytail/_norms.py",
-        'if scope == "global":',
-        "if False:",
+        "optax_heavytail/_gclip.py",
+        "units = _units.Units(scope, axis_name=axis_name)",
+        'units = _units.Units("leaf", axis_name=axis_name)',
         ("tests/test_golden.py", "-k", "gclip"),
     ),
     Fault(

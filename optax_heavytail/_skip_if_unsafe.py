@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _history, _tree
+from optax_heavytail import _base, _history, _norms, _tree
 from optax_heavytail._transform import as_transform, wrapper
 
 RULES = ("median", "mean")
@@ -153,7 +153,7 @@ def skip_if_unsafe(
         )
 
     def update(updates, state, params, *, value=None, **extra_args):
-        norm = _tree.global_norm(_tree.at_least_float32(updates), axis_name)
+        norm = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
         size, is_finite = norm.value, jnp.isfinite(norm.scaled)
         is_spike = is_finite & _norm_is_spike(state.norms, size, max_deviations, rule)
         loss, is_value_spike = jnp.zeros([]), jnp.zeros([], bool)

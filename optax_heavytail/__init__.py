@@ -5,6 +5,10 @@ import typing as _typing
 
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
+from optax_heavytail._adaptive_coordinate_threshold import (
+    AdaptiveCoordinateThresholdState,
+    adaptive_coordinate_threshold,
+)
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
 from optax_heavytail._amsgrad import amsgrad, scale_by_amsgrad
 from optax_heavytail._averaging import (
@@ -14,12 +18,7 @@ from optax_heavytail._averaging import (
 )
 from optax_heavytail._cclip import ClipByValueState, cclip, clip_by_value
 from optax_heavytail._clip_by_history import ClipByHistoryState, clip_by_history
-from optax_heavytail._clip_by_moment import (
-    AdaptiveCoordinateThresholdState,
-    ClipByMomentState,
-    adaptive_coordinate_threshold,
-    clip_by_moment,
-)
+from optax_heavytail._clip_by_moment import ClipByMomentState, clip_by_moment
 from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema

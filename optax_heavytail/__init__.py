@@ -23,6 +23,7 @@ from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
+from optax_heavytail._guarded import guarded
 from optax_heavytail._lambc import lambc
 from optax_heavytail._larsc import larsc
 from optax_heavytail._learning_rate import scale_by_learning_rate
@@ -130,6 +131,7 @@ __all__ = [
     "get_threshold",
     "get_trust_ratio",
     "grow_batch",
+    "guarded",
     "lambc",
     "larsc",
     "mask_coverage",

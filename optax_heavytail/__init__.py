@@ -4,6 +4,7 @@ import importlib as _importlib
 import typing as _typing
 
 from optax_heavytail._acclip import acclip, scale_by_acclip
+from optax_heavytail._adagc import ClipByNormEmaState, adagc, clip_by_norm_ema
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adaptive_coordinate_threshold import (
     AdaptiveCoordinateThresholdState,
@@ -33,6 +34,8 @@ from optax_heavytail._neumann_two_loop import (
     neumann_inner_loop,
     neumann_two_loop,
 )
+from optax_heavytail._norm_deviation import clip_by_norm_deviation
+from optax_heavytail._norm_quantile import clip_by_norm_quantile
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
 from optax_heavytail._schedules.survey import (
@@ -74,6 +77,7 @@ from optax_heavytail._weight_decay import (
     decay_mask,
     mask_coverage,
 )
+from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
 if _typing.TYPE_CHECKING:
     from optax_heavytail import aggregation, diagnostics
@@ -95,8 +99,10 @@ __all__ = [
     "BatchSizePlan",
     "ClipByHistoryState",
     "ClipByMomentState",
+    "ClipByNormEmaState",
     "ClipByNormState",
     "ClipByValueState",
+    "ClipByZscoreState",
     "MaskCoverage",
     "NeumannInnerLoopState",
     "NeumannState",
@@ -108,6 +114,7 @@ __all__ = [
     "StochasticRoundingState",
     "WeightedIterateAverageState",
     "acclip",
+    "adagc",
     "adamw_decoupled",
     "adaptive_coordinate_threshold",
     "adashift",
@@ -119,8 +126,12 @@ __all__ = [
     "clip_by_history",
     "clip_by_moment",
     "clip_by_norm",
+    "clip_by_norm_deviation",
+    "clip_by_norm_ema",
+    "clip_by_norm_quantile",
     "clip_by_rms",
     "clip_by_value",
+    "clip_by_zscore",
     "clipped_gd",
     "clipping_threshold",
     "decay_mask",

@@ -35,8 +35,8 @@ def guarded(
             window=window,
         )
 
-    Below the limit, and while all is finite, the updates are those of ``inner`` bit for
-    bit. Give it the loss, ``update(grads, state, params, value=loss)``, if you have it;
+    Below the limit, and while all is finite, ``inner`` gets the gradients as they came,
+    bit for bit. Give it the loss, ``update(grads, state, params, value=loss)``, if you have it;
     without one there is no rule on it.
 
     Args:

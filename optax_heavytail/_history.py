@@ -56,16 +56,28 @@ def quantile(history: History, q: Any) -> jax.Array:
     """
     # Places without a number hold 0 and come first.
     ordered = jnp.sort(history.numbers, axis=-1)
-    last = ordered.shape[-1] - 1
-    place = q * jnp.maximum(size(history) - 1, 0).astype(ordered.dtype)
-    below = jnp.floor(place)
-    first = jnp.minimum(last - size(history) + 1, last) + below.astype(jnp.int32)
+    last, count = ordered.shape[-1] - 1, size(history)
+    below, share = _place(q, jnp.maximum(count - 1, 0).astype(ordered.dtype))
+    first = jnp.minimum(last - count + 1 + below.astype(jnp.int32), last)
 
     def at(index):
         return jnp.take_along_axis(ordered, index[..., None], axis=-1)[..., 0]
 
     low, high = at(first), at(jnp.minimum(first + 1, last))
-    return low + (high - low) * (place - below)
+    return low + (high - low) * share.astype(ordered.dtype)
+
+
+def _place(q, last):
+    """The whole and the broken part of ``q * last``.
+
+    Of two neighbours a million apart each digit of the broken part shows, and the
+    product has none to spare in float32: twelve bits of q are multiplied exactly.
+    """
+    steps = 2**12
+    coarse = q * steps // 1 / steps
+    exact, rest = coarse * last, (q - coarse) * last
+    below = jnp.floor(exact + rest)
+    return below, exact - below + rest
 
 
 def median_and_deviation(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,15 +87,21 @@ def median_and_deviation(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
     return median, _DEVIATIONS_PER_MAD * mad
 
 
-def log_norm_limit(history: History, max_deviations: Any) -> jax.Array:
-    """The logarithm of a limit on norms, so many deviations of theirs above the median.
+def norm_limit(history: History, max_deviations: Any) -> jax.Array:
+    """A limit on norms: so many deviations of their logarithms above the median.
 
     inf until the window is full.
     """
-    positive = history.numbers > 0
-    logs = jnp.log(jnp.where(positive, history.numbers, 1))
+    numbers = history.numbers
+    # Logarithms of ratios: that of 1e-30 alone has lost two digits.
+    largest = jnp.max(numbers, axis=-1, keepdims=True)
+    # XLA may multiply by the reciprocal, which of the largest floats is no normal one.
+    shrink = jnp.where(largest > 1, 1 / 16, 1)
+    ratios = (numbers * shrink) / jnp.where(largest > 0, largest * shrink, 1)
+    logs = jnp.log(jnp.maximum(ratios, jnp.finfo(numbers.dtype).tiny))
     median, deviation = median_and_deviation(logs)
-    limit = median + max_deviations * jnp.maximum(deviation, _SMALLEST_DEVIATION)
+    excess = max_deviations * jnp.maximum(deviation, _SMALLEST_DEVIATION)
+    limit = largest[..., 0] * jnp.exp(median + excess)
     return jnp.where(is_full(history), limit, jnp.inf)
 
 

@@ -221,9 +221,7 @@ def _norm_is_spike(norms, size, max_deviations, rule):
         return jnp.zeros([], bool)
     if rule == "mean":
         return size > _mean_limit(norms, max_deviations)
-    log_limit = _history.log_norm_limit(norms, max_deviations)
-    is_spike = jnp.log(jnp.where(size > 0, size, 1)) > log_limit
-    return (size > 0) & is_spike
+    return size > _history.norm_limit(norms, max_deviations)
 
 
 def _value_is_spike(values, loss, max_deviations, rule):

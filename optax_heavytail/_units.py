@@ -96,6 +96,13 @@ class Units:
         """What a state shows of them: one number, or those of each leaf."""
         return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
 
+    def collect(self, report: Any) -> jax.Array:
+        """The numbers of which a state shows the `report`."""
+        if self.scope == "global":
+            return report
+        parts = [_flat(x) for x in jax.tree.leaves(report)]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
     def clip(self, tree: Any, norms: _norms.Norm, limit: jax.Array) -> Any:
         """``tree`` with the length of each unit at most ``limit``.
 

@@ -48,7 +48,7 @@ def test_100_steps_follow_the_reference(kind, name):
         make = functools.partial(oht.scale_by_addsign, 0.9, 1.25)
         want = reference.sign_agreement(grads, 0.9, lambda k, s: 1.25 + f(k) * s)
     with jax.enable_x64(True):
-        got, _, _ = follow(make(decay=decay), grads)
+        got, _, _ = follow(make(sign_decay=decay), grads)
     for step, (u, v) in enumerate(zip(got, want, strict=True)):
         for leaf in v:
             # Products of factors that are each within 1e-15.

@@ -19,6 +19,7 @@ from optax_heavytail._clip_by_moment import (
     adaptive_coordinate_threshold,
     clip_by_moment,
 )
+from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
@@ -115,6 +116,7 @@ __all__ = [
     "cclip",
     "clip_by_moment",
     "clip_by_norm",
+    "clip_by_rms",
     "clip_by_value",
     "clipped_gd",
     "clipping_threshold",

@@ -86,6 +86,12 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
 
 
+def check_transform(name: str, value: Any) -> None:
+    """Raises if ``value`` is no gradient transformation."""
+    if not hasattr(value, "init") or not hasattr(value, "update"):
+        raise TypeError(f"{name} must be a gradient transformation, got {value!r}.")
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Raises if ``dtype`` is none that a state can be kept in."""
     check_static(name, dtype)

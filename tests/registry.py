@@ -329,6 +329,20 @@ CASES = {
     "norm-schedule": Case(
         oht.clip_by_norm, {"threshold": oht.clipping_threshold(0.5, 1.5)}
     ),
+    "rms": Case(
+        oht.clip_by_rms,
+        signature=(
+            "threshold=1.0, *, scope='leaf', layer_axis=None, nonfinite='propagate', "
+            "axis_name=None"
+        ),
+        ranges={"threshold": POSITIVE},
+    ),
+    "rms-layers": Case(
+        oht.clip_by_rms,
+        {"threshold": 0.5, "layer_axis": _STACKED, "nonfinite": "zero"},
+        ("layer_axis",),
+        any_tree=False,
+    ),
     "value": Case(
         oht.clip_by_value,
         {"threshold": 0.5},

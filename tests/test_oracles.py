@@ -231,6 +231,18 @@ def test_adagc_starts_low_with_the_minimum():
         assert climb == pytest.approx(steps, abs=5)
 
 
+def test_why_other_thresholds_are_not_offered():
+    # AGGC's authors' band: norms at most 0.6 of an average of decay 0.95 from 0.
+    average = 0.0
+    for step in range(1000):
+        length = 1.0 if step == 0 else 0.6 * average
+        average = 0.95 * average + 0.05 * length
+        assert step != 1 or length == pytest.approx(0.03)
+    assert float(f"{length:.0e}") == 5e-11
+    # A floor of 1e-8 under a threshold that grows by a thousandth a step, to 1e-2.
+    assert np.log(1e-2 / 1e-8) / np.log(1.001) == pytest.approx(13_800, rel=2e-3)
+
+
 # clip_by_norm_quantile.
 
 
@@ -304,6 +316,16 @@ def test_mean_deviation_is_levanters():
         past = norms[max(0, t - 10) : t]
         limit = np.mean(past) + 2 * np.std(past) if t >= 5 else np.inf
         assert got[t] == pytest.approx(min(n, limit), rel=1e-13)
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.4])
+def test_robust_deviation_is_a_gaussians(spread):
+    norms = np.exp(spread * np.random.default_rng(16).standard_normal(9))
+    got = lengths("clip_by_norm_deviation", [*norms[:8], 1e9], window=8)[-1]
+    logs = np.log(norms[:8])
+    mad = scipy.stats.median_abs_deviation(logs, scale="normal")
+    limit = np.median(logs) + 6 * max(mad, 0.05)
+    assert np.log(got) == pytest.approx(limit, rel=1e-5)  # 1.4826 has five digits
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.4])
@@ -636,15 +658,15 @@ def test_intervals():
 def test_fast_belief_worked():
     x, iterates = 1.0, []
     step = methods.ORACLES["scale_by_fast_belief"]()
-    squares, mean, s = [], 0.0, 0.0
-    for t in (1, 2, 3):
-        u = step({"w": np.array([x])}, None)[0]["w"][0]
-        mean = 0.9 * mean + 0.1 * x
-        s += 0.9 / t * ((x - mean) ** 2 - s)
-        x -= 0.1 * u
+    for _ in range(3):
         iterates.append(x)
-        squares.append(s)
-    np.testing.assert_allclose(iterates, [0.986468, 0.973618, 0.961458], atol=5e-7)
+        x -= 0.1 * step({"w": np.array([x])}, None)[0]["w"][0]
+    np.testing.assert_allclose(
+        [*iterates[1:], x], [0.986468, 0.973618, 0.961458], atol=5e-7
+    )
+    got = run("scale_by_fast_belief", iterates, amsgrad=False, step_decay=False)[0]
+    means = np.ravel(run("ema", iterates, 0.9)[0])
+    squares = means / np.ravel(got) - 0.01 / np.arange(1, 4)
     np.testing.assert_allclose(squares, [0.729, 0.687384, 0.6309], atol=5e-7)
 
 
@@ -746,14 +768,17 @@ def test_spectral_clips_as_polar_factors(shape):
 
 
 def test_newton_schulz_is_slow_on_a_spike():
-    """The coupled iteration for A^(-1/2) at its smallest eigenvalue, 1 of 1 + 100^2."""
-    share, errors = 1 / (1 + 1e4), []
-    for _ in range(16):
+    """The coupled iteration for (1 + s^2)^(-1/2), s in (0, 100], c = 1: its error in c.
+
+    Small singular values start at 1 / 10,001 and grow by 1.5 a step.
+    """
+    s, errors = np.geomspace(1e-3, 100, 20_001), {}
+    share = (1 + s**2) / (1 + 100**2)
+    for step in range(1, 17):
         share *= ((3 - share) / 2) ** 2
-        errors.append(1 - np.sqrt(share))
-    assert errors[9] > 0.2  # ten steps
-    steps = int(np.ceil(np.log(1e4) / (2 * np.log(1.5)) + 4))
-    assert errors[steps - 1] < 1e-3
+        errors[step] = np.max(s / np.sqrt(1 + s**2) * np.abs(np.sqrt(share) - 1))
+    assert [f"{errors[k]:.2g}" for k in (10, 12, 15)] == ["0.22", "0.032", "2.9e-08"]
+    assert errors[int(np.log(1e4) / (2 * np.log(1.5)) + 4)] < 1e-7
 
 
 def test_qk_clip_worked():
@@ -807,6 +832,17 @@ def test_error_feedback_of_one_worker_is_clipped_innovations():
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
 
 
+def test_error_feedback_of_an_average_is_clipped_innovations_of_it():
+    grads = np.random.default_rng(17).standard_t(1.5, (30, 3))
+    step = methods.ORACLES["aggregation.aggregate_with_error_feedback"](
+        1, 0.5, momentum=0.25, feedback=0.5
+    )
+    got = [step({"w": g[None]}, None)[0]["w"] for g in grads]
+    kwargs = {"decay": 0.5, "threshold": 0.5, "scope": "leaf"}
+    want = run("clipped_ema", grads, inner=methods.ORACLES["ema"](0.75), **kwargs)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+
+
 # SAGA, conditional gradients, Langevin steps, closed forms.
 
 
@@ -821,6 +857,13 @@ def test_saga_worked():
         iterates.append(x)
     np.testing.assert_allclose(updates, [0, -12, -4.8, -0.36, -2.772], atol=1e-12)
     np.testing.assert_allclose(iterates, [0, 1.2, 1.68, 1.716, 1.9932], atol=1e-12)
+
+
+def test_sag_is_the_mean_over_the_groups_seen():
+    step = methods.ORACLES["saga"](9, variant="sag")
+    grads = [(3, 6.0), (3, 2.0), (0, 4.0), (3, np.nan), (8, 0.0)]
+    got = [step({"w": np.array([g])}, None, j)[0]["w"][0] for j, g in grads]
+    np.testing.assert_array_equal(got, [6, 2, 3, np.nan, 2])
 
 
 @pytest.mark.parametrize("variant", ["saga", "sag"])
@@ -843,6 +886,7 @@ def descend_conditionally(gauge, steps):
 
 
 def test_conditional_gradients_limits():
+    np.testing.assert_allclose(descend_conditionally("l2", 1), [3, 1, -0.5])
     # Errors fall like 1 / t, of a difference of size 3.
     np.testing.assert_allclose(
         descend_conditionally("l2", 20_000), [1.5, 0.5, -0.25], atol=3e-4

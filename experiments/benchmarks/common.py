@@ -6,6 +6,7 @@ runs on an accelerator's machine that has no more than these.
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import provenance
+from experiments.common import inputs, provenance
 from experiments.common.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
@@ -41,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument(
             "--output",
-            type=Path,
+            type=functools.partial(inputs.local, "--output"),
             required=True,
             help="Writes OUTPUT.md, the table, and OUTPUT.jsonl, every timing.",
         )

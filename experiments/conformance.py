@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.common import files, markdown
+from experiments.common.errors import UserError
 from optax_heavytail import testing
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "conformance.md"
-BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 MARKS = {"passed": "·", "broken": "**✗**", "skipped": "-"}
 
 _STEP = {"learning_rate": 0.1}
@@ -145,14 +146,12 @@ def tables(reports: dict[str, testing.Report]) -> str:
 
 
 def _table(title, laws, reports):
-    lines = [
-        f"| {title} | {' | '.join(law.replace('_', ' ') for law in laws)} |",
-        "|---|" + ":-:|" * len(laws),
-    ]
+    rows = []
     for name, report in reports.items():
         status = {o.law: MARKS[o.status] for o in report.outcomes}
-        lines.append(f"| `{name}` | {' | '.join(status[law] for law in laws)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", *(status[law] for law in laws)])
+    headings = [title, *(law.replace("_", " ") for law in laws)]
+    return markdown.table(headings, rows, rule=":-:") + "\n"
 
 
 def _failures(name, report):
@@ -169,24 +168,17 @@ def _first_sentence(detail):
 
 def write(text: str) -> None:
     """Replaces what is between the marks of the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(f"error: {PAGE} lacks the lines {BEGIN!r} and {END!r}")
     versions = f"Optax {optax.__version__}, JAX {jax.__version__}, on a CPU."
-    new = PAGE.with_suffix(".tmp")
-    new.write_text(
-        f"{before}{BEGIN}\n{versions}\n\n{text}\n{END}{after}", encoding="utf-8"
-    )
-    os.replace(new, PAGE)
+    page = PAGE.read_text(encoding="utf-8")
+    filled = markdown.fill(page, {"tables": f"{versions}\n\n{text}"})
+    files.write_atomically(PAGE, filled)
 
 
 def main(words: list[str]) -> None:
     """Prints the chosen reports, or writes them all."""
     chosen = [n for n in SUBJECTS if not words or any(word in n for word in words)]
     if not chosen:
-        sys.exit(f"error: no optimizer is called {words}; there are {list(SUBJECTS)}")
+        raise UserError(f"no optimizer is called {words}; there are {list(SUBJECTS)}")
     reports = {}
     for name in chosen:
         reports[name] = examine(SUBJECTS[name])
@@ -197,4 +189,7 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -18,7 +18,9 @@ import numpy as np
 
 from experiments.benchmarks import common
 from experiments.benchmarks.known_laws import GAUSSIAN, POWER_LAWS, STABLE_LAWS, Law
-from experiments.common import provenance
+from experiments.common import markdown, provenance
+from experiments.common.json_files import Record
+from experiments.common.measurements import Measurements
 from optax_heavytail import diagnostics
 
 CONFIDENCE = 0.9
@@ -93,7 +95,7 @@ def is_meant(cell: Cell) -> bool:
     return cell.law.index <= highest
 
 
-def measure(cell: Cell, repeats: int) -> common.Record:
+def measure(cell: Cell, repeats: int) -> Record:
     """The record of a cell."""
     over, phi, draws = SETTINGS[cell.setting]
     # Samples of its own for every cell, but for the methods, which are compared.
@@ -141,59 +143,42 @@ def _number(value: Any) -> float | str:
     return float(value) if np.isfinite(value) else "inf"
 
 
-def coverage(record: common.Record) -> float:
+def coverage(record: Record) -> float:
     """Share of the intervals that held the true index."""
     return 1 - record["below"] - record["above"]
 
 
 def run(
     wanted: Sequence[Cell], repeats: int, partial: Path
-) -> list[tuple[Cell, common.Record]]:
-    """Measures the cells that ``partial`` does not have yet."""
-    done = _read(partial, repeats)
-    found = []
-    with partial.open("a", encoding="utf-8") as file:
-        for number, cell in enumerate(wanted, 1):
-            key = cell.key()
-            if json.dumps(key) not in done:
-                started = time.perf_counter()
-                record = {"kind": "cell", **key, **measure(cell, repeats)}
-                line = {**record, "commit": provenance.commit()}
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                done[json.dumps(key)] = record
-                seconds = time.perf_counter() - started
-                where = f"{number}/{len(wanted)} {', '.join(map(str, key.values()))}"
-                share = f"{coverage(record):.3f} of the intervals cover"
-                print(f"{where}: {share}, {seconds:.1f} s", flush=True)
-            found.append((cell, done[json.dumps(key)]))
-    return found
+) -> list[tuple[Cell, Record]]:
+    """Measures the cells that ``partial`` does not have of this commit yet."""
+    about = {"repeats": repeats, "commit": provenance.commit()}
+
+    def key(settings: Record) -> str:
+        return json.dumps(settings)
+
+    known = Measurements(partial, lambda record: key(record["settings"]))
+    for number, cell in enumerate(wanted, 1):
+        settings = {**cell.key(), **about}
+        if key(settings) not in known:
+            started = time.perf_counter()
+            result = measure(cell, repeats)
+            known.add({"settings": settings, "result": result})
+            seconds = time.perf_counter() - started
+            where = f"{number}/{len(wanted)} {', '.join(map(str, cell.key().values()))}"
+            share = f"{coverage(result):.3f} of the intervals cover"
+            print(f"{where}: {share}, {seconds:.1f} s", flush=True)
+    measured = [(cell, known[key({**cell.key(), **about})]) for cell in wanted]
+    return [
+        (cell, {"kind": "cell", **cell.key(), **record["result"]})
+        for cell, record in measured
+    ]
 
 
-def _read(partial: Path, repeats: int) -> dict[str, common.Record]:
-    """What a run of the same commit has measured before it was stopped."""
-    if not partial.exists():
-        return {}
-    *lines, torn = partial.read_text(encoding="utf-8").split("\n")
-    if torn:  # it was stopped while it wrote
-        with partial.open("a", encoding="utf-8") as file:
-            file.write("\n")
-    found = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn, earlier
-        same = record.pop("commit") == provenance.commit()
-        if same and record["repeats"] == repeats:
-            found[json.dumps({name: record[name] for name in Cell._fields})] = record
-    return found
+Show = Callable[[Cell, Record], str]
 
 
-Show = Callable[[Cell, common.Record], str]
-
-
-def show_coverage(cell: Cell, record: common.Record) -> str:
+def show_coverage(cell: Cell, record: Record) -> str:
     """In parentheses where it is not meant to be right, bold where it should be."""
     if np.isinf(cell.truth) and cell.method != "pickands":
         return "-"
@@ -230,7 +215,7 @@ SHOWN: dict[str, tuple[str, Show]] = {
 }
 
 
-def tables(found: Sequence[tuple[Cell, common.Record]]) -> list[str]:
+def tables(found: Sequence[tuple[Cell, Record]]) -> list[str]:
     """One table per method and quantity, laws against settings and sizes."""
     parts = []
     for title, (explanation, show) in SHOWN.items():
@@ -241,7 +226,7 @@ def tables(found: Sequence[tuple[Cell, common.Record]]) -> list[str]:
     return parts
 
 
-def _table(chosen: Sequence[tuple[Cell, common.Record]], show: Show) -> str:
+def _table(chosen: Sequence[tuple[Cell, Record]], show: Show) -> str:
     columns = list(
         dict.fromkeys(
             (setting, cell.n)
@@ -254,7 +239,7 @@ def _table(chosen: Sequence[tuple[Cell, common.Record]], show: Show) -> str:
     for cell, record in chosen:
         shown = show(cell, record)
         rows.setdefault(str(cell.law), {})[cell.setting, cell.n] = shown
-    return common.table(
+    return markdown.table(
         ["law", *(f"{setting}: {n:,}" for setting, n in columns)],
         [[law, *(row[column] for column in columns)] for law, row in rows.items()],
     )

@@ -10,7 +10,6 @@ line for each measurement, and ``curvature.png``. Given again after an interrupt
 trains again, and measures what is missing.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, distributed, files, progress, provenance
+from experiments.common import cli, distributed, files, json_files, progress, provenance
 from experiments.common.errors import UserError
+from experiments.common.measurements import Measurements
 from experiments.common.types import Config
 from experiments.diagnosis import trajectory, trajectory_figures
 from experiments.diagnosis.trajectory import Record
@@ -44,6 +44,7 @@ LANCZOS_STEPS = flags.DEFINE_integer(
     "lanczos_steps", 64, "Hessian-vector products for a spectrum.", lower_bound=1
 )
 RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
+HEADER = ("header", None)
 
 
 class Settings(NamedTuple):
@@ -68,46 +69,25 @@ def _early(first: int, last: int, count: int) -> list[int]:
     return sorted({first + round(x * (last - first)) for x in fractions})
 
 
-class File:
-    """The records in a folder, whole on the disk whenever one has been added.
-
-    Args:
-      path: of the file.
-      settings: a file of other settings is refused.
+def measurements(path: Path, settings: Settings) -> Measurements:
+    """Those in a file, by what they are of, if they were made with these settings.
 
     Raises:
       UserError: the file is of other settings, or not one of this program.
     """
+    made = Measurements(path, lambda record: (record["kind"], record.get("step")))
+    wanted = settings._asdict()
+    there = made[HEADER].get("settings") if HEADER in made else None
+    if made.records and there != wanted:
+        raise UserError(
+            f"{path}: has measurements with {there}, not {wanted}; choose another "
+            "folder, or delete the file"
+        )
+    return made
 
-    def __init__(self, path: Path, settings: Settings):
-        self._path, wanted = path, settings._asdict()
-        header = {"kind": "header", "settings": wanted, **_origin()}
-        self.records = self._read() if path.exists() else [header]
-        found = self.records[0].get("settings")
-        if found != wanted:
-            raise UserError(
-                f"{path}: has measurements with {found}, not {wanted}; choose another "
-                "folder, or delete the file"
-            )
 
-    def _read(self) -> list[Record]:
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        try:
-            first, *others = [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError):
-            raise UserError(f"{self._path}: has lines that are no records") from None
-        return [first, *others]
-
-    def missing(self, kind: str, steps: Sequence[int]) -> list[int]:
-        """Those of the steps of which there is no record."""
-        found = {r["step"] for r in self.records if r["kind"] == kind}
-        return [step for step in steps if step not in found]
-
-    def add(self, kind: str, step: int, values: Record) -> None:
-        """Writes a record; a number that is not finite becomes ``None``."""
-        self.records.append({"kind": kind, "step": step, **trajectory.finite(values)})
-        lines = [json.dumps(record, allow_nan=False) for record in self.records]
-        files.write_atomically(self._path, "\n".join(lines) + "\n")
+def _missing(made: Measurements, kind: str, steps: Sequence[int]) -> list[int]:
+    return [step for step in steps if (kind, step) not in made]
 
 
 def _origin() -> Record:
@@ -130,22 +110,25 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     resolved = trainer.resolve(config, source)
     folders.finished(workdir, resolved)  # refuses the folder of another config
     with folders.locked(workdir):
-        file = File(workdir / RECORDS_FILE, settings)
+        made = measurements(workdir / RECORDS_FILE, settings)
         end = plan.make(resolved).num_steps
-        spectra = file.missing("spectrum", settings.spectrum_steps(end))
-        updates = file.missing("smoothness", settings.smoothness_steps(end))
+        spectra = _missing(made, "spectrum", settings.spectrum_steps(end))
+        updates = _missing(made, "smoothness", settings.smoothness_steps(end))
         if spectra or updates:
             built = program.build(resolved, source.build(workdir))
             _check_size(built, settings)
             folders.claim(workdir, resolved)
             built.task.save_assets(workdir)
+            if not made.records:
+                header = {"kind": HEADER[0], "settings": settings._asdict()}
+                made.add({**header, **_origin()})
             tools = trajectory.Instruments(
                 built, settings.loss_batches, settings.lanczos_steps, config.seed
             )
             state = built.init_state()
             points = trajectory.follow(built, resolved, state, spectra, updates)
-            _add(file, points, len(spectra) + len(updates), tools)
-        return file.records
+            _add(made, points, len(spectra) + len(updates), tools)
+        return made.records
 
 
 def _check_size(built: Program, settings: Settings) -> None:
@@ -159,7 +142,7 @@ def _check_size(built: Program, settings: Settings) -> None:
 
 
 def _add(
-    file: File,
+    made: Measurements,
     points: Iterable[trajectory.Point],
     number: int,
     tools: trajectory.Instruments,
@@ -167,10 +150,11 @@ def _add(
     with progress.run_bar("curvature", number, distributed.console()) as bar:
         for count, (step, params, model_state, update) in enumerate(points, 1):
             if update is None:
-                file.add("spectrum", step, tools.spectrum(params, model_state))
+                kind, values = "spectrum", tools.spectrum(params, model_state)
             else:
+                kind = "smoothness"
                 values = tools.smoothness(params, model_state, update)
-                file.add("smoothness", step, values)
+            made.add({"kind": kind, "step": step, **json_files.finite(values)})
             bar.update(count, note=f"at step {step:,}")
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import files, progress
+from experiments.common import files, markdown, progress
 from experiments.common.errors import UserError
 from experiments.studies import bert, lambc, neumann, robustness, study, survey, theory
 
@@ -36,11 +36,12 @@ def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> 
     with progress.run_bar(name, len(cells)) as bar:
         for number, cell in enumerate(study.run(cells, path), 1):
             bar.update(number, note=", ".join(map(str, cell.settings.values())))
-    records = study.wanted(study.read(path), cells)
+    records = study.wanted(path, cells)
     for file, picture in chosen.pictures(records).items():
         files.write_atomically(pages / file, picture)
     page = pages / f"{name}.md"
-    filled = study.fill(page.read_text(encoding="utf-8"), blocks(name, scale, records))
+    text = page.read_text(encoding="utf-8")
+    filled = markdown.fill(text, blocks(name, scale, records))
     files.write_atomically(page, filled)
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     for target in targets:  # before the runs, not after
         distributed.by_main(functools.partial(files.make_folder, target.parent))
     finals = sweeps.sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
-    table = sweeps.markdown(finals, config)
+    table = sweeps.page(finals, config)
     distributed.say(table)
     distributed.by_main(lambda: sweeps.write(finals, table, targets))
 

@@ -1,6 +1,8 @@
 """Composable gradient transformations for heavy-tailed gradients and huge batches."""
 
-from optax_heavytail import aggregation, diagnostics
+import importlib as _importlib
+import typing as _typing
+
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
@@ -17,6 +19,7 @@ from optax_heavytail._clip_by_moment import (
     adaptive_coordinate_threshold,
     clip_by_moment,
 )
+from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
@@ -71,6 +74,18 @@ from optax_heavytail._weight_decay import (
     mask_coverage,
 )
 
+if _typing.TYPE_CHECKING:
+    from optax_heavytail import aggregation, diagnostics
+    from optax_heavytail import testing as testing
+else:
+
+    def __getattr__(name):
+        # Imported when asked for: a training script that needs none starts sooner.
+        if name in ("aggregation", "diagnostics", "testing"):
+            return _importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -101,6 +116,7 @@ __all__ = [
     "cclip",
     "clip_by_moment",
     "clip_by_norm",
+    "clip_by_rms",
     "clip_by_value",
     "clipped_gd",
     "clipping_threshold",
@@ -145,3 +161,7 @@ __all__ = [
     "weighted_iterate_average",
     "weighted_iterate_average_eval_params",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "testing"]

@@ -76,6 +76,9 @@ def scale_by_acclip(
     """
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     _base.check_dtype("mu_dtype", mu_dtype)
+    _base.check_flag("normalize", normalize)
+    if bias_correction is not None:
+        _base.check_flag("bias_correction", bias_correction)
     correct = normalize if bias_correction is None else bias_correction
     return clip_by_moment(
         ema(b1, debias=correct, accumulator_dtype=mu_dtype),

@@ -6,7 +6,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
-from optax_heavytail._stochastic_rounding import round_bfloat16_fields
+from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
 
 
@@ -18,7 +18,7 @@ def scale_by_adam(
     bias_correction: bool = True,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides the averaged gradient by the root of its averaged square.
 
     Elementwise, with :math:`m_0 = v_0 = 0` and updates :math:`t \geq 1`,
@@ -68,36 +68,29 @@ def scale_by_adam(
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("eps", eps, 0.0, float("inf"))
+    _base.check_flag("bias_correction", bias_correction)
     _base.check_dtype("mu_dtype", mu_dtype)
     _base.check_dtype("nu_dtype", nu_dtype)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return optax.ScaleByAdamState(
             jnp.zeros([], jnp.int32),
             _tree.zeros_like(params, mu_dtype),
             _tree.zeros_like(params, nu_dtype),
         )
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         count = optax.safe_increment(state.count)
-        grads = _tree.at_least_float32(updates)
-        mu = optax.tree.update_moment(grads, _tree.at_least_float32(state.mu), b1, 1)
-        nu = optax.tree.update_moment(grads, _tree.at_least_float32(state.nu), b2, 2)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
         mean, square = mu, nu
         if bias_correction:
             mean = optax.tree.bias_correction(mu, b1, count)
             square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
         direction = _tree.divide_by_root(mean, square, eps)
-        new_state = optax.ScaleByAdamState(
-            count, _tree.cast_like(mu, state.mu), _tree.cast_like(nu, state.nu)
-        )
-        return _tree.cast_like(direction, updates), new_state
+        return direction, optax.ScaleByAdamState(count, mu, nu)
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return round_bfloat16_fields(tx, mu=mu_dtype, nu=nu_dtype)
+    return transform(init, update, dtypes={"mu": mu_dtype, "nu": nu_dtype})
 
 
 def adamw_decoupled(

@@ -8,6 +8,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 
 
 class ScaleByAdashiftState(NamedTuple):
@@ -23,7 +24,7 @@ def scale_by_adashift(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-10,
     n: int = 10,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides an average of the last gradients by the root of an older second moment.
 
     Elementwise, for updates :math:`t > n`, with :math:`v_n = 0`,
@@ -73,23 +74,17 @@ def scale_by_adashift(
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_static_integer("n", n, 1)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         nu = _tree.zeros_like(params)
         window = jax.tree.map(lambda v: jnp.stack([v] * n), nu)
         return ScaleByAdashiftState(jnp.zeros([], jnp.int32), nu, window)
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         count = optax.safe_increment(state.count)
         slot = state.count % n  # of the oldest gradient, and of the newest from now on
-        grads = _tree.at_least_float32(updates)
-        oldest = jax.tree.map(lambda w: jnp.asarray(w)[slot], state.window)
+        oldest = jax.tree.map(lambda w: w[slot], state.window)
         window = jax.tree.map(
-            lambda w, g: jnp.asarray(w).at[slot].set(g.astype(w.dtype)),
-            state.window,
-            grads,
+            lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.window, grads
         )
         weights = b1 ** ((slot - jnp.arange(n)) % n)
         weights = weights / jnp.sum(weights)
@@ -105,14 +100,9 @@ def scale_by_adashift(
         started = jnp.asarray(count) > n
         nu = optax.tree.where(started, nu, state.nu)
         direction = jax.tree.map(lambda u: jnp.where(started, u, 0), direction)
-        new_state = ScaleByAdashiftState(
-            count,
-            _tree.cast_like(nu, state.nu),
-            window,
-        )
-        return _tree.cast_like(direction, updates), new_state
+        return direction, ScaleByAdashiftState(count, nu, window)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update, dtypes={"nu": None, "window": None})
 
 
 def adashift(

@@ -6,6 +6,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 
 
 def scale_by_amsgrad(
@@ -14,7 +15,7 @@ def scale_by_amsgrad(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides the averaged gradient by the root of the largest averaged square so far.
 
     Elementwise, with :math:`m_0 = v_0 = \hat v_0 = 0` and updates :math:`t \geq 1`,
@@ -63,17 +64,14 @@ def scale_by_amsgrad(
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("eps", eps, 0.0, float("inf"))
+    _base.check_flag("bias_correction", bias_correction)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         moments = (_tree.zeros_like(params) for _ in range(3))
         return optax.ScaleByAmsgradState(jnp.zeros([], jnp.int32), *moments)
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         count = optax.safe_increment(state.count)
-        grads = _tree.at_least_float32(updates)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
         mean, square = mu, nu
@@ -82,15 +80,9 @@ def scale_by_amsgrad(
             square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
         nu_max = jax.tree.map(_tree.maximum, square, state.nu_max)
         direction = _tree.divide_by_root(mean, nu_max, eps)
-        new_state = optax.ScaleByAmsgradState(
-            count,
-            _tree.cast_like(mu, state.mu),
-            _tree.cast_like(nu, state.nu),
-            _tree.cast_like(nu_max, state.nu_max),
-        )
-        return _tree.cast_like(direction, updates), new_state
+        return direction, optax.ScaleByAmsgradState(count, mu, nu, nu_max)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update, dtypes={"mu": None, "nu": None, "nu_max": None})
 
 
 def amsgrad(

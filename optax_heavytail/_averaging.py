@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _readers, _tree
+from optax_heavytail import _readers, _tree
+from optax_heavytail._transform import wrapper
 
 
 class WeightedIterateAverageState(NamedTuple):
@@ -59,15 +60,12 @@ def weighted_iterate_average(
     """
     inner_tx = optax.with_extra_args_support(inner)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return WeightedIterateAverageState(
             jnp.zeros([], jnp.int32), _tree.zeros_like(params), inner_tx.init(params)
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
+    def update(updates, state, params, **extra_args):
         count = optax.safe_increment(state.count)
         # An int32 divided is a float32 even where x64 is on.
         weight = 2 / (jnp.asarray(count, jnp.result_type(float)) + 1)
@@ -79,11 +77,9 @@ def weighted_iterate_average(
         updates, inner_state = inner_tx.update(
             updates, state.inner_state, params, **extra_args
         )
-        return updates, WeightedIterateAverageState(
-            count, _tree.cast_like(average, state.average), inner_state
-        )
+        return updates, WeightedIterateAverageState(count, average, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update, dtypes={"average": None}, needs_params=True)
 
 
 def weighted_iterate_average_eval_params(

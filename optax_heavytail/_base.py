@@ -63,32 +63,102 @@ def check_range(
         raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value}.")
 
 
+def check_static(name: str, value: Any) -> None:
+    """Raises if ``value``, which the program depends on, holds an array."""
+    if any(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name} decides what is compiled and cannot be an array; under "
+            f'`optax.inject_hyperparams` pass `static_args=("{name}",)`.'
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises if ``value`` is not True or False."""
+    check_static(name, value)
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raises if ``value`` is not one of the ``allowed`` words."""
+    check_static(name, value)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
 
 
+def check_transform(name: str, value: Any) -> None:
+    """Raises if ``value`` is no gradient transformation."""
+    if not hasattr(value, "init") or not hasattr(value, "update"):
+        raise TypeError(f"{name} must be a gradient transformation, got {value!r}.")
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Raises if ``dtype`` is none that a state can be kept in."""
+    check_static(name, dtype)
     # float16 ends at 6e-8: the square of a gradient of 1e-4 would be 0.
     allowed = (jnp.bfloat16, jnp.float32, jnp.float64)
-    if dtype is not None and jnp.dtype(dtype) not in map(jnp.dtype, allowed):
+    try:
+        good = dtype is None or jnp.dtype(dtype) in map(jnp.dtype, allowed)
+    except TypeError:
+        good = False
+    if not good:
         raise ValueError(
-            f"{name} must be None, bfloat16, float32 or float64, got {dtype}."
+            f"{name} must be None, bfloat16, float32 or float64, got {dtype!r}."
         )
 
 
 def check_floating(tree: Any, what: str) -> None:
     """Raises if a leaf of ``tree`` is not an array of real floating-point numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            where = jax.tree_util.keystr(path) or "the only leaf"
+        found = _description(leaf)
+        if found is not None:
             raise TypeError(
-                f"{what} must be real floating-point arrays, but {where} has dtype "
-                f"{dtype}; leave it out with `optax.masked` or `optax.partition`."
+                f"{what} must be real floating-point arrays, but {_where(path)} "
+                f"{found}; put None there, or leave it out with `optax.masked` or "
+                "`optax.partition`."
             )
+
+
+def _description(leaf: Any) -> str | None:
+    """What a leaf is, if it is no array of real floating-point numbers."""
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+        return f"is a {type(leaf).__name__}"
+    dtype = getattr(leaf, "dtype", None)
+    dtype = jnp.result_type(leaf) if dtype is None else dtype
+    return None if jnp.issubdtype(dtype, jnp.floating) else f"has dtype {dtype}"
+
+
+def check_alike(tree: Any, like: Any, what: str) -> None:
+    """Raises if ``tree`` has not the structure of the updates ``like``."""
+    structures = jax.tree.structure(tree), jax.tree.structure(like)
+    if structures[0] == structures[1]:
+        return
+    paths, others = (
+        [path for path, _ in jax.tree_util.tree_leaves_with_path(t)]
+        for t in (tree, like)
+    )
+    odd = [p for p in paths if p not in others] + [p for p in others if p not in paths]
+    where = (
+        f"only one of them has a leaf at {_where(odd[0])}"
+        if odd
+        else (f"they are {structures[0]} and {structures[1]}")
+    )
+    raise ValueError(
+        f"{what} and updates must be trees of one structure, but {where}; what is not "
+        "trained must be None, or masked, in parameters and gradients alike."
+    )
+
+
+def _where(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "the only leaf"
+
+
+def is_function(value: Any) -> bool:
+    """Whether ``value`` can be called, and is no tree: an Equinox module can be both.
+
+    The question to ask where a schedule or a function may come and a tree as well.
+    """
+    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 def at_count(value: Any, count: Any) -> Any:
@@ -121,6 +191,7 @@ def check_integer(name: str, value: Any, low: int) -> None:
 
 def check_static_integer(name: str, value: Any, low: int) -> None:
     """Raises if ``value``, which fixes a shape, is no integer of Python or NumPy."""
+    check_static(name, value)
     if not isinstance(value, int | np.integer):
         raise ValueError(
             f"{name} must be a Python integer, as it fixes a shape, got {value!r}."

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
 
 
@@ -18,7 +19,7 @@ class ClipByValueState(NamedTuple):
     count: jax.typing.ArrayLike  #: (), int32, updates seen
 
 
-def clip_by_value(threshold: Any) -> optax.GradientTransformation:
+def clip_by_value(threshold: Any) -> optax.GradientTransformationExtraArgs:
     r"""Limits the size of each entry of the updates.
 
     Elementwise,
@@ -28,7 +29,8 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformation:
     Args:
       threshold: :math:`\tau` in (0, inf), in the updates' units: a number; a tree of
         numbers or arrays like the updates, or a prefix of it; or a schedule of the
-        count from 0 that returns any of these, such as `clipping_threshold`.
+        count from 0 that returns any of these, such as `clipping_threshold`. A tree
+        that can be called, as Equinox's modules can, is a tree.
 
     Returns:
       A transform with a `ClipByValueState`. Updates keep their structure, shapes and
@@ -59,28 +61,30 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformation:
         raise ValueError(
             f"threshold must be a number, tree or schedule: {threshold!r}."
         )
+    is_schedule = _base.is_function(threshold)
     for leaf in limits:
+        if callable(leaf) and not is_schedule:
+            raise TypeError(
+                "threshold must be one schedule that returns a tree, and not a tree "
+                f"with a function in it: {leaf!r}."
+            )
         _base.check_range(
             "threshold", leaf, 0.0, float("inf"), low_open=True, scalar=False
         )
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         return ClipByValueState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
-        limits = _base.at_count(threshold, state.count)
+    def update(grads, state):
         clipped = jax.tree.map(
             lambda tau, part: jax.tree.map(lambda g: _clip(tau, g), part),
-            limits,
-            _tree.at_least_float32(updates),
+            _base.at_count(threshold, state.count) if is_schedule else threshold,
+            grads,
         )
-        new_state = ClipByValueState(optax.safe_increment(state.count))
-        return _tree.cast_like(clipped, updates), new_state
+        return clipped, ClipByValueState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update)
 
 
 def cclip(
@@ -139,6 +143,7 @@ def cclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1, "CClip".
     """
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_flag("bias_correction", bias_correction)
     _base.check_dtype("mu_dtype", mu_dtype)
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
-from optax_heavytail._stochastic_rounding import round_bfloat16_fields
+from optax_heavytail._transform import transform, wrapper
 
 _SCOPES = ("coordinate", "leaf", "global")
 
@@ -106,14 +106,16 @@ def clip_by_moment(
     _base.check_range("alpha", alpha, 1.0, 2.0)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_choice("scope", scope, _SCOPES)
+    _base.check_flag("normalize", normalize)
+    if bias_correction is not None:
+        _base.check_flag("bias_correction", bias_correction)
     _base.check_dtype("threshold_dtype", threshold_dtype)
     if inner is not None and not hasattr(inner, "update"):
         raise TypeError(f"inner must be a gradient transformation, got {inner!r}.")
     inner_tx = optax.with_extra_args_support(inner or optax.identity())
     correct = normalize if bias_correction is None else bias_correction
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         count = jnp.zeros([], jnp.int32)
         threshold = _tree.zeros_like(params, threshold_dtype)
         if scope != "coordinate":
@@ -125,8 +127,7 @@ def clip_by_moment(
             )
         return ClipByMomentState(count, threshold, inner_tx.init(params))
 
-    def update_fn(updates, state, params=None, *, with_raw=False, **extra_args):
-        _base.check_floating(updates, "updates")
+    def update(updates, state, params, *, with_raw=False, **extra_args):
         count = optax.safe_increment(state.count)
         grads = _tree.at_least_float32(updates)
         threshold = _update_threshold(
@@ -155,13 +156,12 @@ def clip_by_moment(
         both = _tree.cast_like(both, _base.Clipping(updates, updates))
         new_state = ClipByMomentState(
             count,
-            _tree.cast_like(threshold, state.threshold),
+            threshold,
             _tree.cast_like(inner_state, state.inner_state),
         )
         return both if with_raw else both.clipped, new_state
 
-    tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return round_bfloat16_fields(tx, threshold=threshold_dtype)
+    return wrapper(init, update, dtypes={"threshold": threshold_dtype})
 
 
 class AdaptiveCoordinateThresholdState(NamedTuple):
@@ -176,7 +176,7 @@ def adaptive_coordinate_threshold(
     alpha: jax.typing.ArrayLike = 1.0,
     *,
     threshold_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Measures ACClip's threshold and passes the updates unchanged.
 
     Elementwise, with :math:`\tau_0 = 0` and updates :math:`k \geq 1`,
@@ -217,23 +217,17 @@ def adaptive_coordinate_threshold(
     _base.check_range("alpha", alpha, 1.0, 2.0)
     _base.check_dtype("threshold_dtype", threshold_dtype)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         threshold = _tree.zeros_like(params, threshold_dtype)
         return AdaptiveCoordinateThresholdState(jnp.zeros([], jnp.int32), threshold)
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
-        sizes = _magnitudes(_tree.at_least_float32(updates), "coordinate", None)
+    def update(grads, state):
+        sizes = _magnitudes(grads, "coordinate", None)
         threshold = _update_threshold(state.threshold, sizes, b2, alpha)
-        return updates, AdaptiveCoordinateThresholdState(
-            optax.safe_increment(state.count),
-            _tree.cast_like(threshold, state.threshold),
-        )
+        count = optax.safe_increment(state.count)
+        return grads, AdaptiveCoordinateThresholdState(count, threshold)
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return round_bfloat16_fields(tx, threshold=threshold_dtype)
+    return transform(init, update, dtypes={"threshold": threshold_dtype})
 
 
 def _magnitudes(tree, scope, axis_name):
@@ -254,7 +248,7 @@ def _update_threshold(threshold, sizes, b2, alpha):
             jnp.isfinite(size), _tree.power_mean(tau, size, b2, alpha), tau
         )
 
-    return jax.tree.map(new_threshold, _tree.at_least_float32(threshold), sizes)
+    return jax.tree.map(new_threshold, threshold, sizes)
 
 
 def _debias(threshold, b2, alpha, count):

@@ -10,6 +10,7 @@ from optax_heavytail import _base, _tree
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 
 
 def clipped_gd(
@@ -17,7 +18,7 @@ def clipped_gd(
     max_update_norm: _base.ScalarOrSchedule,
     *,
     axis_name: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent whose update has a bounded norm.
 
     With the norm over all leaves,
@@ -58,18 +59,15 @@ def clipped_gd(
         "max_update_norm", max_update_norm, 0.0, float("inf"), low_open=True
     )
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         return ClipByNormState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         rate = _base.at_count(learning_rate, state.count)
         bound = jnp.asarray(_base.at_count(max_update_norm, state.count))
         bound = jnp.where(bound >= 0, bound, jnp.nan)  # a schedule's bad one is loud
-        wide = _tree.at_least_float32(updates)
-        norm = _tree.global_norm(wide, axis_name)
+        norm = _tree.global_norm(grads, axis_name)
         is_short = rate * norm.scaled <= bound * norm.scale
         inverse = 1 / jnp.where(norm.scaled == 0, 1, norm.scaled)
         inverse, is_short = jax.lax.optimization_barrier((inverse, is_short))
@@ -78,18 +76,17 @@ def clipped_gd(
             lambda g: jnp.where(
                 is_short, rate * g, bound * (inverse * (norm.scale * g))
             ),
-            wide,
+            grads,
         )
         steps = _tree.nan_unless_finite(norm.scaled, optax.tree.scale(-1, steps))
-        new_state = ClipByNormState(optax.safe_increment(state.count))
-        return _tree.cast_like(steps, updates), new_state
+        return steps, ClipByNormState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update)
 
 
 def normalize_by_norm(
     offset: jax.typing.ArrayLike = 1e-8, *, axis_name: Any = None
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides the updates by their Euclidean norm over all leaves.
 
     .. math:: u_k = \frac{g_k}{\lVert g_k \rVert + b}
@@ -121,23 +118,19 @@ def normalize_by_norm(
     """
     _base.check_range("offset", offset, 0.0, float("inf"))
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
-        wide = _tree.at_least_float32(updates)
-        norm = _tree.global_norm(wide, axis_name)
+    def update(updates, state):
+        norm = _tree.global_norm(updates, axis_name)
         length = norm.scaled + offset * norm.scale
         normalized = jax.tree.map(
-            lambda g: _tree.safe_divide(g * norm.scale, length), wide
+            lambda g: _tree.safe_divide(g * norm.scale, length), updates
         )
-        normalized = _tree.nan_unless_finite(norm.scaled, normalized)
-        return _tree.cast_like(normalized, updates), state
+        return _tree.nan_unless_finite(norm.scaled, normalized), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update)
 
 
 def normalized_gd(

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
-from optax_heavytail._stochastic_rounding import round_bfloat16_fields
+from optax_heavytail._transform import transform
 
 
 def ema(
     decay: jax.typing.ArrayLike,
     debias: bool = False,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradients by their exponential moving average.
 
     Elementwise, with :math:`m_0 = 0` and updates :math:`k \geq 1`,
@@ -56,28 +56,19 @@ def ema(
       1.0
     """
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
+    _base.check_flag("debias", debias)
     _base.check_dtype("accumulator_dtype", accumulator_dtype)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         average = _tree.zeros_like(params, accumulator_dtype)
         return optax.EmaState(jnp.zeros([], jnp.int32), average)
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         count = optax.safe_increment(state.count)
-        average = optax.tree.update_moment(
-            _tree.at_least_float32(updates),
-            _tree.at_least_float32(state.ema),
-            decay,
-            1,
-        )
+        average = optax.tree.update_moment(grads, state.ema, decay, 1)
         smoothed = average
         if debias:
             smoothed = optax.tree.bias_correction(average, decay, count)
-        new_state = optax.EmaState(count, _tree.cast_like(average, state.ema))
-        return _tree.cast_like(smoothed, updates), new_state
+        return smoothed, optax.EmaState(count, average)
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return round_bfloat16_fields(tx, ema=accumulator_dtype)
+    return transform(init, update, dtypes={"ema": accumulator_dtype})

@@ -9,6 +9,7 @@ import optax
 from optax_heavytail import _base, _tree
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
 
 _SCOPES = ("global", "leaf")
@@ -27,7 +28,7 @@ def clip_by_norm(
     scope: str = "global",
     nonfinite: str = "propagate",
     axis_name: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales the updates down so that their Euclidean norm is at most a threshold.
 
     .. math:: u_k = \min\left(\frac{\tau_k}{\lVert g_k \rVert}, 1\right) g_k,
@@ -76,31 +77,27 @@ def clip_by_norm(
     _base.check_choice("scope", scope, _SCOPES)
     _base.check_choice("nonfinite", nonfinite, _NONFINITE)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         return ClipByNormState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         tau = _base.at_count(threshold, state.count)
-        wide = _tree.at_least_float32(updates)
         if nonfinite == "zero":
-            wide = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), wide)
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), grads)
         if scope == "global":
-            factors = clip_factors(_tree.global_norm(wide, axis_name), tau)
-            clipped = jax.tree.map(lambda g: apply_factors(factors, g), wide)
+            factors = clip_factors(_tree.global_norm(grads, axis_name), tau)
+            clipped = jax.tree.map(lambda g: apply_factors(factors, g), grads)
         else:
             clipped = jax.tree.map(
                 lambda norm, g: apply_factors(clip_factors(norm, tau), g),
-                _tree.leaf_norms(wide, axis_name),
-                wide,
+                _tree.leaf_norms(grads, axis_name),
+                grads,
                 is_leaf=lambda x: isinstance(x, _tree.Norm),
             )
-        new_state = ClipByNormState(optax.safe_increment(state.count))
-        return _tree.cast_like(clipped, updates), new_state
+        return clipped, ClipByNormState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update)
 
 
 def gclip(
@@ -163,6 +160,7 @@ def gclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1, "GClip".
     """
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_flag("bias_correction", bias_correction)
     _base.check_dtype("mu_dtype", mu_dtype)
     return optax.chain(
         ema(b1, debias=bias_correction, accumulator_dtype=mu_dtype),

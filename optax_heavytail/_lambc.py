@@ -9,10 +9,12 @@ from optax_heavytail import _base
 from optax_heavytail._adam import scale_by_adam
 from optax_heavytail._gclip import clip_by_norm
 from optax_heavytail._learning_rate import scale_by_learning_rate
-from optax_heavytail._trust_ratio import scale_by_clipped_trust_ratio
-from optax_heavytail._weight_decay import Mask, add_decayed_weights
-
-Bounds = tuple[_base.ScalarOrSchedule | None, _base.ScalarOrSchedule | None]
+from optax_heavytail._trust_ratio import (
+    Bounds,
+    check_bounds,
+    scale_by_clipped_trust_ratio,
+)
+from optax_heavytail._weight_decay import Mask, add_decayed_weights, check_mask
 
 
 def lambc(
@@ -92,10 +94,8 @@ def lambc(
       clipping <https://arxiv.org/abs/2011.13584>`_, 2020; You et al., `LAMB
       <https://arxiv.org/abs/1904.00962>`_, 2020, algorithm 2.
     """
-    if trust_ratio_bounds is None:
-        trust_ratio_bounds = (None, None)
-    _base.check_pair("trust_ratio_bounds", trust_ratio_bounds)
-    lower, upper = trust_ratio_bounds
+    check_mask("trust_ratio_mask", trust_ratio_mask)
+    lower, upper = check_bounds("trust_ratio_bounds", trust_ratio_bounds)
     clip = optax.identity()
     if max_grad_norm is not None:
         _base.check_range(

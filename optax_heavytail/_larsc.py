@@ -6,11 +6,14 @@ import jax
 import optax
 
 from optax_heavytail import _base
-from optax_heavytail._lambc import Bounds
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._trace import trace
-from optax_heavytail._trust_ratio import scale_by_clipped_trust_ratio
-from optax_heavytail._weight_decay import Mask, add_decayed_weights
+from optax_heavytail._trust_ratio import (
+    Bounds,
+    check_bounds,
+    scale_by_clipped_trust_ratio,
+)
+from optax_heavytail._weight_decay import Mask, add_decayed_weights, check_mask
 
 
 def larsc(
@@ -82,10 +85,9 @@ def larsc(
       <https://arxiv.org/abs/2011.13584>`_, 2020.
     """
     _base.check_range("momentum", momentum, 0.0, 1.0, high_open=True)
-    if trust_ratio_bounds is None:
-        trust_ratio_bounds = (None, None)
-    _base.check_pair("trust_ratio_bounds", trust_ratio_bounds)
-    lower, upper = trust_ratio_bounds
+    _base.check_flag("nesterov", nesterov)
+    check_mask("trust_ratio_mask", trust_ratio_mask)
+    lower, upper = check_bounds("trust_ratio_bounds", trust_ratio_bounds)
     return optax.chain(
         add_decayed_weights(weight_decay, mask),
         scale_by_clipped_trust_ratio(

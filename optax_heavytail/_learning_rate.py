@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base
+from optax_heavytail._transform import transform
 
 
 def scale_by_learning_rate(
     learning_rate: _base.ScalarOrSchedule, *, flip_sign: bool = True
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the updates by minus the learning rate.
 
     .. math:: u_k = -\eta_k g_k.
@@ -40,23 +41,21 @@ def scale_by_learning_rate(
       -1.0
     """
     _base.check_range("learning_rate", learning_rate, 0.0, float("inf"))
+    _base.check_flag("flip_sign", flip_sign)
     sign = -1 if flip_sign else 1
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         if callable(learning_rate):
             return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         if callable(learning_rate):
             step_size = sign * _base.at_count(learning_rate, state.count)
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         else:
             step_size = sign * learning_rate
-        scaled = jax.tree.map(lambda g: step_size * g, _tree.at_least_float32(updates))
-        return _tree.cast_like(scaled, updates), state
+        return jax.tree.map(lambda g: step_size * g, grads), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update)

@@ -8,6 +8,7 @@ import optax
 
 from optax_heavytail import _base, _readers, _tree
 from optax_heavytail._schedules.survey import neumann_momentum
+from optax_heavytail._transform import transform
 
 _NEVER = jnp.iinfo(jnp.int32).max
 
@@ -35,7 +36,7 @@ def neumann(
     reset_interval: jax.typing.ArrayLike | None = None,
     reset_growth: jax.typing.ArrayLike = 2,
     axis_name: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""The Neumann optimizer: a truncated Newton direction from gradients alone.
 
     The parameters in training are the displaced ones; **evaluate and keep**
@@ -129,8 +130,7 @@ def neumann(
     mu_schedule = neumann_momentum() if momentum is None else momentum
     _base.check_range("momentum", mu_schedule, 0.0, 1.0, high_open=True)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         zeros = _tree.zeros_like(params)
         never = jnp.array(_NEVER, jnp.int32)
         first = jnp.asarray(burn_in_steps, jnp.int32) + 1
@@ -141,23 +141,18 @@ def neumann(
             interval=jnp.asarray(interval, jnp.int32),
             mu=jnp.zeros([], jnp.result_type(jnp.float32, *jax.tree.leaves(zeros))),
             momentum=zeros,
-            average=jax.tree.map(lambda p, z: p + z, params, zeros),
+            average=_tree.copy(params),
         )
 
-    def update_fn(updates, state, params=None):
-        _base.check_floating(updates, "updates")
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
+    def update(grads, state, params):
         count = jnp.asarray(optax.safe_increment(state.count))
         burning = count <= burn_in_steps
         is_reset = (count == state.next_reset) & (state.next_reset < _NEVER)
         after_burn_in = jnp.maximum(state.count - burn_in_steps, 0)
         mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), state.mu.dtype)
         eta = _base.at_count(learning_rate, state.count)
-        grads = _tree.at_least_float32(updates)
-        wide = _tree.at_least_float32(params)
         strength = jnp.asarray(repulsive) * _scale(repulsive_scale, params, axis_name)
-        displaced = jax.tree.map(jnp.subtract, wide, state.average)
+        displaced = jax.tree.map(jnp.subtract, params, state.average)
         pull = _pull(displaced, grads, cubic, strength, axis_name)
         # Neither past momentum nor the regularisers act in a reset or the burn-in.
         free = ~(is_reset | burning)
@@ -180,7 +175,7 @@ def neumann(
         decay = jnp.where(burning, 0, ema_decay)
         average = jax.tree.map(
             lambda w, u, v: (w + u) + decay * (v - (w + u)),
-            wide,
+            params,
             new_updates,
             state.average,
         )
@@ -190,12 +185,14 @@ def neumann(
             next_reset,
             interval,
             ahead,
-            _tree.cast_like(momentum, state.momentum),
-            _tree.cast_like(average, state.average),
+            momentum,
+            average,
         )
-        return _tree.cast_like(new_updates, updates), new_state
+        return new_updates, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(
+        init, update, dtypes={"momentum": None, "average": None}, needs_params=True
+    )
 
 
 def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
@@ -256,11 +253,11 @@ def _pull(displaced, grads, cubic, strength, axis_name):
 
 
 def _scale(repulsive_scale, params, axis_name):
+    if not isinstance(repulsive_scale, str):
+        return repulsive_scale
     if repulsive_scale == "leaves":
         return len(jax.tree.leaves(params))
-    if repulsive_scale == "params":
-        return _tree.size(params, axis_name)
-    return repulsive_scale
+    return _tree.size(params, axis_name)
 
 
 def _next_reset(state, is_reset, growth):

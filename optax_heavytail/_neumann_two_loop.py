@@ -8,6 +8,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import wrapper
 
 _NO_GRAD_FN = (
     "This transformation computes gradients of its own: call `update(updates, state, "
@@ -93,6 +94,8 @@ def neumann_inner_loop(
     """
     _base.check_range("learning_rate", learning_rate, 0.0, float("inf"), low_open=True)
     _base.check_integer("num_inner_steps", num_inner_steps, 0)
+    _base.check_flag("fresh_batches", fresh_batches)
+    _base.check_flag("use_hvp", use_hvp)
     if convexify is not None:
         _base.check_pair("convexify", convexify)
         _base.check_range("convexify[0]", convexify[0], -float("inf"), float("inf"))
@@ -101,15 +104,12 @@ def neumann_inner_loop(
         )
         _base.check_order("convexify[0]", convexify[0], "convexify[1]", convexify[1])
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
+        del params
         return NeumannInnerLoopState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
+    def update(updates, state, params, *, grad_fn=None, **extra_args):
         del extra_args
-        _base.check_floating(updates, "updates")
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
         if grad_fn is None:
             raise ValueError(_NO_GRAD_FN)
         wide = _tree.at_least_float32(params)
@@ -148,7 +148,7 @@ def neumann_inner_loop(
         new_state = NeumannInnerLoopState(optax.safe_increment(state.count))
         return _tree.cast_like(direction, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update, needs_params=True)
 
 
 def neumann_two_loop(
@@ -203,6 +203,8 @@ def neumann_two_loop(
       Krishnan, Xiao and Saurous, `Neumann optimizer <https://arxiv.org/abs/1712.03298>`_,
       2018, algorithm 1.
     """
+    if outer_learning_rate is not None:
+        _base.check_range("outer_learning_rate", outer_learning_rate, 0.0, float("inf"))
     outer = learning_rate if outer_learning_rate is None else outer_learning_rate
     return optax.chain(
         neumann_inner_loop(

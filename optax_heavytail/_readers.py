@@ -89,15 +89,20 @@ def get_trust_ratio(state: optax.OptState, *, raw: bool = False) -> Any:
     return get_field(state, "raw_trust_ratio" if raw else "trust_ratio")
 
 
-def get_field(state: optax.OptState, name: str) -> Any:
-    """The NamedTuple field ``name`` within ``state``, its masked parts put together."""
+def get_fields(state: optax.OptState, name: str) -> list[Any]:
+    """All NamedTuple fields ``name`` within ``state``."""
 
     def is_field(path, value):
         del value  # a hyperparameter of the same name is a dict's entry, not a field
         return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
     found = optax.tree.get_all_with_path(state, name, filtering=is_field)
-    return merge_masked([value for _, value in found], f"field {name!r}")
+    return [value for _, value in found]
+
+
+def get_field(state: optax.OptState, name: str) -> Any:
+    """The NamedTuple field ``name`` within ``state``, its masked parts put together."""
+    return merge_masked(get_fields(state, name), f"field {name!r}")
 
 
 def get_states(state: optax.OptState, kind: type) -> list[Any]:

@@ -10,6 +10,7 @@ import optax
 
 from optax_heavytail import _base, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
+from optax_heavytail._transform import transform
 
 Decay = Callable[[jax.Array], jax.typing.ArrayLike]
 
@@ -25,7 +26,7 @@ def scale_by_powersign(
     b1: jax.typing.ArrayLike = 0.9,
     base: jax.typing.ArrayLike = math.e,
     decay: Decay | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by a power whose sign is that of an agreement.
 
     Elementwise, with :math:`m_0 = 0` and updates :math:`t \geq 1`,
@@ -71,7 +72,7 @@ def scale_by_addsign(
     b1: jax.typing.ArrayLike = 0.9,
     alpha: jax.typing.ArrayLike = 1.0,
     decay: Decay | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by a number plus an agreement of signs.
 
     Elementwise, with :math:`m_0 = 0` and updates :math:`t \geq 1`,
@@ -205,29 +206,23 @@ def _scale_by_agreement(
     b1: jax.typing.ArrayLike,
     decay: Decay | None,
     factor: Callable[[jax.Array], Any],
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return ScaleBySignAgreementState(
             jnp.zeros([], jnp.int32), _tree.zeros_like(params)
         )
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
+    def update(grads, state):
         strength = 1 if decay is None else _base.at_count(decay, state.count)
-        grads = _tree.at_least_float32(updates)
         average = optax.tree.update_moment(grads, state.ema, b1, 1)
         scaled = jax.tree.map(
             lambda g, m: factor(strength * jnp.sign(g) * jnp.sign(m)) * g,
             grads,
             average,
         )
-        new_state = ScaleBySignAgreementState(
-            optax.safe_increment(state.count), _tree.cast_like(average, state.ema)
-        )
-        return _tree.cast_like(scaled, updates), new_state
+        count = optax.safe_increment(state.count)
+        return scaled, ScaleBySignAgreementState(count, average)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return transform(init, update, dtypes={"ema": None})

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._transform import wrapper
 
 # 1.4826 times the median absolute deviation is a Gaussian's standard deviation.
 _DEVIATIONS_PER_MAD = 1.4826
@@ -106,8 +107,7 @@ def skip_if_unsafe(
     _base.check_integer("max_in_a_row", max_in_a_row, 1)
     inner_tx = optax.with_extra_args_support(inner)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         return SkipIfUnsafeState(
             count=jnp.zeros([], jnp.int32),
@@ -120,8 +120,7 @@ def skip_if_unsafe(
             inner_state=inner_tx.init(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        _base.check_floating(updates, "updates")
+    def update(updates, state, params, **extra_args):
         norm = _tree.global_norm(_tree.at_least_float32(updates), axis_name)
         is_finite = jnp.isfinite(norm.scaled)
         has_length = is_finite & (norm.scaled > 0)
@@ -157,7 +156,7 @@ def skip_if_unsafe(
             new_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update)
 
 
 def _is_spike(log_norm, state, max_deviations):

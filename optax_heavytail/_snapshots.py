@@ -9,6 +9,7 @@ import optax
 
 from optax_heavytail import _base, _readers
 from optax_heavytail._schedules import survey
+from optax_heavytail._transform import wrapper
 
 
 class SnapshotEnsembleState(NamedTuple):
@@ -70,8 +71,7 @@ def snapshot_ensemble(
     starts = survey.restarts(t_0, t_mult)
     inner_tx = optax.with_extra_args_support(inner)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         zeros = optax.tree.zeros_like(params)
         return SnapshotEnsembleState(
             count=jnp.zeros([], jnp.int32),
@@ -80,9 +80,7 @@ def snapshot_ensemble(
             inner_state=inner_tx.init(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
+    def update(updates, state, params, **extra_args):
         updates, inner_state = inner_tx.update(
             updates, state.inner_state, params, **extra_args
         )
@@ -102,7 +100,7 @@ def snapshot_ensemble(
         )
         return updates, new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update, needs_params=True)
 
 
 def snapshot_predictions(

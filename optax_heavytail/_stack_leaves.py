@@ -1,5 +1,6 @@
 """One program for all leaves of one shape."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
+from optax_heavytail._transform import wrapper
 
 # The compiler makes one kernel of all slices at the same place of stacks of one shape.
 # A thousand leaves compiled fastest in stacks of 32 with one shape, of 16 with twenty.
@@ -67,15 +69,16 @@ def stack_leaves(
       [1.0, 0.25, 0.5]
     """
     if not callable(inner):
-        raise TypeError(f"inner must be a function of layer_axis, got {inner!r}.")
+        raise TypeError(
+            f"inner must be a function of layer_axis, got {inner!r}; under "
+            '`optax.inject_hyperparams` pass `static_args=("inner",)`.'
+        )
     inner_tx = optax.with_extra_args_support(inner(layer_axis=0))
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return inner_tx.init(_stack(params, _groups(params, labels)))
 
-    def update_fn(updates, state, params=None, **extra_args):
-        _base.check_floating(updates, "updates")
+    def update(updates, state, params, **extra_args):
         groups = _groups(updates, labels)
         stacked_params = None if params is None else _stack(params, groups)
         stacked, state = inner_tx.update(
@@ -83,19 +86,19 @@ def stack_leaves(
         )
         return _tree.cast_like(_unstack(stacked, groups, updates), updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update)
 
 
 def _groups(tree: Any, labels: Any) -> dict[str, list[list[int]]]:
     """For each label the positions of the leaves of each stack."""
-    labels = labels(tree) if callable(labels) else labels
+    labels = labels(tree) if _base.is_function(labels) else labels
     leaves = jax.tree.leaves(tree)
     by_shape = {}
     words = _tree.broadcast_prefix(labels, tree, None)
     for i, (leaf, word) in enumerate(zip(leaves, words, strict=True)):
         if not isinstance(word, str):
             raise TypeError(f"labels must be strings, got {word!r}.")
-        alone = i if jnp.size(leaf) > _MOST_ENTRIES else None
+        alone = i if math.prod(jnp.shape(leaf)) > _MOST_ENTRIES else None
         by_shape.setdefault((word, jnp.shape(leaf), alone), []).append(i)
     groups = {word: [] for word in sorted(set(words))}
     for (word, *_), found in by_shape.items():
@@ -110,9 +113,15 @@ def _stack(tree: Any, groups: dict[str, list[list[int]]]) -> Any:
     if not leaves:  # the placeholder of `optax.tree.map_params` has to come through
         return tree
     return {
-        word: [jnp.stack([leaves[i] for i in group]) for group in stacks]
+        word: [_stacked(*(leaves[i] for i in group)) for group in stacks]
         for word, stacks in groups.items()
     }
+
+
+def _stacked(*leaves: Any) -> Any:
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return jax.eval_shape(lambda *x: jnp.stack(x), *leaves)
+    return jnp.stack(leaves)
 
 
 def _unstack(stacked: Any, groups: dict[str, list[list[int]]], like: Any) -> Any:

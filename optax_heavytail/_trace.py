@@ -4,14 +4,14 @@ import jax
 import optax
 
 from optax_heavytail import _base, _tree
-from optax_heavytail._stochastic_rounding import round_bfloat16_fields
+from optax_heavytail._transform import transform
 
 
 def trace(
     decay: jax.typing.ArrayLike,
     nesterov: bool = False,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the updates by their decaying sum.
 
     Elementwise, with :math:`m_0 = 0`,
@@ -48,24 +48,18 @@ def trace(
       3.0
     """
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
+    _base.check_flag("nesterov", nesterov)
     _base.check_dtype("accumulator_dtype", accumulator_dtype)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         return optax.TraceState(_tree.zeros_like(params, accumulator_dtype))
 
-    def update_fn(updates, state, params=None):
-        del params
-        _base.check_floating(updates, "updates")
-
+    def update(grads, state):
         def accumulate(g, m):
             return g + decay * m
 
-        grads = _tree.at_least_float32(updates)
-        total = jax.tree.map(accumulate, grads, _tree.at_least_float32(state.trace))
+        total = jax.tree.map(accumulate, grads, state.trace)
         ahead = jax.tree.map(accumulate, grads, total) if nesterov else total
-        new_state = optax.TraceState(_tree.cast_like(total, state.trace))
-        return _tree.cast_like(ahead, updates), new_state
+        return ahead, optax.TraceState(total)
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return round_bfloat16_fields(tx, trace=accumulator_dtype)
+    return transform(init, update, dtypes={"trace": accumulator_dtype})

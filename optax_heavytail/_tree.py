@@ -21,6 +21,21 @@ def zeros_like(params: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
     )
 
 
+def copy(params: Any) -> Any:
+    """A copy for a state, in float32 or wider; of a shape without numbers NaN.
+
+    Such a state is a template to restore another into. Zeros would pass for a start.
+    """
+
+    def copied(p):
+        zeros = jnp.zeros_like(p, dtype=_wide(p))
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.full_like(zeros, jnp.nan)
+        return p + zeros
+
+    return jax.tree.map(copied, params)
+
+
 def cast_like(tree: Any, target: Any) -> Any:
     """Casts each leaf to the dtype of its counterpart, and to a strong type."""
 
@@ -194,7 +209,7 @@ def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> ja
     """Reshapes one value per slice of ``x`` so that it broadcasts against ``x``."""
     if layer_axis is None or jnp.ndim(values) == 0:
         return values
-    return jnp.expand_dims(values, _other_axes(x, layer_axis))
+    return jnp.expand_dims(values, other_axes(x, layer_axis))
 
 
 def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
@@ -205,7 +220,8 @@ def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
         )
 
 
-def _other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+def other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+    """All axes of ``x`` but one."""
     return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
 
 
@@ -237,7 +253,7 @@ def sum_of_squares(
     x: jax.Array, dtype: Any, scale: Any, layer_axis: int | None = None
 ) -> jax.Array:
     """Of ``x`` times ``scale``; with a ``layer_axis`` of each slice along it."""
-    axes = None if layer_axis is None else _other_axes(x, layer_axis)
+    axes = None if layer_axis is None else other_axes(x, layer_axis)
     wide = jnp.asarray(x, dtype)
     return jnp.sum(jnp.square(wide * expand_layers(scale, x, layer_axis)), axis=axes)
 

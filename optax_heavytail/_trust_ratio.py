@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
-from optax_heavytail._weight_decay import Mask
+from optax_heavytail._transform import wrapper
+from optax_heavytail._weight_decay import Mask, check_mask, masked
+
+Bounds = tuple[_base.ScalarOrSchedule | None, _base.ScalarOrSchedule | None]
 
 
 class ScaleByClippedTrustRatioState(NamedTuple):
@@ -31,7 +34,7 @@ def scale_by_clipped_trust_ratio(
     axis_name: Any = None,
     trust_coefficient: jax.typing.ArrayLike = 1.0,
     eps: jax.typing.ArrayLike = 0.0,
-) -> optax.GradientTransformation | optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales each layer's update to a bounded multiple of the layer's own norm.
 
     For each leaf with parameters :math:`w` and incoming update :math:`u`,
@@ -82,18 +85,15 @@ def scale_by_clipped_trust_ratio(
       clipping <https://arxiv.org/abs/2011.13584>`_, 2020, algorithm 1. ``lower`` and
       ``upper`` are its bounds; ``raw_trust_ratio`` is its :math:`r`.
     """
-    if lower is not None:
-        _base.check_range("lower", lower, 0.0, float("inf"))
-    if upper is not None:
-        _base.check_range("upper", upper, 0.0, float("inf"), low_open=True)
-    _base.check_order("lower", lower, "upper", upper)
+    _check_bounds(("lower", "upper"), (lower, upper))
     _base.check_range(
         "trust_coefficient", trust_coefficient, 0.0, float("inf"), low_open=True
     )
     _base.check_range("eps", eps, 0.0, float("inf"))
+    _base.check_static("layer_axis", layer_axis)
+    check_mask("mask", mask)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         # From shapes alone: inside shard_map the sum over devices does not vary with
         # them, and ones made from the parameters' own shards would.
         norms = jax.eval_shape(
@@ -111,10 +111,10 @@ def scale_by_clipped_trust_ratio(
         )
         return ScaleByClippedTrustRatioState(jnp.zeros([], jnp.int32), *ones)
 
-    def update_fn(updates, state, params=None):
-        _base.check_floating(updates, "updates")
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
+    # Not `transform`: a second pass of the norms would read a wide copy of narrow
+    # parameters, where it can widen them on the way.
+    def update(updates, state, params, **extra_args):
+        del extra_args
         wide = _tree.at_least_float32(updates)
         raw = jax.tree.map(
             lambda w, u: _ratio(w, u, trust_coefficient, eps),
@@ -133,14 +133,31 @@ def scale_by_clipped_trust_ratio(
             for r, u, layer in zip(jax.tree.leaves(ratio), leaves, layers, strict=True)
         ]
         new_state = ScaleByClippedTrustRatioState(
-            optax.safe_increment(state.count),
-            _tree.cast_like(ratio, state.trust_ratio),
-            _tree.cast_like(raw, state.raw_trust_ratio),
+            optax.safe_increment(state.count), ratio, raw
         )
         return _tree.cast_like(treedef.unflatten(scaled), updates), new_state
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return tx if mask is None else optax.masked(tx, mask)
+    dtypes = {"trust_ratio": None, "raw_trust_ratio": None}
+    tx = wrapper(init, update, dtypes=dtypes, needs_params=True)
+    return masked(tx, mask)
+
+
+def check_bounds(name: str, bounds: Bounds | None) -> Bounds:
+    """The pair, after a check that speaks of ``name``."""
+    if bounds is None:
+        return None, None
+    _base.check_pair(name, bounds)
+    _check_bounds((f"{name}[0]", f"{name}[1]"), bounds)
+    return bounds
+
+
+def _check_bounds(names: tuple[str, str], bounds: Bounds) -> None:
+    lower, upper = bounds
+    if lower is not None:
+        _base.check_range(names[0], lower, 0.0, float("inf"))
+    if upper is not None:
+        _base.check_range(names[1], upper, 0.0, float("inf"), low_open=True)
+    _base.check_order(names[0], lower, names[1], upper)
 
 
 def _is_norm(x: Any) -> bool:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base
+from optax_heavytail._transform import transform, wrapper
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -25,7 +27,7 @@ class AddDecayedWeightsState(NamedTuple):
 
 def add_decayed_weights(
     weight_decay: _base.ScalarOrSchedule = 0.0, mask: Mask | None = None
-) -> optax.GradientTransformation | optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformationExtraArgs:
     r"""Adds the parameters, times the weight decay, to the updates.
 
     .. math:: u_k = g_k + \lambda_k w_{k-1}.
@@ -59,32 +61,54 @@ def add_decayed_weights(
       3.0
     """
     _base.check_range("weight_decay", weight_decay, 0.0, float("inf"))
+    check_mask("mask", mask)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    is_zero = isinstance(weight_decay, int | float) and weight_decay == 0
+
+    def init(params):
+        del params
         if callable(weight_decay):
             return AddDecayedWeightsState(jnp.zeros([], jnp.int32))
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None):
-        _base.check_floating(updates, "updates")
-        if isinstance(weight_decay, int | float) and weight_decay == 0:
-            return updates, state
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
+    def update(updates, state, params):
         decay = weight_decay
         if callable(weight_decay):
             decay = _base.at_count(weight_decay, state.count)
             state = AddDecayedWeightsState(optax.safe_increment(state.count))
-        decayed = jax.tree.map(
-            lambda g, w: g + decay * w,
-            _tree.at_least_float32(updates),
-            _tree.at_least_float32(params),
-        )
-        return _tree.cast_like(decayed, updates), state
+        return jax.tree.map(lambda g, w: g + decay * w, updates, params), state
 
-    tx = optax.GradientTransformation(init_fn, update_fn)
-    return tx if mask is None else optax.masked(tx, mask)
+    if is_zero:
+        tx = wrapper(
+            init, lambda updates, state, params, **extra_args: (updates, state)
+        )
+    else:
+        tx = transform(init, update, needs_params=True)
+    return masked(tx, mask)
+
+
+def masked(
+    tx: optax.GradientTransformationExtraArgs, mask: Mask | None
+) -> optax.GradientTransformationExtraArgs:
+    """``tx`` for the leaves of ``mask``, for all if that is ``None``."""
+    if mask is None:
+        return tx
+    # A mask of an Equinox module is a module, which `optax.masked` alone would call.
+    return optax.masked(tx, lambda tree: _of_params(mask, tree))
+
+
+def check_mask(name: str, mask: Mask | None) -> None:
+    """Raises for what a function becomes if it is taken for a schedule."""
+    if isinstance(mask, jax.Array | np.ndarray | np.bool_ | bool):
+        raise TypeError(
+            f"{name} must be a tree of bools or a function of the parameters, got "
+            f"{mask!r}. To mask all or nothing, pass None; under "
+            f'`optax.inject_hyperparams` a function needs `static_args=("{name}",)`.'
+        )
+
+
+def _of_params(mask: Mask, params: Any) -> Any:
+    return mask(params) if _base.is_function(mask) else mask
 
 
 class MaskCoverage(NamedTuple):
@@ -161,12 +185,9 @@ def mask_coverage(mask: Mask, params: optax.Params) -> MaskCoverage:
     Raises:
       ValueError: ``mask`` is not a tree prefix of ``params``.
     """
-    # An Equinox module may be callable, and a mask of one is a module.
-    leaves = jax.tree.leaves(mask)
-    mask = mask(params) if leaves and all(map(callable, leaves)) else mask
     sizes = jax.tree.map(
         lambda m, part: [(bool(m), math.prod(p.shape)) for p in jax.tree.leaves(part)],
-        mask,
+        _of_params(mask, params),
         params,
     )
     flat = jax.tree.leaves(sizes, is_leaf=lambda x: isinstance(x, tuple))

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from experiments.common import cli
+from tests import compilation
 
 ROOT = Path(__file__).parent.parent
 OURS = {
@@ -69,12 +70,11 @@ def refused(main, *argv):
 
 def environment(num_devices=1):
     """Of a process with so many devices."""
-    count = f"--xla_force_host_platform_device_count={num_devices}"
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": count,
+        "XLA_FLAGS": compilation.flags(num_devices),
     }
 
 

@@ -2,10 +2,12 @@
 
 import os
 
-# Before jax is imported: it reads the flag when its first backend starts.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from tests import compilation
+
+# Before jax is imported, which reads them once.
+os.environ["XLA_FLAGS"] = compilation.flags(num_devices=8)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = compilation.folder()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax

@@ -1,9 +1,13 @@
-"""Every public transform and its variants, for the rules that hold for all of them."""
+"""Every public transform and its variants, with all that the tests know of each.
+
+A transform is written down here and nowhere else among the tests: what holds for all of
+them, their signatures, ranges, states and trajectories is tested from `CASES`.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +15,35 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
+from tests import trajectories
+from tests.trajectories import Golden
 
 # Dimensions of 2 and 4 can be sharded over meshes of two and four devices.
 SHAPES = {"kernel": (4, 2), "bias": [(2,), ()]}
+
+
+class Range(NamedTuple):
+    """What a number may be."""
+
+    allowed: str  # as a regular expression for the message
+    outside: tuple[Any, ...]
+    inside: tuple[Any, ...]
+
+
+class Whole(NamedTuple):
+    """A whole number, which may be traced all the same."""
+
+    low: int
+
+
+DECAY = Range(r"\[0.0, 1.0\)", (-0.1, 1.0, 1), (0, 0.0, 0.999))
+CLOSED = Range(r"\[0.0, 1.0\]", (-0.1, 1.1), (0, 1, 0.5))
+ORDER = Range(r"\[1.0, 2.0\]", (0.99, 2.01, 0), (1, 2, 1.5))
+NONNEGATIVE = Range(r"\[0.0, inf\)", (-1e-9, -1), (0, 0.0, 1e30))
+POSITIVE = Range(r"\(0.0, inf\)", (0.0, 0, -1.0), (1e-30, 1e30))
+
+_MOMENTS = {"b1": DECAY, "b2": DECAY, "eps": NONNEGATIVE}
+_DECAYED = dict.fromkeys(("learning_rate", "weight_decay", "multiplier"), NONNEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +63,15 @@ class Case:
     # flip its rounding, of relative size 2^-8.
     drift: float = 2e-6
     like_params: bool = True  # False: the state has a layout of its own
+
+    # What is said once of each factory, in one of its Cases:
+    signature: str | None = None  # the names, order and defaults that users have typed
+    # What each number may be, where all others are as in ``kwargs``.
+    ranges: Mapping[str, Range | Whole] = dataclasses.field(default_factory=dict)
+    # The fields of the classes of states that come with the factory.
+    states: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Algorithms of the reference trajectories that the factory follows.
+    golden: Mapping[str, Golden] = dataclasses.field(default_factory=dict)
 
     def make(self, **changes):
         return optax.with_extra_args_support(self.factory(**self.kwargs | changes))
@@ -102,7 +141,12 @@ _DTYPES = ("mu_dtype", "threshold_dtype")
 _BF16 = {"drift": 2**-7}
 
 CASES = {
-    "ema": Case(oht.ema, {"decay": 0.9}),
+    "ema": Case(
+        oht.ema,
+        {"decay": 0.9},
+        signature="decay, debias=False, accumulator_dtype=None",
+        ranges={"decay": DECAY},
+    ),
     "ema-debias": Case(oht.ema, {"decay": 0.9, "debias": True}, variant=True),
     "ema-bfloat16": Case(
         oht.ema,
@@ -111,7 +155,12 @@ CASES = {
         **_BF16,
         variant=True,
     ),
-    "decay-0": Case(oht.add_decayed_weights),
+    "decay-0": Case(
+        oht.add_decayed_weights,
+        signature="weight_decay=0.0, mask=None",
+        ranges={"weight_decay": NONNEGATIVE},
+        states={"AddDecayedWeightsState": ("count",)},
+    ),
     "decay": Case(oht.add_decayed_weights, {"weight_decay": 0.1}, needs_params=True),
     "decay-mask": Case(
         oht.add_decayed_weights,
@@ -122,14 +171,28 @@ CASES = {
     "decay-schedule": Case(
         oht.add_decayed_weights, {"weight_decay": _half_life}, needs_params=True
     ),
-    "lr": Case(oht.scale_by_learning_rate, {"learning_rate": 0.1}),
+    "lr": Case(
+        oht.scale_by_learning_rate,
+        {"learning_rate": 0.1},
+        signature="learning_rate, *, flip_sign=True",
+        ranges={"learning_rate": NONNEGATIVE},
+    ),
     "lr-schedule": Case(oht.scale_by_learning_rate, {"learning_rate": _half_life}),
     "lr-ascent": Case(
         oht.scale_by_learning_rate,
         {"learning_rate": 0.1, "flip_sign": False},
         variant=True,
     ),
-    "moment": Case(oht.clip_by_moment),
+    "moment": Case(
+        oht.clip_by_moment,
+        signature=(
+            "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
+            "scope='coordinate', threshold_dtype=None, bias_correction=None, "
+            "normalize=False, axis_name=None"
+        ),
+        ranges={"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+        states={"ClipByMomentState": ("count", "threshold", "inner_state")},
+    ),
     "moment-ema": Case(oht.clip_by_moment, {"inner": oht.ema(0.9)}, variant=True),
     "moment-nesterov": Case(
         oht.clip_by_moment, {"inner": optax.trace(0.9, nesterov=True), "alpha": 1.5}
@@ -169,7 +232,12 @@ CASES = {
         {"scope": "global", "eps": 0.0, "normalize": True},
         variant=True,
     ),
-    "threshold": Case(oht.adaptive_coordinate_threshold),
+    "threshold": Case(
+        oht.adaptive_coordinate_threshold,
+        signature="b2=0.99, alpha=1.0, *, threshold_dtype=None",
+        ranges={"b2": DECAY, "alpha": ORDER},
+        states={"AdaptiveCoordinateThresholdState": ("count", "threshold")},
+    ),
     "threshold-bfloat16": Case(
         oht.adaptive_coordinate_threshold,
         {"alpha": 1.5, "threshold_dtype": jnp.bfloat16},
@@ -177,7 +245,14 @@ CASES = {
         **_BF16,
         variant=True,
     ),
-    "by_acclip": Case(oht.scale_by_acclip),
+    "by_acclip": Case(
+        oht.scale_by_acclip,
+        signature=(
+            "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
+            "bias_correction=None, normalize=False, mu_dtype=None, threshold_dtype=None"
+        ),
+        ranges={"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+    ),
     "by_acclip-normalize": Case(
         oht.scale_by_acclip,
         {"b2": 0.999, "alpha": 1.5, "normalize": True},
@@ -195,7 +270,25 @@ CASES = {
         **_BF16,
         variant=True,
     ),
-    "acclip": Case(oht.acclip, {"learning_rate": 0.1}, needs_params=True),
+    "acclip": Case(
+        oht.acclip,
+        {"learning_rate": 0.1},
+        needs_params=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, "
+            "weight_decay=1e-05, mask=None, *, bias_correction=None, normalize=False, "
+            "mu_dtype=None, threshold_dtype=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "b1": DECAY,
+            "b2": DECAY,
+            "alpha": ORDER,
+            "eps": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+        },
+        golden={"acclip": trajectories.ACCLIP},
+    ),
     "acclip-no-decay": Case(
         oht.acclip, {"learning_rate": 0.1, "weight_decay": 0}, variant=True
     ),
@@ -215,7 +308,15 @@ CASES = {
         {"learning_rate": _half_life, "b1": 0, "weight_decay": _half_life},
         needs_params=True,
     ),
-    "norm": Case(oht.clip_by_norm, {"threshold": 1.0}),
+    "norm": Case(
+        oht.clip_by_norm,
+        {"threshold": 1.0},
+        signature=(
+            "threshold, *, scope='global', nonfinite='propagate', axis_name=None"
+        ),
+        ranges={"threshold": POSITIVE},
+        states={"ClipByNormState": ("count",)},
+    ),
     "norm-leaf": Case(oht.clip_by_norm, {"threshold": 1.0, "scope": "leaf"}),
     "norm-zero": Case(
         oht.clip_by_norm, {"threshold": 1.0, "nonfinite": "zero"}, variant=True
@@ -228,7 +329,27 @@ CASES = {
     "norm-schedule": Case(
         oht.clip_by_norm, {"threshold": oht.clipping_threshold(0.5, 1.5)}
     ),
-    "value": Case(oht.clip_by_value, {"threshold": 0.5}),
+    "rms": Case(
+        oht.clip_by_rms,
+        signature=(
+            "threshold=1.0, *, scope='leaf', layer_axis=None, nonfinite='propagate', "
+            "axis_name=None"
+        ),
+        ranges={"threshold": POSITIVE},
+    ),
+    "rms-layers": Case(
+        oht.clip_by_rms,
+        {"threshold": 0.5, "layer_axis": _STACKED, "nonfinite": "zero"},
+        ("layer_axis",),
+        any_tree=False,
+    ),
+    "value": Case(
+        oht.clip_by_value,
+        {"threshold": 0.5},
+        signature="threshold",
+        ranges={"threshold": POSITIVE},
+        states={"ClipByValueState": ("count",)},
+    ),
     "value-tree": Case(oht.clip_by_value, {"threshold": _TREE}, any_tree=False),
     "value-prefix": Case(oht.clip_by_value, {"threshold": _PREFIX}, any_tree=False),
     "value-schedule": Case(
@@ -240,7 +361,21 @@ CASES = {
         ("threshold",),  # inject_hyperparams takes schedules of single numbers only
         any_tree=False,
     ),
-    "gclip": Case(oht.gclip, {"learning_rate": 0.1, "threshold": 1.0}),
+    "gclip": Case(
+        oht.gclip,
+        {"learning_rate": 0.1, "threshold": 1.0},
+        signature=(
+            "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
+            "bias_correction=False, mu_dtype=None, axis_name=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "threshold": POSITIVE,
+            "b1": DECAY,
+            "weight_decay": NONNEGATIVE,
+        },
+        golden={"gclip": trajectories.GCLIP},
+    ),
     "gclip-theory": Case(
         oht.gclip,
         {
@@ -264,7 +399,21 @@ CASES = {
         needs_params=True,
         **_BF16,
     ),
-    "cclip": Case(oht.cclip, {"learning_rate": 0.1, "threshold": 0.5}),
+    "cclip": Case(
+        oht.cclip,
+        {"learning_rate": 0.1, "threshold": 0.5},
+        signature=(
+            "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
+            "bias_correction=False, mu_dtype=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "threshold": POSITIVE,
+            "b1": DECAY,
+            "weight_decay": NONNEGATIVE,
+        },
+        golden={"cclip": trajectories.CCLIP},
+    ),
     "cclip-all": Case(
         oht.cclip,
         {
@@ -284,6 +433,8 @@ CASES = {
         oht.weighted_iterate_average,
         {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1)},
         needs_params=True,
+        signature="inner",
+        states={"WeightedIterateAverageState": ("count", "average", "inner_state")},
     ),
     "average-acclip": Case(
         oht.weighted_iterate_average,
@@ -296,6 +447,22 @@ CASES = {
         {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1), "window": 3},
         ("window",),
         needs_params=True,
+        signature=(
+            "inner, *, max_deviations=10.0, window=128, max_in_a_row=10, axis_name=None"
+        ),
+        ranges={"max_deviations": POSITIVE} | {"max_in_a_row": Whole(1)},
+        states={
+            "SkipIfUnsafeState": (
+                "count",
+                "num_nonfinite",
+                "num_spikes",
+                "num_in_a_row",
+                "limit_reached",
+                "num_norms",
+                "log_norms",
+                "inner_state",
+            )
+        },
     ),
     "skip-nonfinite": Case(
         oht.skip_if_unsafe,
@@ -327,6 +494,7 @@ CASES = {
         ("inner", "labels"),
         needs_params=True,
         like_params=False,
+        signature="inner, labels='all'",
     ),
     "stack-labels": Case(
         oht.stack_leaves,
@@ -339,7 +507,12 @@ CASES = {
         like_params=False,
         variant=True,
     ),
-    "trace": Case(oht.trace, {"decay": 0.9}),
+    "trace": Case(
+        oht.trace,
+        {"decay": 0.9},
+        signature="decay, nesterov=False, accumulator_dtype=None",
+        ranges={"decay": DECAY},
+    ),
     "trace-nesterov": Case(oht.trace, {"decay": 0.9, "nesterov": True}, variant=True),
     "trace-bfloat16": Case(
         oht.trace,
@@ -348,7 +521,14 @@ CASES = {
         **_BF16,
         variant=True,
     ),
-    "by_adam": Case(oht.scale_by_adam),
+    "by_adam": Case(
+        oht.scale_by_adam,
+        signature=(
+            "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True, "
+            "mu_dtype=None, nu_dtype=None"
+        ),
+        ranges=_MOMENTS,
+    ),
     "by_adam-uncorrected": Case(
         oht.scale_by_adam, {"bias_correction": False}, variant=True
     ),
@@ -359,7 +539,17 @@ CASES = {
         **_BF16,
         variant=True,
     ),
-    "adamw_decoupled": Case(oht.adamw_decoupled, {"learning_rate": 0.1}, variant=True),
+    "adamw_decoupled": Case(
+        oht.adamw_decoupled,
+        {"learning_rate": 0.1},
+        variant=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0, "
+            "multiplier=1.0, bias_correction=True, *, mask=None"
+        ),
+        ranges=_MOMENTS | _DECAYED,
+        golden={"adamw": trajectories.ADAMW},
+    ),
     "adamw_decoupled-all": Case(
         oht.adamw_decoupled,
         {
@@ -373,39 +563,93 @@ CASES = {
         ("mask",),
         needs_params=True,
     ),
-    "by_amsgrad": Case(oht.scale_by_amsgrad),
-    "amsgrad": Case(oht.amsgrad, {"learning_rate": 0.1}, variant=True),
+    "by_amsgrad": Case(
+        oht.scale_by_amsgrad,
+        signature="b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=False",
+        ranges=_MOMENTS,
+    ),
+    "amsgrad": Case(
+        oht.amsgrad,
+        {"learning_rate": 0.1},
+        variant=True,
+        signature="learning_rate, b1=0.9, b2=0.999, eps=1e-08, bias_correction=False",
+        ranges=_MOMENTS | {"learning_rate": NONNEGATIVE},
+        golden={"amsgrad": trajectories.AMSGRAD},
+    ),
     "amsgrad-corrected": Case(
         oht.amsgrad,
         {"learning_rate": 0.1, "b2": 0.5, "bias_correction": True},
         variant=True,
     ),
-    "by_adashift": Case(oht.scale_by_adashift, {"b2": 0.5, "n": 1}, ("n",)),
-    "adashift": Case(
-        oht.adashift, {"learning_rate": 0.1, "b1": 0, "n": 3}, ("n",), variant=True
+    "by_adashift": Case(
+        oht.scale_by_adashift,
+        {"b2": 0.5, "n": 1},
+        ("n",),
+        signature="b1=0.9, b2=0.999, eps=1e-10, n=10",
+        ranges=_MOMENTS,
+        states={"ScaleByAdashiftState": ("count", "nu", "window")},
     ),
-    "by_powersign": Case(oht.scale_by_powersign),
+    "adashift": Case(
+        oht.adashift,
+        {"learning_rate": 0.1, "b1": 0, "n": 3},
+        ("n",),
+        variant=True,
+        signature="learning_rate, b1=0.9, b2=0.999, eps=1e-10, n=10",
+        ranges=_MOMENTS | {"learning_rate": NONNEGATIVE},
+        golden={"adashift": trajectories.ADASHIFT},
+    ),
+    "by_powersign": Case(
+        oht.scale_by_powersign,
+        signature="b1=0.9, base=2.718281828459045, decay=None",
+        ranges={"b1": DECAY, "base": POSITIVE},
+        states={"ScaleBySignAgreementState": ("count", "ema")},
+    ),
     "powersign-decay": Case(
         oht.powersign,
         {"learning_rate": 0.1, "b1": 0.5, "base": 2, "decay": _from_one},
         variant=True,
+        signature="learning_rate, b1=0.9, base=2.718281828459045, decay=None",
+        ranges={"learning_rate": NONNEGATIVE, "b1": DECAY, "base": POSITIVE},
+        golden={"powersign": trajectories.POWERSIGN},
     ),
-    "by_addsign": Case(oht.scale_by_addsign),
+    "by_addsign": Case(
+        oht.scale_by_addsign,
+        signature="b1=0.9, alpha=1.0, decay=None",
+        ranges={"b1": DECAY, "alpha": NONNEGATIVE},
+    ),
     "addsign-decay": Case(
         oht.addsign,
         {"learning_rate": 0.1, "b1": 0.5, "alpha": 2, "decay": _from_one},
         variant=True,
+        signature="learning_rate, b1=0.9, alpha=1.0, decay=None",
+        ranges={"learning_rate": NONNEGATIVE, "b1": DECAY, "alpha": NONNEGATIVE},
+        golden={"addsign": trajectories.ADDSIGN},
     ),
-    "normalize": Case(oht.normalize_by_norm),
+    "normalize": Case(
+        oht.normalize_by_norm,
+        signature="offset=1e-08, *, axis_name=None",
+        ranges={"offset": NONNEGATIVE},
+    ),
     "normalize-exactly": Case(oht.normalize_by_norm, {"offset": 0.0}, variant=True),
-    "clipped_gd": Case(oht.clipped_gd, {"learning_rate": 0.1, "max_update_norm": 0.5}),
+    "clipped_gd": Case(
+        oht.clipped_gd,
+        {"learning_rate": 0.1, "max_update_norm": 0.5},
+        signature="learning_rate, max_update_norm, *, axis_name=None",
+        ranges={"learning_rate": NONNEGATIVE, "max_update_norm": POSITIVE},
+        golden={"clipped_gd": trajectories.CLIPPED_GD},
+    ),
     "clipped_gd-schedules": Case(
         oht.clipped_gd,
         {"learning_rate": _half_life, "max_update_norm": _half_life},
         variant=True,
     ),
     "normalized_gd": Case(
-        oht.normalized_gd, {"learning_rate": 0.1, "momentum": 0.5}, variant=True
+        oht.normalized_gd,
+        {"learning_rate": 0.1, "momentum": 0.5},
+        variant=True,
+        signature="learning_rate, offset=1e-08, momentum=0.0, *, axis_name=None",
+        ranges={"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "momentum": DECAY},
+        golden={"normalized_gd": trajectories.NORMALIZED_GD},
     ),
     "ratio": Case(oht.scale_by_clipped_trust_ratio, needs_params=True),
     "ratio-unbounded": Case(
@@ -413,6 +657,19 @@ CASES = {
         {"lower": None, "upper": None, "trust_coefficient": 0.1, "eps": 0.01},
         needs_params=True,
         variant=True,
+        signature=(
+            "lower=0.0, upper=1.0, *, layer_axis=None, "
+            "mask=None, axis_name=None, trust_coefficient=1.0, eps=0.0"
+        ),
+        ranges={
+            "lower": NONNEGATIVE,
+            "upper": POSITIVE,
+            "trust_coefficient": POSITIVE,
+            "eps": NONNEGATIVE,
+        },
+        states={
+            "ScaleByClippedTrustRatioState": ("count", "trust_ratio", "raw_trust_ratio")
+        },
     ),
     "ratio-schedules": Case(
         oht.scale_by_clipped_trust_ratio,
@@ -433,7 +690,25 @@ CASES = {
         ("mask",),
         needs_params=True,
     ),
-    "lambc": Case(oht.lambc, {"learning_rate": 0.1}, needs_params=True, variant=True),
+    "lambc": Case(
+        oht.lambc,
+        {"learning_rate": 0.1},
+        needs_params=True,
+        variant=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-06, weight_decay=0.0, mask=None, "
+            "*, trust_ratio_bounds=(0.0, 1.0), bias_correction=False, "
+            "max_grad_norm=None, trust_ratio_mask=None, layer_axis=None, "
+            "mu_dtype=None, nu_dtype=None, axis_name=None"
+        ),
+        ranges=_MOMENTS
+        | {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "max_grad_norm": POSITIVE,
+        },
+        golden={"lambc": trajectories.LAMBC, "lamb": trajectories.LAMB},
+    ),
     "lambc-all": Case(
         oht.lambc,
         {
@@ -453,7 +728,24 @@ CASES = {
         any_tree=False,
         **_BF16,
     ),
-    "larsc": Case(oht.larsc, {"learning_rate": 0.1}, needs_params=True, variant=True),
+    "larsc": Case(
+        oht.larsc,
+        {"learning_rate": 0.1},
+        needs_params=True,
+        variant=True,
+        signature=(
+            "learning_rate, weight_decay=0.0, mask=None, *, trust_coefficient=0.001, "
+            "trust_ratio_bounds=(0.0, 1.0), momentum=0.9, nesterov=False, "
+            "trust_ratio_mask=None, eps=0.0, layer_axis=None, axis_name=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "trust_coefficient": POSITIVE,
+            "momentum": DECAY,
+            "eps": NONNEGATIVE,
+        },
+    ),
     "larsc-all": Case(
         oht.larsc,
         {
@@ -469,7 +761,17 @@ CASES = {
         ("mask", "trust_ratio_mask"),
         needs_params=True,
     ),
-    "sgdw": Case(oht.sgdw, {"learning_rate": 0.1}, variant=True),
+    "sgdw": Case(
+        oht.sgdw,
+        {"learning_rate": 0.1},
+        variant=True,
+        signature=(
+            "learning_rate, momentum=0.9, weight_decay=0.0, multiplier=1.0, *, "
+            "mask=None"
+        ),
+        ranges=_DECAYED | {"momentum": DECAY},
+        golden={"sgdw": trajectories.SGDW},
+    ),
     "sgdw-all": Case(
         oht.sgdw,
         {
@@ -486,6 +788,34 @@ CASES = {
         {"learning_rate": 0.1, "reset_interval": 2},
         needs_params=True,
         **_CANCELS,
+        signature=(
+            "learning_rate, *, cubic=1e-07, repulsive=1e-05, "
+            "repulsive_scale='leaves', ema_decay=0.99, momentum=None, burn_in_steps=0, "
+            "reset_interval=None, reset_growth=2, axis_name=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "cubic": NONNEGATIVE,
+            "repulsive": NONNEGATIVE,
+            "ema_decay": CLOSED,
+            "momentum": DECAY,
+        }
+        | {
+            "burn_in_steps": Whole(0),
+            "reset_interval": Whole(1),
+            "reset_growth": Whole(1),
+        },
+        states={
+            "NeumannState": (
+                "count",
+                "next_reset",
+                "interval",
+                "mu",
+                "momentum",
+                "average",
+            )
+        },
+        golden={"neumann": trajectories.NEUMANN},
     ),
     "neumann-burn-in": Case(
         oht.neumann,
@@ -507,6 +837,12 @@ CASES = {
         {"learning_rate": 0.5, "num_inner_steps": 3},
         needs_params=True,
         extra_args={"grad_fn": _grad_fn},
+        signature=(
+            "learning_rate, num_inner_steps, *, convexify=None, "
+            "fresh_batches=False, use_hvp=False"
+        ),
+        ranges={"learning_rate": POSITIVE} | {"num_inner_steps": Whole(0)},
+        states={"NeumannInnerLoopState": ("count",)},
     ),
     "inner_loop-hvp": Case(
         oht.neumann_inner_loop,
@@ -527,11 +863,25 @@ CASES = {
         needs_params=True,
         extra_args={"grad_fn": _grad_fn},
         variant=True,
+        signature=(
+            "learning_rate, num_inner_steps, *, outer_learning_rate=None, "
+            "convexify=None, fresh_batches=False, use_hvp=False"
+        ),
+        ranges={"learning_rate": POSITIVE} | {"num_inner_steps": Whole(0)},
     ),
     "snapshots": Case(
         oht.snapshot_ensemble,
         {"inner": oht.gclip(0.1, 1.0), "num_snapshots": 3, "t_0": 1, "t_mult": 2},
         ("num_snapshots", "t_0", "t_mult"),
         needs_params=True,
+        signature="inner, num_snapshots, *, t_0, t_mult=1",
+        states={
+            "SnapshotEnsembleState": ("count", "taken", "snapshots", "inner_state")
+        },
     ),
+}
+
+# One Case of each public factory of the top level, by its name.
+RECORDS = {
+    case.factory.__name__: case for case in CASES.values() if case.signature is not None
 }

@@ -524,7 +524,7 @@ def test_bad_flags_end_in_one_line(main, argv, parts, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("kept")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(common.memory, "keep_freed", lambda: None)
     monkeypatch.setattr(sys, "argv", ["program", *(a.format(file=file) for a in argv)])
     with pytest.raises(SystemExit) as caught:
         common.run(main)

@@ -1,5 +1,6 @@
 """clip_by_value and the alias cclip."""
 
+import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -164,3 +165,34 @@ def test_thresholds_must_fit_their_leaf(threshold):
 def test_thresholds_must_have_the_tree_structure():
     with pytest.raises(ValueError, match="key"):
         one_step(oht.clip_by_value({"w": 1.0}), {"w": np.ones(2), "b": np.ones(2)})
+
+
+class Gain(eqx.Module):
+    """A tree that can be called, as most of Equinox's modules."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+def test_a_tree_of_thresholds_may_be_callable():
+    tx = oht.clip_by_value(Gain(jnp.array([4.5, 0.05])))
+    grads = Gain(jnp.array([9.0, 0.1]))
+    updates, _ = tx.update(grads, tx.init(grads))
+    np.testing.assert_array_equal(updates.weight, np.float32([4.5, 0.05]))
+
+
+def test_a_module_of_thresholds_whose_call_would_fail():
+    grads = eqx.filter(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.is_array)
+    limit = 0.1 * jnp.max(jnp.abs(grads.weight))
+    tx = oht.cclip(1.0, jax.tree.map(lambda g: jnp.full_like(g, limit), grads), b1=0.0)
+    updates, _ = tx.update(grads, tx.init(grads))
+    np.testing.assert_array_equal(
+        updates.weight, -jnp.clip(grads.weight, -limit, limit)
+    )
+
+
+def test_a_schedule_inside_a_tree_of_thresholds_is_refused():
+    with pytest.raises(TypeError, match="one schedule that returns a tree"):
+        oht.clip_by_value({"w": 1.0, "b": lambda count: 1.0})

@@ -27,6 +27,7 @@ from experiments.training import (
     trainer,
 )
 from tests import toy_task
+from tests.commands import environment
 from tests.toy_runs import (
     ROOT,
     arrays_of,
@@ -422,11 +423,10 @@ def test_a_save_that_fails_at_the_end_is_said_unless_something_else_was(
 
 
 def run_in_a_process(**options):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.run_toy", json.dumps(options)],
         cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

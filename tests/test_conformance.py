@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from experiments import conformance
+from experiments.common.errors import UserError
 from optax_heavytail import testing
 
 LEFT_OUT = {"dpsgd", "optimistic_adam", "scale_by_learning_rate"}
@@ -72,18 +73,18 @@ def test_the_tables_say_what_was_passed_broken_and_skipped():
 def test_only_what_is_between_the_marks_is_replaced(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     monkeypatch.setattr(conformance, "PAGE", page)
-    page.write_text(f"above\n{conformance.BEGIN}old\n{conformance.END}below\n")
+    page.write_text("above\n<!-- begin tables -->\nold\n<!-- end tables -->\nbelow\n")
     conformance.write("new\n")
     text = page.read_text()
-    assert text.startswith("above\n<!-- tables: begin -->\n\nOptax ")
-    assert text.endswith("new\n\n<!-- tables: end -->\nbelow\n")
+    assert text.startswith("above\n<!-- begin tables -->\nOptax ")
+    assert text.endswith("new\n<!-- end tables -->\nbelow\n")
     assert "old" not in text
     page.write_text("no marks\n")
-    with pytest.raises(SystemExit, match="lacks the lines"):
+    with pytest.raises(UserError, match=r"has blocks \[\], not \['tables'\]"):
         conformance.write("new\n")
     assert page.read_text() == "no marks\n"
 
 
 def test_unknown_words_are_named():
-    with pytest.raises(SystemExit, match="no optimizer is called"):
+    with pytest.raises(UserError, match="no optimizer is called"):
         conformance.main(["adamx"])

@@ -426,6 +426,72 @@ def test_ratios_of_stacked_layers_have_a_number_for_each():
     ]
 
 
+VECTORS = {"scale": jnp.ones(3), "bias": jnp.ones(3)}
+
+
+def _matrices(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _frozen(tx):
+    """Beside a group of its own without leaves."""
+    groups = {"train": tx, "frozen": optax.set_to_zero()}
+    return optax.partition(groups, dict.fromkeys(VECTORS, "frozen"))
+
+
+WITHOUT_RATIOS = {
+    "lambc, no layer has a ratio": oht.lambc(0.1, trust_ratio_mask=_matrices),
+    "larsc, no layer has a ratio": oht.larsc(0.1, trust_ratio_mask=_matrices),
+    "masked, no leaf": optax.masked(oht.lambc(0.1), _matrices),
+    "lambc, a group without leaves": _frozen(oht.lambc(0.1)),
+    "larsc, a group without leaves": _frozen(oht.larsc(0.1)),
+}
+
+
+@pytest.mark.parametrize("inner", WITHOUT_RATIOS.values(), ids=list(WITHOUT_RATIOS))
+def test_where_no_leaf_has_a_ratio_there_is_none(inner):
+    tx = diagnostics.monitor(inner)
+    found = one_update(tx, VECTORS, VECTORS)
+    np.testing.assert_allclose(found["gradient_norm"], 6**0.5, rtol=1e-6)
+    assert not any("trust_ratio" in name for name in found)
+    assert found.keys() == diagnostics.read_monitor(tx.init(VECTORS)).keys()
+
+
+@pytest.mark.parametrize("clip", [oht.clip_by_norm(0.5), oht.clip_by_moment()])
+def test_a_clip_without_leaves(clip):
+    """Its own monitor has nothing to tell of; the one outside goes on."""
+    inner = _frozen(diagnostics.monitor_clipping(clip, bias=True))
+    found = one_update(diagnostics.monitor(inner), VECTORS, VECTORS)
+    np.testing.assert_allclose(found["gradient_norm"], 6**0.5, rtol=1e-6)
+    assert found["clipped_coordinates"] == found["clipped_norm"] == 0
+    assert not any(name.startswith("clipped_norm/") for name in found)
+
+
+@pytest.mark.parametrize("params", [{"a": {}, "b": None}, jnp.zeros((0, 3))])
+def test_parameters_without_entries(params):
+    clip = diagnostics.monitor_clipping(oht.clip_by_norm(1.0), bias=True)
+    tx = diagnostics.monitor(optax.chain(clip, oht.lambc(0.1)))
+    _, state = jitted(tx).update(params, tx.init(params), params)
+    found = diagnostics.read_monitor(state)
+    assert found["gradient_norm"] == found["clipped_norm"] == 0
+    sample = diagnostics.read_reservoir(state)
+    assert sample.norms["gradient_norm"].tolist() == [0]
+
+
+def test_a_monitor_without_leaves():
+    found = one_update(_frozen(diagnostics.monitor(oht.lambc(0.1))), VECTORS, VECTORS)
+    assert found["gradient_norm"] == 0
+    assert not any("/" in name for name in found)
+
+
+def test_a_hyperparameter_of_the_name_is_no_ratio():
+    def optimizer(trust_ratio):
+        return optax.scale(-trust_ratio)
+
+    tx = diagnostics.monitor(optax.inject_hyperparams(optimizer)(trust_ratio=0.1))
+    assert not any("trust_ratio" in name for name in one_update(tx))
+
+
 def test_both_monitors_are_read_with_one_transfer(monkeypatch):
     watched = optax.chain(
         oht.ema(0.9), diagnostics.monitor_clipping(oht.clip_by_norm(1.0))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 import tracemalloc
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from optax_heavytail import diagnostics
-from optax_heavytail.diagnostics import TailEstimate, _entries
+from optax_heavytail.diagnostics import TailEstimate
+from optax_heavytail.diagnostics.noise import _entries
 from optax_heavytail.diagnostics.noise._effect import Clip, clip_effect
 from optax_heavytail.diagnostics.noise._noise import gaussian_norms
 from optax_heavytail.diagnostics.noise._recommend import code, recommend
@@ -422,6 +424,37 @@ def test_the_json_has_no_nan_and_says_the_same(diagnosis):
     index = layer_of(diagnosis, "spiky/w").entries.index
     assert spiky["entries"]["index"] == pytest.approx(index)
     assert found["whole"]["norms"].keys() >= {"hill", "log_moment"}
+
+
+def test_printed_it_is_a_page(diagnosis):
+    text = str(diagnosis)
+    assert len(text) < 4000
+    code = diagnosis.recommendation.code.splitlines()
+    assert max(map(len, set(text.splitlines()) - {f"    {x}" for x in code})) <= 88
+    for sentence in (diagnosis.verdict, diagnosis.recommendation.text):
+        assert sentence in " ".join(text.split())
+    # The code comes out as it went in.
+    assert textwrap.indent("\n".join(code), "    ", lambda line: line.strip()) in text
+    rows = text.partition("  layer\n")[2].splitlines()
+    names = [layer.noise.name for layer in diagnosis.layers]
+    assert sorted(row.split()[-1] for row in rows[: len(names)]) == sorted(names)
+    shares = [float(row.split("%")[0].split()[-1]) for row in rows[: len(names)]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+    assert rows[len(names)].endswith("all layers")
+
+
+def test_a_page_has_so_many_layers():
+    batches = [
+        {f"layer{i:02}": x[i : i + 1] * 2.0**-i for i in range(30)} for x in draws()
+    ]
+    found = diagnostics.diagnose(lambda _, batch: batch, None, batches)
+    text = str(found)
+    assert "layer19" in text
+    assert "layer20" not in text
+    assert "and 10 more with less noise" in text
+    assert len(repr(found)) < 4000
+    assert "array(" not in repr(found.whole) + repr(found.layers[0])
 
 
 def test_gaussian_noise_needs_nothing():

@@ -68,6 +68,9 @@ def test_what_cannot_be_told_is_not_a_number():
     still = diagnostics.local_smoothness(jnp.sin, x, jnp.zeros(2))
     assert np.isnan(still.smoothness)
     assert np.isfinite(still.gradient_norm)
+    nothing = diagnostics.local_smoothness(lambda x: x, {}, {})
+    assert np.isnan(nothing.smoothness)
+    assert nothing.gradient_norm == 0
     for bad in (jnp.inf, jnp.nan):
         found = diagnostics.local_smoothness(
             lambda x, bad=bad: jnp.where(x > 1.5, bad, x), x, x

@@ -11,7 +11,7 @@ import scipy.signal
 import scipy.stats
 
 from optax_heavytail import diagnostics
-from optax_heavytail.diagnostics import (
+from optax_heavytail.diagnostics.tails import (
     _surrogates,
     _tail_inference,
     _tail_intervals,

@@ -14,6 +14,7 @@ from flax import nnx
 
 import optax_heavytail as oht
 from experiments import reproduce
+from experiments.common import markdown
 from experiments.common.errors import UserError
 from experiments.models import perceptron
 from experiments.studies import (
@@ -60,7 +61,7 @@ def test_what_is_measured_is_used_again(tmp_path):
         file.write(b'{"settings": {"number": 1}, "res')  # killed here
     assert list(study.run(cells, path)) == cells
     assert calls == [0, 1, 2]
-    records = study.wanted(study.read(path), cells)
+    records = study.wanted(path, cells)
     assert [record["result"]["square"] for record in records] == [0, 1, 4]
     assert {"commit", "hardware", "versions", "command", "time"} < set(records[0])
     list(study.run(cells, path))
@@ -72,19 +73,19 @@ def test_missing_results_are_said(tmp_path):
     path = tmp_path / "raw.jsonl"
     list(study.run(cells[:2], path))
     with pytest.raises(UserError, match=r'^1 of 3 results .* {"number": 2}$'):
-        study.wanted(study.read(path), cells)
+        study.wanted(path, cells)
     # Those of other settings are not shown.
-    assert len(study.wanted(study.read(path), cells[1:2])) == 1
+    assert len(study.wanted(path, cells[1:2])) == 1
 
 
 def test_blocks_are_put_between_their_marks():
     page = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb"
-    filled = study.fill(page, {"x": "| new |"})
+    filled = markdown.fill(page, {"x": "| new |"})
     assert filled == "a\n<!-- begin x -->\n| new |\n<!-- end x -->\nb"
-    assert study.fill(filled, {"x": "| new |"}) == filled
+    assert markdown.fill(filled, {"x": "| new |"}) == filled
     for blocks in ({}, {"x": "", "y": ""}):
         with pytest.raises(UserError, match=r"has blocks \['x'\], not"):
-            study.fill(page, blocks)
+            markdown.fill(page, blocks)
 
 
 def test_an_exponent_is_fitted_to_the_mean():
@@ -109,9 +110,9 @@ def test_every_study_has_a_page_and_results(name):
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_pages_show_what_was_measured(name, scale):
     cells = reproduce.STUDIES[name].cells(scale, Path())
-    records = study.wanted(study.read(study.raw_file(name, scale)), cells)
+    records = study.wanted(study.raw_file(name, scale), cells)
     page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
-    assert study.fill(page, reproduce.blocks(name, scale, records)) == page
+    assert markdown.fill(page, reproduce.blocks(name, scale, records)) == page
     for file in reproduce.STUDIES[name].pictures(records):
         assert f"({file})" in page
         assert (study.PAGES / file).exists()
@@ -121,7 +122,7 @@ def test_pages_show_what_was_measured(name, scale):
 def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys):
     def tables(records):
         squares = [f"{record['result']['square']}" for record in records]
-        return {"squares": study.table(["square"], [[square] for square in squares])}
+        return {"squares": markdown.table(["square"], [[square] for square in squares])}
 
     calls = []
     made = study.Study(

@@ -347,11 +347,11 @@ def test_sweep_knows_the_best_and_the_edge():
 
 def test_sweep_table_shows_best_divergence_and_edge():
     config = toy_task.config()
-    table = sweeps.markdown(POINTS, config)
+    table = sweeps.page(POINTS, config)
     assert "| **adamw** | **0.2** | **2.000** |" in table
     assert "| adamw | 0.4 | diverged at step 100 |" in table
     assert "edge of the grid for: gclip." in table
-    assert "edge of its grid" in sweeps.markdown(POINTS[:3], config)
+    assert "edge of its grid" in sweeps.page(POINTS[:3], config)
     assert "nats per masked token after 100 steps" in table
     assert "| learning rate | validation loss | masked accuracy |" in table
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import follow
+from experiments.common import json_files
 from experiments.common.errors import UserError
 from experiments.diagnosis import trajectory, trajectory_figures
 from experiments.follow import Settings
@@ -149,8 +150,11 @@ def test_other_measurements_are_refused(finished, tmp_path, monkeypatch):
         measured(workdir, monkeypatch, seed=1)
     assert lines(workdir) == records
     (tmp_path / follow.RECORDS_FILE).write_text("[1]\n")
-    with pytest.raises(UserError, match="lines that are no records"):
-        follow.File(tmp_path / follow.RECORDS_FILE, SETTINGS)
+    with pytest.raises(UserError, match=r"curvature.jsonl:1: a JSON object is needed"):
+        follow.measurements(tmp_path / follow.RECORDS_FILE, SETTINGS)
+    (tmp_path / follow.RECORDS_FILE).write_text('{"kind": "spectrum", "step": 0}\n')
+    with pytest.raises(UserError, match="has measurements with None"):
+        follow.measurements(tmp_path / follow.RECORDS_FILE, SETTINGS)
 
 
 def test_more_products_than_parameters_are_refused(built):
@@ -166,12 +170,12 @@ def test_a_training_that_diverges_leaves_its_records(tmp_path, monkeypatch):
     assert [r["step"] for r in lines(tmp_path)[1:]] == [0, 1, 2, 3]
 
 
-def test_a_number_that_is_not_finite_is_none(tmp_path):
-    file = follow.File(tmp_path / "file", SETTINGS)
-    file.add("smoothness", 3, {"smoothness": math.nan, "gradient_norm": 2.0})
-    last = json.loads((tmp_path / "file").read_text().splitlines()[-1])
-    assert (last["smoothness"], last["gradient_norm"]) == (None, 2.0)
-    assert trajectory.fit(file.records).reason == "0 points, and a fit needs 10"
+def test_a_number_that_is_not_finite_is_none():
+    record = json_files.finite(
+        {"kind": "smoothness", "smoothness": math.nan, "gradient_norm": 2.0}
+    )
+    assert (record["smoothness"], record["gradient_norm"]) == (None, 2.0)
+    assert trajectory.fit([record]).reason == "0 points, and a fit needs 10"
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 2500])

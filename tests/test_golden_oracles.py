@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import optax_heavytail as oht
-from tests.compare import assert_leaf_close
+from tests.compare import as_float64, assert_leaf_close
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "oracles"
 
@@ -48,6 +48,8 @@ def _build(spec):
         name: _build(value) if _is_spec(value) else value
         for name, value in spec.get("kwargs", {}).items()
     }
+    if "key" in kwargs:
+        kwargs["key"] = jax.random.key(kwargs["key"])
     return _find(spec["factory"])(*map(_build, spec.get("args", ())), **kwargs)
 
 
@@ -71,11 +73,25 @@ def _groups(stored, dtype):
     return groups
 
 
+def _as_transform(function, kwargs):
+    """Of a function of the gradients and further arguments."""
+
+    def update(updates, state, params=None, **extra_args):
+        del params
+        return function(updates, **kwargs, **extra_args), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
 @functools.cache
 def _run(spec, fields, x64):
     """The compiled loop over all steps, for all gradients of a configuration."""
     del x64  # another compilation
-    tx = optax.with_extra_args_support(_build(json.loads(spec)))
+    spec = json.loads(spec)
+    if spec["kind"] == "function":
+        tx = _as_transform(_find(spec["factory"]), spec["kwargs"])
+    else:
+        tx = optax.with_extra_args_support(_build(spec))
 
     def step(carry, now):
         params, state = carry
@@ -91,7 +107,7 @@ def _check(name, dtype, tolerances):
     meta = METAS[name]
     with np.load(FOLDER / f"{name}.npz") as stored:
         groups = _groups(dict(stored), dtype)
-    spec = json.dumps({key: meta[key] for key in ("factory", "kwargs")})
+    spec = json.dumps({key: meta[key] for key in ("kind", "factory", "kwargs")})
     fields = tuple(meta["state_fields"])
     loop = _run(spec, fields, dtype == jnp.float64)
     inputs = {key: groups[key] for key in ("grads", "extra") if key in groups}
@@ -104,7 +120,15 @@ def _check(name, dtype, tolerances):
             found = found[key.key]
         for t, (a, b) in enumerate(zip(found, stored, strict=True)):
             where = f"{name}, step {t}, {jax.tree_util.keystr(path)}"
-            assert_leaf_close(a, b, tolerances[path[0].key], where)
+            _assert_close(a, b, tolerances[path[0].key], where)
+
+
+def _assert_close(got, want, rtol, where):
+    """As in `tests.compare`, and NaN, inf and -inf are not each other."""
+    got, want = as_float64(got), as_float64(want)
+    finite = np.isfinite(want)
+    np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=where)
+    assert_leaf_close(np.where(finite, got, 0), np.where(finite, want, 0), rtol, where)
 
 
 def _float32_error(name):

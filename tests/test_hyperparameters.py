@@ -10,182 +10,18 @@ import optax
 import pytest
 
 import optax_heavytail as oht
+from tests.registry import DECAY, NONNEGATIVE, POSITIVE, RECORDS, Range, Whole
 
-# argument: (its range as the message has it, numbers just outside, numbers inside)
-DECAY = (r"\[0.0, 1.0\)", (-0.1, 1.0, 1), (0, 0.0, 0.999))
-ORDER = (r"\[1.0, 2.0\]", (0.99, 2.01, 0), (1, 2, 1.5))
-TAIL = (r"\(1.0, 2.0\]", (1.0, 2.5, 0), (1.01, 2))
-NONNEGATIVE = (r"\[0.0, inf\)", (-1e-9, -1), (0, 0.0, 1e30))
-POSITIVE = (r"\(0.0, inf\)", (0.0, 0, -1.0), (1e-30, 1e30))
-COUNT = (r"\[1.0, inf\)", (0, -5, 0.5), (1, 10**7))
+TAIL = Range(r"\(1.0, 2.0\]", (1.0, 2.5, 0), (1.01, 2))
+COUNT = Range(r"\[1.0, inf\)", (0, -5, 0.5), (1, 10**7))
 
-_gclip = {"learning_rate": 0.1, "threshold": 1.0}
 _nonconvex = {"scale": 1.0, "num_steps": 10, "tail_order": 1.5}
 
-CLOSED = (r"\[0.0, 1.0\]", (-0.1, 1.1), (0, 1, 0.5))
+MAY_BE_TREES = ("moment_bound", "threshold")
 
-_rate = {"learning_rate": 0.1}
-_moments = {"b1": DECAY, "b2": DECAY, "eps": NONNEGATIVE}
-_decayed = {
-    "learning_rate": NONNEGATIVE,
-    "weight_decay": NONNEGATIVE,
-    "multiplier": NONNEGATIVE,
-}
-
-# factory, valid arguments, what each argument allows
-RANGES = {
-    "ema": (oht.ema, {"decay": 0.9}, {"decay": DECAY}),
-    "add_decayed_weights": (oht.add_decayed_weights, {}, {"weight_decay": NONNEGATIVE}),
-    "scale_by_learning_rate": (
-        oht.scale_by_learning_rate,
-        {"learning_rate": 0.1},
-        {"learning_rate": NONNEGATIVE},
-    ),
-    "clip_by_moment": (
-        oht.clip_by_moment,
-        {},
-        {"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
-    ),
-    "adaptive_coordinate_threshold": (
-        oht.adaptive_coordinate_threshold,
-        {},
-        {"b2": DECAY, "alpha": ORDER},
-    ),
-    "scale_by_acclip": (
-        oht.scale_by_acclip,
-        {},
-        {"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
-    ),
-    "acclip": (
-        oht.acclip,
-        {"learning_rate": 0.1},
-        {
-            "learning_rate": NONNEGATIVE,
-            "b1": DECAY,
-            "b2": DECAY,
-            "alpha": ORDER,
-            "eps": NONNEGATIVE,
-            "weight_decay": NONNEGATIVE,
-        },
-    ),
-    "clip_by_norm": (oht.clip_by_norm, {"threshold": 1.0}, {"threshold": POSITIVE}),
-    "clip_by_value": (oht.clip_by_value, {"threshold": 1.0}, {"threshold": POSITIVE}),
-    "gclip": (
-        oht.gclip,
-        _gclip,
-        {
-            "learning_rate": NONNEGATIVE,
-            "threshold": POSITIVE,
-            "b1": DECAY,
-            "weight_decay": NONNEGATIVE,
-        },
-    ),
-    "cclip": (
-        oht.cclip,
-        _gclip,
-        {
-            "learning_rate": NONNEGATIVE,
-            "threshold": POSITIVE,
-            "b1": DECAY,
-            "weight_decay": NONNEGATIVE,
-        },
-    ),
-    "trace": (oht.trace, {"decay": 0.9}, {"decay": DECAY}),
-    "scale_by_adam": (oht.scale_by_adam, {}, _moments),
-    "adamw_decoupled": (oht.adamw_decoupled, _rate, _moments | _decayed),
-    "sgdw": (oht.sgdw, _rate, _decayed | {"momentum": DECAY}),
-    "scale_by_amsgrad": (oht.scale_by_amsgrad, {}, _moments),
-    "amsgrad": (oht.amsgrad, _rate, _moments | {"learning_rate": NONNEGATIVE}),
-    "scale_by_adashift": (oht.scale_by_adashift, {}, _moments),
-    "adashift": (oht.adashift, _rate, _moments | {"learning_rate": NONNEGATIVE}),
-    "scale_by_powersign": (
-        oht.scale_by_powersign,
-        {},
-        {"b1": DECAY, "base": POSITIVE},
-    ),
-    "powersign": (
-        oht.powersign,
-        _rate,
-        {"learning_rate": NONNEGATIVE, "b1": DECAY, "base": POSITIVE},
-    ),
-    "scale_by_addsign": (
-        oht.scale_by_addsign,
-        {},
-        {"b1": DECAY, "alpha": NONNEGATIVE},
-    ),
-    "addsign": (
-        oht.addsign,
-        _rate,
-        {"learning_rate": NONNEGATIVE, "b1": DECAY, "alpha": NONNEGATIVE},
-    ),
-    "clipped_gd": (
-        oht.clipped_gd,
-        _rate | {"max_update_norm": 1.0},
-        {"learning_rate": NONNEGATIVE, "max_update_norm": POSITIVE},
-    ),
-    "normalize_by_norm": (oht.normalize_by_norm, {}, {"offset": NONNEGATIVE}),
-    "normalized_gd": (
-        oht.normalized_gd,
-        _rate,
-        {"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "momentum": DECAY},
-    ),
-    "scale_by_clipped_trust_ratio": (
-        oht.scale_by_clipped_trust_ratio,
-        {"lower": None, "upper": None},
-        {
-            "lower": NONNEGATIVE,
-            "upper": POSITIVE,
-            "trust_coefficient": POSITIVE,
-            "eps": NONNEGATIVE,
-        },
-    ),
-    "lambc": (
-        oht.lambc,
-        _rate,
-        _moments
-        | {
-            "learning_rate": NONNEGATIVE,
-            "weight_decay": NONNEGATIVE,
-            "max_grad_norm": POSITIVE,
-        },
-    ),
-    "larsc": (
-        oht.larsc,
-        _rate,
-        {
-            "learning_rate": NONNEGATIVE,
-            "weight_decay": NONNEGATIVE,
-            "trust_coefficient": POSITIVE,
-            "momentum": DECAY,
-            "eps": NONNEGATIVE,
-        },
-    ),
-    "neumann": (
-        oht.neumann,
-        _rate,
-        {
-            "learning_rate": NONNEGATIVE,
-            "cubic": NONNEGATIVE,
-            "repulsive": NONNEGATIVE,
-            "ema_decay": CLOSED,
-            "momentum": DECAY,
-        },
-    ),
-    "skip_if_unsafe": (
-        oht.skip_if_unsafe,
-        {"inner": optax.sgd(0.1)},
-        {"max_deviations": POSITIVE},
-    ),
-    "neumann_inner_loop": (
-        oht.neumann_inner_loop,
-        _rate | {"num_inner_steps": 1},
-        {"learning_rate": POSITIVE},
-    ),
-    "neumann_two_loop": (
-        oht.neumann_two_loop,
-        _rate | {"num_inner_steps": 1},
-        {"learning_rate": POSITIVE},
-    ),
+# Factory, valid arguments, what each argument allows. The transforms' are in the
+# registry.
+SCHEDULES = {
     "warm_restarts": (
         oht.warm_restarts,
         {"max_value": 1.0, "t_0": 2},
@@ -218,34 +54,41 @@ RANGES = {
         {"scale": POSITIVE, "num_steps": COUNT, "tail_order": TAIL},
     ),
 }
+RANGES = SCHEDULES | {
+    name: (case.factory, case.kwargs, case.ranges) for name, case in RECORDS.items()
+}
 
-each_argument = pytest.mark.parametrize(
-    ("factory", "valid", "name", "rule"),
-    [
+
+def _each(kind):
+    """All arguments whose numbers are of this kind."""
+    params = [
         pytest.param(factory, valid, argument, rule, id=f"{name}-{argument}")
         for name, (factory, valid, rules) in RANGES.items()
         for argument, rule in rules.items()
-    ],
-)
+        if isinstance(rule, kind)
+    ]
+    return pytest.mark.parametrize(("factory", "valid", "name", "rule"), params)
+
+
+each_argument, each_whole_number = _each(Range), _each(Whole)
 
 
 @each_argument
 def test_numbers_out_of_range_are_named(factory, valid, name, rule):
-    allowed, outside, _ = rule
-    for value in (*outside, np.nan, np.inf, -np.inf):
+    for value in (*rule.outside, np.nan, np.inf, -np.inf):
         for number in (value, np.float32(value), jnp.float32(value)):
             with pytest.raises(ValueError, match="must be in") as error:
                 factory(**valid | {name: number})
             message = str(error.value)
             assert message.startswith(f"{name} must be in")
-            assert error.match(allowed)
+            assert error.match(rule.allowed)
             assert message.endswith(f"got {number}.")
             assert "\n" not in message
 
 
 @each_argument
 def test_numbers_in_range_pass(factory, valid, name, rule):
-    for value in rule[2]:
+    for value in rule.inside:
         factory(**valid | {name: value})
         factory(**valid | {name: np.float64(value)})
 
@@ -254,12 +97,11 @@ def test_numbers_in_range_pass(factory, valid, name, rule):
 def test_traced_numbers_pass(factory, valid, name, rule):
     """They cannot be looked at: whoever traces them answers for them."""
 
-    @jax.jit
     def make(x):
         factory(**valid | {name: x})
         return x
 
-    make(rule[1][0])
+    jax.eval_shape(make, rule.outside[0])
 
 
 @each_argument
@@ -272,7 +114,9 @@ def test_what_is_no_number_is_named(factory, valid, name, rule):
 @pytest.mark.parametrize("value", [[0.5], np.array([0.5]), jnp.ones(2)], ids=str)
 def test_arrays_are_no_numbers(value):
     for factory, valid, rules in RANGES.values():
-        for name in set(rules) - {"moment_bound", "threshold"}:
+        for name in rules:
+            if name in MAY_BE_TREES or isinstance(rules[name], Whole):
+                continue
             with pytest.raises(TypeError, match=f"{name} must be a number"):
                 factory(**valid | {name: value})
     with pytest.raises(TypeError, match="threshold must be a number"):
@@ -306,45 +150,13 @@ def test_what_is_no_transform_is_named():
 
 
 def test_every_number_of_every_factory_is_checked():
-    """The others are words, flags, dtypes, masks, whole numbers and functions."""
-    others = {
-        "accumulator_dtype",
-        "burn_in_steps",
-        "convexify",
-        "decay",
-        "fresh_batches",
-        "layer_axis",
-        "max_in_a_row",
-        "maximum",
-        "n",
-        "nesterov",
-        "nu_dtype",
-        "num_inner_steps",
-        "outer_learning_rate",
-        "repulsive_scale",
-        "reset_growth",
-        "reset_interval",
-        "t_0",
-        "t_mult",
-        "trust_ratio_bounds",
-        "trust_ratio_mask",
-        "use_hvp",
-        "window",
-        "axis_name",
-        "bias_correction",
-        "debias",
-        "flip_sign",
-        "inner",
-        "mask",
-        "mu_dtype",
-        "nonfinite",
-        "normalize",
-        "scope",
-        "threshold_dtype",
-    }
+    numbers = (jax.typing.ArrayLike, optax.ScalarOrSchedule)
+    kinds = (*numbers, *(kind | None for kind in numbers))
     for factory, _, rules in RANGES.values():
-        assert set(inspect.signature(factory).parameters) <= set(rules) | others
-        assert set(rules) <= set(inspect.signature(factory).parameters)
+        parameters = inspect.signature(factory).parameters
+        found = {name for name, p in parameters.items() if p.annotation in kinds}
+        assert found <= {*rules, *FURTHER}, factory
+        assert set(rules) <= set(parameters)
 
 
 def test_each_entry_of_a_tree_is_checked():
@@ -473,42 +285,30 @@ def test_whole_numbers_fit_the_count():
         oht.neumann(0.1, burn_in_steps=2**31)
 
 
-WHOLE = [
-    (functools.partial(oht.neumann, 0.1), "burn_in_steps", 0),
-    (functools.partial(oht.neumann, 0.1), "reset_interval", 1),
-    (functools.partial(oht.neumann, 0.1), "reset_growth", 1),
-    (functools.partial(oht.neumann_two_loop, 0.1), "num_inner_steps", 0),
-    (functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)), "max_in_a_row", 1),
-]
-
-
-@pytest.mark.parametrize(
-    ("factory", "name", "low"), WHOLE, ids=[name for _, name, _ in WHOLE]
-)
-def test_whole_numbers_out_of_range_are_named(factory, name, low):
+@each_whole_number
+def test_whole_numbers_out_of_range_are_named(factory, valid, name, rule):
+    low = rule.low
     for bad in (low - 1, 1.5, np.float32(2), np.nan, "2", True, np.array([2, 2])):
         with pytest.raises(ValueError, match="must be an integer") as error:
-            factory(**{name: bad})
+            factory(**valid | {name: bad})
         message = str(error.value)
         assert message == f"{name} must be an integer of at least {low}, got {bad!r}."
     for good in (low, np.int32(low + 3), jnp.asarray(low + 3)):
-        factory(**{name: good})
+        factory(**valid | {name: good})
 
 
-@pytest.mark.parametrize(
-    ("factory", "name", "outside"),
-    [
-        (functools.partial(oht.neumann, 0.1), "repulsive_scale", -1.0),
-        (
-            functools.partial(oht.neumann_two_loop, 0.1, 2),
-            "outer_learning_rate",
-            -1.0,
-        ),
-        (oht.neumann_momentum, "maximum", 1.0),
-        (functools.partial(oht.warm_restarts, 1.0, 2), "t_mult", 0.5),
-    ],
-)
-def test_further_numbers_out_of_range(factory, name, outside):
+# Numbers that may be something else too, or go by another name in the message.
+FURTHER = {
+    "repulsive_scale": (functools.partial(oht.neumann, 0.1), -1.0),
+    "outer_learning_rate": (functools.partial(oht.neumann_two_loop, 0.1, 2), -1.0),
+    "maximum": (oht.neumann_momentum, 1.0),
+    "t_mult": (functools.partial(oht.warm_restarts, 1.0, 2), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_numbers_out_of_range(name):
+    factory, outside = FURTHER[name]
     word = name.removeprefix("outer_")
     for bad in (outside, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"{word} must be in .*got {bad}"):

@@ -440,9 +440,10 @@ def test_runs_on_other_devices_are_comparable(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{oops", "metrics.jsonl:1: not a JSON record"),
-        ("[1]", "metrics.jsonl:1: kind, step and loss are needed, found [1]"),
+        ("{oops", "metrics.jsonl:1: not JSON ("),
+        ("[1]", "metrics.jsonl:1: a JSON object is needed, found [1]"),
         ('{"kind": "train", "step": 1}', "kind, step and loss are needed"),
+        ('{"kind": "eval", "step": "1", "loss": 2.0}', "step is '1', an integer"),
         ('{"kind": "x", "step": 1, "loss": 2.0}', "kind is 'x', allowed: train, eval"),
         ('{"kind": "train", "step": 1, "loss": NaN}', "NaN is not a JSON number"),
     ],
@@ -469,7 +470,7 @@ def test_no_runs(tmp_path):
 def test_a_run_without_metrics(tmp_path):
     names = write_comparison(tmp_path, adamw=4.4)
     (tmp_path / "adamw/metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"adamw/metrics.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"adamw/metrics.jsonl: no such file"):
         report.write_report(tmp_path, names)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +134,23 @@ def test_a_mask_inside_an_alias_is_found_at_init():
     np.testing.assert_array_equal(updates["b"], 0.0)
     with pytest.raises(ValueError, match="decay_mask covers 0 of 1 leaves"):
         tx.init({"b": jnp.ones(2)})
+
+
+def test_a_mask_that_is_a_module_is_not_called():
+    params = eqx.filter(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.is_array)
+    mask = eqx.tree_at(lambda m: (m.weight, m.bias), params, (True, False))
+    tx = oht.add_decayed_weights(0.5, mask)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_array_equal(updates.weight, 0.5 * params.weight)
+    np.testing.assert_array_equal(updates.bias, 0)
+    assert oht.mask_coverage(mask, params).parameters == 4
+
+
+@pytest.mark.parametrize("mask", [True, np.True_, np.array(True)])
+def test_a_mask_that_is_one_bool_is_refused(mask):
+    """As `optax.inject_hyperparams` makes one of a function of the parameters."""
+    with pytest.raises(TypeError, match=r'static_args=\("mask",\)'):
+        oht.add_decayed_weights(0.1, mask)
+    with pytest.raises(TypeError, match=r'static_args=\("trust_ratio_mask",\)'):
+        oht.lambc(0.1, trust_ratio_mask=mask)

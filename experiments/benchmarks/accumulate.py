@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import common
+from experiments.common import markdown
 from experiments.configs import digits_zoo, resnet_digits
 from experiments.data import digits
 from experiments.tasks import Task, images, without_data
@@ -172,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
     common.write(
         flags.output,
         "Memory of a large batch",
-        [explanation(records[0]), common.table(HEADINGS, list(map(row, records)))],
+        [explanation(records[0]), markdown.table(HEADINGS, list(map(row, records)))],
         records,
     )
 

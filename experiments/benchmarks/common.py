@@ -5,10 +5,7 @@ runs on an accelerator's machine that has no more than these.
 """
 
 import argparse
-import ctypes
 import functools
-import gc
-import json
 import os
 import sys
 import time
@@ -20,15 +17,11 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import inputs, provenance
+from experiments.common import files, inputs, json_files, memory, provenance
 from experiments.common.errors import UserError
+from experiments.common.json_files import Record
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
-
-# Options of mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-
-Record = dict[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,40 +82,11 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Calls ``main`` with the command line; bad input ends in one line."""
-    _keep_freed_memory()
+    memory.keep_freed()
     try:
         main(sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-def _keep_freed_memory() -> None:
-    """Stops glibc from returning temporaries of a step to the system after it.
-
-    It would map them anew in every step, and the first touch of each page costs more
-    than the step: LARS took three times as long on ResNet-50. In training, the model's
-    activations keep that memory in use. Arenas of other threads than the main one map
-    everything large, so JAX's must have none: this comes before JAX starts them.
-    """
-    libc = _libc()
-    if libc is not None:
-        libc.mallopt(M_ARENA_MAX, 1)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def return_freed_memory() -> None:
-    """Returns it once: arrays of other sizes may not fit into its holes."""
-    gc.collect()
-    libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _libc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    # Another library than glibc has neither mallopt nor malloc_trim.
-    return libc if hasattr(libc, "mallopt") else None
 
 
 # Timing
@@ -192,12 +156,6 @@ def header() -> dict[str, str]:
     }
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-
-
 def check_writable(output: Path) -> None:
     """Makes the folder of the output; called before the measurements, not after."""
     try:
@@ -217,12 +175,9 @@ def write(
     page = "\n\n".join([f"# {title}", "\n".join(lines), *parts]) + "\n"
     print(f"\n{page}", flush=True)
     origin = {"kind": "header", **facts}
-    rows = "".join(json.dumps(record) + "\n" for record in (origin, *records))
+    rows = json_files.as_lines(map(json_files.finite, (origin, *records)))
     for suffix, content in ((".md", page), (".jsonl", rows)):
-        path = output.with_name(output.name + suffix)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
+        files.write_atomically(output.with_name(output.name + suffix), content)
 
 
 def _quoted(name: str, value: str) -> str:

@@ -18,6 +18,7 @@ import optax
 
 import optax_heavytail as oht
 from experiments.benchmarks import common, step, trees
+from experiments.common import markdown
 
 LEARNING_RATE = 1e-3
 MAX_NORM = 1.0
@@ -174,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
         f"{CALLS_PER_TIME} steps. Ratios are to `{REFERENCE}`, one per round: the "
         "median with quartiles."
     )
-    table = common.table(HEADINGS, found)
+    table = markdown.table(HEADINGS, found)
     common.write(flags.output, "Many small leaves", [explanation, table], records)
 
 

@@ -24,6 +24,7 @@ import optax
 
 import optax_heavytail as oht
 from experiments.benchmarks import common, step, trees
+from experiments.common import markdown
 
 LEARNING_RATE = 1e-3
 DTYPES = ("float32", "bfloat16")
@@ -178,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
         "of a condition the larger one counts. The last column is the device's own "
         "count of a step that was run, a dash where it has none."
     )
-    table = common.table(HEADINGS, [row(record) for record in records])
+    table = markdown.table(HEADINGS, [row(record) for record in records])
     common.write(flags.output, "Memory of a step", [explanation, table], records)
 
 

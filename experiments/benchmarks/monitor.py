@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from experiments.benchmarks import common, throughput
+from experiments.common import markdown
 from experiments.training import optimizers
 from optax_heavytail import diagnostics
 
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
         f"Medians with quartiles of {flags.repeats} rounds of an interleaved run."
     )
     rows = [row for record in records for row in rows_of(record)]
-    table = common.table(HEADINGS, rows)
+    table = markdown.table(HEADINGS, rows)
     common.write(
         flags.output, "The monitor in a training step", [explanation, table], records
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import common, throughput
+from experiments.common import markdown
 from experiments.tasks import Batch, Task
 from optax_heavytail import diagnostics
 
@@ -146,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
         "Medians with quartiles of an interleaved run, ratios of the same round. A "
         "search is as many products as it has steps, and the reorthogonalisation."
     )
-    table = common.table(HEADINGS, [row(record) for record in records])
+    table = markdown.table(HEADINGS, [row(record) for record in records])
     common.write(flags.output, "Spectra", [explanation, table], records)
 
 

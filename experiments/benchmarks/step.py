@@ -29,6 +29,7 @@ from experiments.benchmarks.contestants import (
     LEARNING_RATE,
     WEIGHT_DECAY,
 )
+from experiments.common import markdown, memory
 
 COPY_BYTES = 8
 WARM_UPS = 3  # in the first two the programs' temporaries still find their places
@@ -167,7 +168,7 @@ def measure_tree(
         timers = {"contestant": stepper(contestant), "reference": stepper(reference)}
         times = common.interleave(timers, repeats, warm_ups=WARM_UPS)
         del timers  # the next pair needs the memory
-        common.return_freed_memory()
+        memory.return_freed()
         own, other = ([t / steps for t in times[k]] for k in times)
         records.append(
             {
@@ -186,7 +187,7 @@ def measure_tree(
         f"## {name}\n\n{size:,} parameters in {len(shapes)} leaves; a copy moves "
         f"{copy_rate / 1e9:,.1f} GB/s.\n\n"
     )
-    return title + common.table(HEADINGS, rows), records
+    return title + markdown.table(HEADINGS, rows), records
 
 
 def pairs() -> list[tuple[str, str, int]]:

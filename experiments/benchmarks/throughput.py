@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import common
+from experiments.common import markdown
 from experiments.common.types import Config
 from experiments.data import text
 from experiments.models import bert
@@ -182,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
         "1 minus the time of the gradient alone over that of the step, of the same "
         "round; the gradient's own program also writes the sum of all gradients so far."
     )
-    table = common.table(HEADINGS, [row(record) for record in records])
+    table = markdown.table(HEADINGS, [row(record) for record in records])
     print(table)
     common.write(flags.output, "Training steps", [explanation, table], records)
 

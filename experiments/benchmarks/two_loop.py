@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 import optax_heavytail as oht
 from experiments.benchmarks import common
+from experiments.common import markdown
 from experiments.models.losses import cross_entropy
 
 WIDTHS = (64, 32, 10)  # 8 x 8 images, 10 classes
@@ -267,7 +268,7 @@ def main(argv: Sequence[str]) -> None:
         "product, as the derivative of the gradient along a vector. Conjugate "
         f"gradients stop before K at a relative residual of {CG_TOLERANCE:g}."
     )
-    table = common.table(HEADINGS, [row(record) for record in records])
+    table = markdown.table(HEADINGS, [row(record) for record in records])
     common.write(flags.output, "Neumann two-loop", [explanation, table], records)
 
 

@@ -1,6 +1,5 @@
 """Flags that the commands share, and errors as one line."""
 
-import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.common import distributed, inputs
+from experiments.common import distributed, inputs, memory
 from experiments.common.errors import NO_ROOM, UserError
 from experiments.common.types import Config
 
@@ -26,9 +25,6 @@ RESUME_WITH_CHANGES = flags.DEFINE_bool(
 flags.mark_flag_as_required("config")
 # The libraries' INFO lines would bury the progress; --verbosity=0 shows them.
 flags.FLAGS.verbosity = logging.WARNING
-
-# Options of mallopt(3).
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def config() -> Config:
@@ -54,7 +50,7 @@ def workdir() -> Path:
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, calls ``main`` and exits; bad input ends in one line."""
-    _keep_freed_memory()
+    memory.keep_freed()
     try:
         app.run(lambda _: _start(main), flags_parser=_parse)
     except UserError as error:
@@ -69,19 +65,6 @@ def _start(main: Callable[[], None]) -> None:
     workdir()  # a bad one is refused before anything is read
     distributed.start()
     main()
-
-
-def _keep_freed_memory() -> None:
-    """Stops glibc from returning the buffers of every step to the system.
-
-    XLA allocates them anew in each step. For bert_tiny that was 9,000 page faults a
-    step, and 40% of the processor time.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):  # musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 2**26)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -96,13 +96,15 @@ def set_learning_rates(config: Config, **rates: float) -> None:
         config.optimizers[name].learning_rate = rate
 
 
-def apply_variant(config: Config, variant: str) -> Config:
+def apply_variant(config: Config, variant: str, *others: str) -> Config:
     """Leaves ``full`` as it is; ``smoke`` becomes 2 steps at the smallest sizes.
+
+    ``others`` are variants that the config makes itself.
 
     Raises:
       UserError: no such variant.
     """
-    variants.check(variant)
+    variants.check(variant, *others)
     if variant == "smoke":
         variants.shorten(config, rows=8)
         config.data.vocab_size = 256

@@ -4,14 +4,18 @@ from experiments.common.errors import UserError
 from experiments.common.types import Config
 
 
-def check(variant: str) -> None:
+def check(variant: str, *others: str) -> None:
     """Raises if there is no such variant.
 
     Raises:
-      UserError: it is neither ``full`` nor ``smoke``.
+      UserError: it is neither ``full`` nor ``smoke``, nor one of ``others``.
     """
-    if variant not in ("full", "smoke"):
-        raise UserError(f"config variant {variant}: must be full or smoke")
+    allowed = ("full", "smoke", *others)
+    if variant not in allowed:
+        raise UserError(
+            f"config variant {variant}: must be {', '.join(allowed[:-1])} or "
+            f"{allowed[-1]}"
+        )
 
 
 def shorten(config: Config, rows: int) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import json_files
 from experiments.common.types import Config
 from experiments.diagnosis import trajectory
 from experiments.diagnosis.points import Batches
@@ -48,7 +49,7 @@ class Curvature:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it: what is not finite is ``None``."""
-        return trajectory.finite(dataclasses.asdict(self))
+        return json_files.finite(dataclasses.asdict(self))
 
 
 class Probe:
@@ -106,7 +107,7 @@ class Probe:
 def fit(found: Sequence[Curvature]) -> SmoothnessFit:
     """The line through the trajectories from all points."""
     records = [
-        {"kind": "smoothness", **trajectory.finite(record)}
+        {"kind": "smoothness", **json_files.finite(record)}
         for here in found
         for record in here.smoothness
     ]

@@ -167,15 +167,6 @@ def _copy(state: TrainState) -> tuple[PyTree, PyTree]:
     return jax.tree.map(jnp.copy, (state.params, state.model_state))
 
 
-def finite(value: Any) -> Any:
-    """JSON in which a number that is not finite is ``None``."""
-    if isinstance(value, dict):
-        return {name: finite(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [finite(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def fit(records: Sequence[Record]) -> diagnostics.SmoothnessFit:
     """The line through the points of a training that are finite."""
     found = [r for r in records if r["kind"] == "smoothness"]

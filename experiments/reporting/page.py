@@ -45,7 +45,7 @@ def render(
         "<h2>Results</h2>",
         _results(found, rows, baselines),
         "<h2>Settings</h2>",
-        facts(_settings(found)),
+        facts(_settings(config, found)),
         "<h2>Versions and hardware</h2>",
         facts(_environment(found)),
         "<h2>Command</h2>",
@@ -123,8 +123,8 @@ def _class(column: Column) -> str:
     return ' class="number"' if column.spec else ""
 
 
-def _settings(found: Sequence[Run]) -> dict[str, str]:
-    """What all the runs share: the training, the model and the data."""
+def _settings(comparison: Mapping[str, Any], found: Sequence[Run]) -> dict[str, str]:
+    """What all the runs share, and which optimizers of the config are not here."""
     config = found[0].config
     training = {k: v for k, v in config.items() if not isinstance(v, dict)}
     if "sequence_length" in config["data"]:
@@ -135,6 +135,10 @@ def _settings(found: Sequence[Run]) -> dict[str, str]:
             facts["parameters"] = f"{final['parameters']:,}"
             facts |= {k: _number(v) for k, v in final["data"].items()}
             break
+    names = {run.name for run in found}
+    others = [name for name in comparison["optimizers"] if name not in names]
+    if others:
+        facts["optimizers of the config that were not run"] = ", ".join(others)
     return facts
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.common import distributed, files
+from experiments.common import distributed, files, json_files
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.runs import reading
@@ -72,7 +72,7 @@ def finished(
         return None
     if changes(workdir, config, with_changes):
         return None
-    return _final_record(metrics) if metrics.exists() else None
+    return _final_record(metrics)
 
 
 def changes(workdir: Path, config: Config, with_changes: bool) -> list[str]:
@@ -166,16 +166,12 @@ def start(workdir: Path, config: Config, step: int | None) -> None:
 
 def _cut_back(workdir: Path, step: int) -> None:
     metrics = workdir / METRICS_FILE
-    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # what a killed run wrote in part
-            continue
-        if record["step"] <= step and record["kind"] != "final":
-            kept.append(line)
-    files.write_atomically(metrics, b"".join(kept))
+    kept = [
+        record
+        for record in json_files.read_lines(metrics).records
+        if record["step"] <= step and record["kind"] != "final"
+    ]
+    files.write_atomically(metrics, json_files.as_lines(kept))
     for name in (PARAMS_FOLDER, MODEL_STATE_FOLDER):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
@@ -193,12 +189,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _final_record(metrics: Path) -> reading.Record | None:
     """The record that ends a run; what a killed run left has none."""
-    *_, last, _ = [b"", *metrics.read_bytes().split(b"\n")]
-    try:
-        record = json.loads(last)
-    except ValueError:
-        return None
-    return record if record.get("kind") == "final" else None
+    *_, last = [{}, *json_files.read_lines(metrics).records]
+    return last if last.get("kind") == "final" else None
 
 
 def differences(old: Any, new: Any, name: str = "config") -> list[str]:

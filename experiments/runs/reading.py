@@ -1,13 +1,12 @@
 """Reads back what runs wrote to their work directories."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from experiments.common import json_files
 from experiments.common.errors import UserError
-
-Record = dict[str, Any]
+from experiments.common.json_files import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,11 @@ def read_run(run_dir: Path) -> Run:
       UserError: a file is missing, or holds anything else.
     """
     metrics = run_dir / "metrics.jsonl"
-    *lines, rest = _read(metrics).split(b"\n")
-    records = [_record(line, f"{metrics}:{i}") for i, line in enumerate(lines, 1)]
+    if not metrics.exists():
+        raise UserError(f"{metrics}: no such file; a finished run has it")
+    records, is_cut = json_files.read_lines(metrics)
+    for number, record in enumerate(records, 1):
+        _check(record, f"{metrics}:{number}")
     by_kind: dict[str, list[Record]] = {"train": [], "eval": [], "final": []}
     for record in records:
         by_kind[record["kind"]].append(record)
@@ -83,45 +85,26 @@ def read_run(run_dir: Path) -> Run:
         train=by_kind["train"],
         eval=by_kind["eval"],
         final=final,
-        is_cut=bool(rest),
+        is_cut=is_cut,
     )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads ``config.json``, the resolved config of a run or a comparison."""
     path = folder / "config.json"
-    try:
-        config = json.loads(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a JSON object is needed, found {config!r:.60}")
-    return config
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a finished run has it")
+    return json_files.read_object(path)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; a finished run has it") from None
-
-
-def _record(line: bytes, place: str) -> Record:
-    try:
-        record = json.loads(line, parse_constant=_refuse)
-    except ValueError as error:
-        raise UserError(f"{place}: not a JSON record ({error})") from None
-    needed = {"kind", "step", "loss"}
-    if not isinstance(record, dict) or not needed <= record.keys():
+def _check(record: Record, place: str) -> None:
+    if not {"kind", "step", "loss"} <= record.keys():
         raise UserError(
             f"{place}: kind, step and loss are needed, found {record!r:.60}"
         )
+    if type(record["step"]) is not int:
+        raise UserError(f"{place}: step is {record['step']!r}, an integer is needed")
     if record["kind"] not in ("train", "eval", "final"):
         raise UserError(
             f"{place}: kind is {record['kind']!r}, allowed: train, eval, final"
         )
-    return record
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")

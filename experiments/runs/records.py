@@ -1,8 +1,6 @@
 """What a run records while it trains."""
 
 import contextlib
-import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
-from experiments.common import distributed, files
+from experiments.common import distributed, files, json_files
 from experiments.runs import folders, reading
 
 # Type checkers cannot see the classes that protobuf makes.
@@ -38,8 +36,7 @@ class Writer(Recorder):
 
     def __init__(self, workdir: Path, step: int):
         self._workdir = workdir
-        metrics = workdir / folders.METRICS_FILE
-        self._file = metrics.open("a", encoding="utf-8")
+        self._metrics = workdir / folders.METRICS_FILE
         # Without the thread of tensorboardX, which a full disk ends unnoticed.
         name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{step}"
         self._events = RecordWriter(str(workdir / name))
@@ -52,11 +49,10 @@ class Writer(Recorder):
         self._events.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in (self._file, self._events):
-            # All that was recorded is on the disk; what a full one refused was said.
-            with contextlib.suppress(OSError):
-                file.close()
+        """Closes the events."""
+        # All that was recorded is on the disk; what a full one refused was said.
+        with contextlib.suppress(OSError):
+            self._events.close()
 
     def write(self, kind: str, step: int, **values: Any) -> reading.Record:
         """Writes one record, on the disk before this returns.
@@ -67,9 +63,7 @@ class Writer(Recorder):
         record = super().write(kind, step, **values)
         scalars = {k: v for k, v in values.items() if isinstance(v, float)}
         try:
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            json_files.append(self._metrics, record)
             for name, value in scalars.items():
                 # Names with a group of their own stay in it.
                 tag = name if "/" in name else f"{kind}/{name}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common import markdown
 from experiments.studies import study
 
 BASELINES = ("momentum", "adamw")  # in every table
@@ -60,4 +61,4 @@ def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> s
             ]
         )
     header = ["optimizer", "rate", "threshold", "loss", f"minus {baseline}'s"]
-    return study.table([*header, "accuracy"], rows)
+    return markdown.table([*header, "accuracy"], rows)

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments.studies import charts, cifar, comparison, study, training, tuning
+from experiments.common import markdown
+from experiments.studies import charts, cifar, comparison, training, tuning
 from experiments.studies.study import Cell, Record, Study
 from experiments.studies.training import Contestant
 
@@ -220,7 +221,7 @@ def _bounds(found: Results) -> str:
         ]
         for name in sorted(bounded, key=lambda name: float(name.split()[-1]))
     ]
-    return study.table(["", *(f"batch {size:,}" for size in found)], rows)
+    return markdown.table(["", *(f"batch {size:,}" for size in found)], rows)
 
 
 def _attempts(found: Results) -> str:
@@ -233,7 +234,7 @@ def _attempts(found: Results) -> str:
         gained = comparison.points_above(results[BOUNDED], results[UNBOUNDED])
         shown = zip(losses, accuracies, strict=True)
         rows.append([name, *(", ".join(both) for both in shown), gained])
-    return study.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
+    return markdown.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
 
 
 def _ratio_table(found: Results) -> str:
@@ -249,7 +250,7 @@ def _ratio_table(found: Results) -> str:
                 numbers = [f"{seen[key][place]:.3g}" for key in SHOWN]
                 step = f"{result['evaluated_at'][place]}"
                 rows.append([f"{size:,}", name, step, *numbers])
-    return study.table(["batch", "optimizer", "step", *SHOWN], rows)
+    return markdown.table(["batch", "optimizer", "step", *SHOWN], rows)
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:

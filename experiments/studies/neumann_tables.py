@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common import markdown
 from experiments.reporting import figures
 from experiments.studies import comparison, study
 from experiments.studies.study import Record
@@ -83,7 +84,7 @@ def _points(found: dict[str, Results]) -> str:
         above = [comparison.points_above(neumann, results[name]) for name in baselines]
         rows.append([f"{int(block.split('_')[1]):,}", *above])
     header = [f"points above {name}" for name in baselines]
-    return study.table(["images a step", *header], rows)
+    return markdown.table(["images a step", *header], rows)
 
 
 def _parts(results: Results) -> str:
@@ -148,7 +149,7 @@ def _steps(records: Sequence[Record]) -> str:
     over = [f"over {baseline}'s" for baseline in comparison.BASELINES]
     rows.sort(key=lambda row: row[0])
     header = ["images a step", "optimizer", "rate", "steps", *over]
-    return study.table(header, [row for _, row in rows])
+    return markdown.table(header, [row for _, row in rows])
 
 
 def _scaling(records: Sequence[Record]) -> str:
@@ -160,7 +161,7 @@ def _scaling(records: Sequence[Record]) -> str:
     for name in _main(by_size[sizes[0]]):
         steps = {size: reached(by_size[size][name]) for size in sizes}
         rows.append([name, *(ratio(steps[a], steps[b], ".1f") for a, b in pairs)])
-    return study.table(["optimizer", *(f"{a:,} to {b:,}" for a, b in pairs)], rows)
+    return markdown.table(["optimizer", *(f"{a:,} to {b:,}" for a, b in pairs)], rows)
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:

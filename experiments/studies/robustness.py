@@ -14,6 +14,7 @@ import optax
 from matplotlib.figure import Figure
 
 import optax_heavytail as oht
+from experiments.common import markdown
 from experiments.reporting import figures
 from experiments.studies import comparison, digits, study, training, tuning
 from experiments.studies.digits import PROTOCOL, Setup
@@ -134,7 +135,7 @@ def _widths(results: dict[str, Any]) -> str:
         widths = [f"{octaves(losses, factor):.1f}" for factor in WIDTHS]
         rows.append([name, f"{rates[best]:.3g}", f"{losses[best]:.3f}", *widths])
     header = ["optimizer", "best rate", "loss there"]
-    return study.table([*header, "within 5%", "within 50%"], rows)
+    return markdown.table([*header, "within 5%", "within 50%"], rows)
 
 
 def octaves(losses: np.ndarray, factor: float) -> float:

@@ -1,8 +1,6 @@
 """What a study consists of, its raw results, and the pages that are made of them."""
 
 import json
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import files, provenance
+from experiments.common import provenance
 from experiments.common.errors import UserError
+from experiments.common.json_files import Record
+from experiments.common.measurements import Measurements
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = ROOT / "docs" / "evidence"
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 SCALES = ("cpu", "gpu")
-
-Record = dict[str, Any]
 
 
 class Cell(NamedTuple):
@@ -44,15 +42,9 @@ def raw_file(name: str, scale: str, results: Path = RESULTS) -> Path:
     return results / f"evidence_{name}_{scale}.jsonl"
 
 
-def read(path: Path) -> list[Record]:
-    """Raw results; a line that a killed run wrote in part is left out."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+def results(path: Path) -> Measurements:
+    """The raw results in a file, by their settings."""
+    return Measurements(path, lambda record: _key(record["settings"]))
 
 
 def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:
@@ -66,9 +58,9 @@ def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:
       Every cell.
 
     Raises:
-      UserError: not writable.
+      UserError: not writable, or not raw results.
     """
-    known = {_key(record["settings"]) for record in read(path)}
+    known = results(path)
     about = {
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
@@ -79,76 +71,32 @@ def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:
     for cell in cells:
         if _key(cell.settings) not in known:
             started = time.perf_counter()
-            result = cell.measure()
+            measured = {"settings": cell.settings, "result": cell.measure()}
             seconds = round(time.perf_counter() - started, 2)
-            _append(
-                path,
-                {
-                    "settings": cell.settings,
-                    "result": result,
-                    "seconds": seconds,
-                    "time": int(time.time()),
-                    **about,
-                },
+            known.add(
+                {**measured, "seconds": seconds, "time": int(time.time()), **about}
             )
         yield cell
-
-
-def _append(path: Path, record: Record) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes() if path.exists() else b""
-        with path.open("ab") as file:
-            if whole and not whole.endswith(b"\n"):  # of a killed run
-                file.write(b"\n")
-            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise files.not_writable(path.parent, error) from None
 
 
 def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def wanted(records: Sequence[Record], cells: Sequence[Cell]) -> list[Record]:
-    """The records of ``cells``, in their order; those of other settings are left out.
+def wanted(path: Path, cells: Sequence[Cell]) -> list[Record]:
+    """The raw results of ``cells``, in their order; other settings are left out.
 
     Raises:
       UserError: one is missing.
     """
-    by_key = {_key(record["settings"]): record for record in records}
+    known = results(path)
     keys = [_key(cell.settings) for cell in cells]
-    missing = [key for key in keys if key not in by_key]
+    missing = known.missing(keys)
     if missing:
         raise UserError(
             f"{len(missing)} of {len(keys)} results are missing, such as {missing[0]}"
         )
-    return [by_key[key] for key in keys]
-
-
-def fill(page: str, blocks: Mapping[str, str]) -> str:
-    """Puts each block between its marks in a page.
-
-    Raises:
-      UserError: a block has no marks, or marks have no block.
-    """
-    marks = re.findall(r"<!-- begin (\w+) -->", page)
-    if sorted(marks) != sorted(blocks):
-        raise UserError(f"a page has blocks {sorted(marks)}, not {sorted(blocks)}")
-    for name, text in blocks.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, rest = page.split(begin)
-        after = rest.split(end)[1]
-        page = f"{before}{begin}\n{text.strip()}\n{end}{after}"
-    return page
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return [known[key] for key in keys]
 
 
 def origin(records: Sequence[Record], name: str, scale: str) -> str:

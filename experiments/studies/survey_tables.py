@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.common import markdown
 from experiments.reporting import figures
 from experiments.studies import comparison, study, training
 from experiments.studies.study import Record
@@ -97,7 +98,7 @@ def _restarts(records: Sequence[Record]) -> str:
             name = comparison.named(schedule, result)
             rows.append([*first, name, *losses, difference])
     header = [f"after {step}" for step in LOOKS]
-    return study.table([*HEADER, *header, "last, minus cosine's"], rows)
+    return markdown.table([*HEADER, *header, "last, minus cosine's"], rows)
 
 
 def _halfway(records: Sequence[Record]) -> str:
@@ -111,7 +112,7 @@ def _halfway(records: Sequence[Record]) -> str:
         spreads = [comparison.spread(numbers) for numbers in losses]
         rows.append([*first, *spreads, study.with_interval(difference, "+.3f")])
     header = ["after three growing cycles", "after a cosine as long", "difference"]
-    return study.table([*HEADER[:2], *header], rows)
+    return markdown.table([*HEADER[:2], *header], rows)
 
 
 def _ensembles(records: Sequence[Record]) -> str:
@@ -130,7 +131,7 @@ def _ensembles(records: Sequence[Record]) -> str:
     others = ["the last one", "one cosine", "a cosine of 280 steps"]
     header = [f"loss minus {other}'s" for other in others[:2]]
     header += [f"points above {other}" for other in others]
-    return study.table([*HEADER, *header], rows)
+    return markdown.table([*HEADER, *header], rows)
 
 
 def _growing(records: Sequence[Record]) -> str:
@@ -147,7 +148,7 @@ def _growing(records: Sequence[Record]) -> str:
                 difference = _minus(grown, decaying)
                 rows.append([*first, schedule, updates, *losses, difference])
     header = ["updates", "loss, decaying rate", "loss, growing batch", "difference"]
-    return study.table([*HEADER, *header], rows)
+    return markdown.table([*HEADER, *header], rows)
 
 
 def _signs(records: Sequence[Record], condition: str, use: str) -> str:

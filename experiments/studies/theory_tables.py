@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common import markdown
 from experiments.reporting import figures
 from experiments.studies import study
 from experiments.studies.study import Record
@@ -70,7 +71,7 @@ def _exponents(
         for kind, order in itertools.product(kinds, orders)
     ]
     names = map(NAMES.__getitem__, methods)
-    return study.table(["noise", "a", "theorem", *names], rows)
+    return markdown.table(["noise", "a", "theorem", *names], rows)
 
 
 def deviations(records: Sequence[Record]) -> str:
@@ -89,7 +90,7 @@ def deviations(records: Sequence[Record]) -> str:
         share = f"{result['share_above_10_medians']:.1%}"
         rows.append([kind, f"{order:g}", NAMES[method], *numbers, share])
     header = ["noise", "a", "method", "median", "mean", "99% quantile"]
-    return study.table([*header, "99% / median", "above 10 medians"], rows)
+    return markdown.table([*header, "99% / median", "above 10 medians"], rows)
 
 
 def horizons(records: Sequence[Record]) -> str:
@@ -126,7 +127,7 @@ def dimensions(records: Sequence[Record]) -> str:
         ratios = [f"{ratio:.2f}" for ratio in means[methods[0]] / means[methods[1]]]
         rows.append([scales, "ratio", *ratios, ""])
     header = ["scales", "", *(f"d = {number:,}" for number in numbers)]
-    return study.table([*header, "exponent of d"], rows)
+    return markdown.table([*header, "exponent of d"], rows)
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:

@@ -1,12 +1,11 @@
 """The learning rate of each optimizer on the grids of a config."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import files, provenance
+from experiments.common import files, json_files, markdown, provenance
 from experiments.common.errors import UserError, check_distinct
 from experiments.common.types import Config
 from experiments.runs import reading
@@ -92,7 +91,7 @@ def _loss(final: reading.Record) -> float:
     return final["loss"] if final["status"] == "complete" else math.inf
 
 
-def markdown(finals: Sequence[reading.Record], config: Config) -> str:
+def page(finals: Sequence[reading.Record], config: Config) -> str:
     """The table of all runs, with where it comes from."""
     last, bests = finals[-1], best(finals)
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
@@ -105,15 +104,15 @@ def markdown(finals: Sequence[reading.Record], config: Config) -> str:
         f"Validation loss in {config.report.loss_unit} after "
         f"{max(final['step'] for final in finals):,} steps; {baselines}. "
         "The best of each optimizer is in bold.\n",
-        "| optimizer | learning rate | validation loss "
-        f"| {config.report.accuracy_name} |",
-        "|---|---|---|---|",
     ]
+    rows = []
     for final in finals:
         cells = _cells(final)
         if final is bests[final["optimizer"]]:
             cells = [f"**{cell}**" for cell in cells]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    headings = ("optimizer", "learning rate", "validation loss")
+    lines.append(markdown.table([*headings, config.report.accuracy_name], rows))
     edge = at_edge(finals)
     lines.append(
         f"\nThe best learning rate is at the edge of the grid for: {', '.join(edge)}."
@@ -135,8 +134,9 @@ def write(
     finals: Sequence[reading.Record], table: str, targets: Sequence[Path]
 ) -> None:
     """Writes the table and its points, beside each other."""
-    points = ({key: final.get(key) for key in POINT} for final in finals)
-    lines = "".join(json.dumps(point) + "\n" for point in points)
+    points = [{key: final.get(key) for key in POINT} for final in finals]
     for target in targets:
         files.write_atomically(target.with_suffix(".md"), table)
-        files.write_atomically(target.with_suffix(".jsonl"), lines)
+        files.write_atomically(
+            target.with_suffix(".jsonl"), json_files.as_lines(points)
+        )

@@ -141,7 +141,8 @@ def restarts(t_0: int, t_mult: float) -> np.ndarray:
     Raises:
       ValueError: a number is outside its range.
     """
-    _base.check_integer("t_0", t_0, 1)
+    _base.check_static_integer("t_0", t_0, 1)
+    _base.check_static("t_mult", t_mult)
     _base.check_range("t_mult", t_mult, 1.0, float("inf"))
     if 1 < t_mult < 1.001:  # the table of all starts would fill the memory
         raise ValueError(f"t_mult must be 1 or in [1.001, inf), got {t_mult}.")

@@ -14,15 +14,22 @@ from tests.oracles import (
     clip_by_rms,
     clip_by_zscore,
     clipped_ema,
+    conditional_gradient,
     fast_belief,
+    langevin,
     normalized,
+    orthogonalize,
     parts,
+    qk_clip,
+    saga,
     skip_if_unsafe,
     smooth,
     spam,
+    spectral,
     stable_adam,
     stable_norm,
     trajectories,
+    votes,
 )
 
 MODULES = (
@@ -45,6 +52,13 @@ MODULES = (
     atan2,
     clip_by_interval,
     fast_belief,
+    orthogonalize,
+    spectral,
+    qk_clip,
+    votes,
+    saga,
+    conditional_gradient,
+    langevin,
 )
 ORACLES = {name: make for module in MODULES for name, make in module.ORACLES.items()}
 CASES = [case for module in MODULES for case in module.CASES]

@@ -41,15 +41,27 @@ class Case(NamedTuple):
     extra_keys: dict[str, str]  # what the further keys of the npz mean
     state_fields: tuple[str, ...]  # those of aux/ that the state has by that name
     extra: Callable[[], dict[str, np.ndarray]] | None  # inputs beside the gradients
+    workers: int | None  # the gradients have a leading axis of these
+    kind: str  # "transform", or "function" of the gradients and of extra
+    loose: tuple[float, float]  # least tolerances in float64 and float32
 
 
 def cases(
-    factory, formula, settings, extra_keys=None, state_fields=(), extra=None, name=None
+    factory,
+    formula,
+    settings,
+    extra_keys=None,
+    state_fields=(),
+    extra=None,
+    *,
+    workers=None,
+    kind="transform",
+    loose=(1e-10, 0.0),
 ):
     """One `Case` for each ``configuration: (kwargs, families)``."""
     return [
         Case(
-            name or factory,
+            factory.removeprefix("aggregation."),
             configuration,
             families,
             formula,
@@ -57,6 +69,9 @@ def cases(
             extra_keys or {},
             state_fields,
             extra,
+            workers,
+            kind,
+            loose,
         )
         for configuration, (kwargs, families) in settings.items()
     ]
@@ -64,15 +79,22 @@ def cases(
 
 def initial_params():
     """The parameters before the first step."""
-    noise = _Noise("params")
+    noise = Noise("params")
     params = {leaf: noise(shape) for leaf, shape in SHAPES.items()}
     params["zero"][:] = 0
     return params
 
 
-def gradients(family):
-    """For each leaf an array of all steps."""
-    noise = _Noise(family)
+def gradients(family, workers=None):
+    """For each leaf an array of all steps; only the first worker is of the family."""
+    if workers is not None:
+        trees = [_gradients(family, Noise(family))]
+        trees += [_gradients("normal", Noise(f"worker {i}")) for i in range(1, workers)]
+        return {leaf: np.stack([x[leaf] for x in trees], axis=1) for leaf in SHAPES}
+    return _gradients(family, Noise(family))
+
+
+def _gradients(family, noise):
     if family == "zeros":
         return {leaf: np.zeros((STEPS, *shape)) for leaf, shape in SHAPES.items()}
     if family == "tiny":
@@ -123,7 +145,7 @@ def _sparse(noise):
     return grads
 
 
-class _Noise:
+class Noise:
     """Of mean 0 and variance 1, the same bits on every machine.
 
     Only `random.Random.random` is promised to stay as it is, and only sums and products
@@ -178,7 +200,7 @@ def _nested(extra, dtype):
 
 def trajectory(case, family, build):
     """The arrays of a file and its description."""
-    params0, grads = initial_params(), gradients(family)
+    params0, grads = initial_params(), gradients(family, case.workers)
     extra = case.extra() if case.extra else {}
     stored, extended, single = (
         run(build(case.spec), params0, grads, extra, dtype)
@@ -195,10 +217,14 @@ def trajectory(case, family, build):
         | {key: x.astype(np.float64) for key, x in stored.items()}
     )
     worst = max(rounding["float64_vs_extended"].values())
+    rtol, single_rtol = case.loose
+    for group, figure in rounding["float32_vs_float64"].items():
+        rounding["float32_vs_float64"][group] = max(figure, single_rtol / 10)
     meta = {
         "name": f"{case.algorithm}__{case.configuration}__{family}",
         "algorithm": case.algorithm,
         "formula": " ".join(case.formula.split()),
+        "kind": case.kind,
         **case.spec,
         "gradients": {
             "family": family,
@@ -211,7 +237,7 @@ def trajectory(case, family, build):
         "extra_keys": case.extra_keys,
         "state_fields": list(case.state_fields),
         "source": "tests/oracles, from the formula alone",
-        "rtol_float64": max(1e-10, 1000 * worst),
+        "rtol_float64": max(rtol, 1000 * worst),
         "rounding": rounding,
     }
     return arrays, meta

@@ -98,9 +98,9 @@ FAULTS = [
     ),
     Fault(
         "cast of the threshold's state dropped",
-        "optax_heavytail/_clip_by_moment.py",
-        "_tree.cast_like(threshold, state.threshold),\n            _tree",
-        "threshold,\n            _tree",
+        "optax_heavytail/_transform.py",
+        "new_state._replace(**_tree.cast_like(new, stored))",
+        "new_state",
         ("tests/test_contract.py", "-k", "types_are_stable and moment"),
     ),
     Fault(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments.benchmarks import common
+from experiments.common import memory
 from tests.commands import ROOT, fresh_flags
 from tests.wrong_inputs import preparations
 
@@ -102,7 +102,7 @@ def run(entry: Entry, folder: Path, capture: pytest.CaptureFixture) -> Ending:
 def _exit_code(module: str, words: list[str], here: Path) -> str | int | None:
     with _as_new(module), fresh_flags(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *words])
-        patch.setattr(common, "_keep_freed_memory", lambda: None)
+        patch.setattr(memory, "keep_freed", lambda: None)
         patch.chdir(here)
         try:
             runpy.run_module(module, run_name="__main__")

@@ -78,7 +78,7 @@ def local_smoothness(
     shapes = jax.eval_shape(grad_fn, params)
     # A gradient in float32 of narrow parameters was computed in their dtype.
     dtypes = [jnp.result_type(x) for x in jax.tree.leaves((shapes, params))]
-    eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    eps = max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
 
     def lengths(start, fraction):
         moved = jax.tree.map(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base
+from optax_heavytail._transform import wrapper
 from optax_heavytail.diagnostics.monitoring import _norm_history, _rows
 from optax_heavytail.diagnostics.monitoring._norm_history import NormHistory
 
@@ -91,11 +92,11 @@ def monitor(
       >>> round(found["update_ratio/w"], 3)  # 1.5 of 10
       0.15
     """
+    _base.check_flag("per_leaf", per_leaf)
     _base.check_static_integer("reservoir_size", reservoir_size, 2)
     inner_tx = optax.with_extra_args_support(inner)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)
         return MonitorState(
             count=jnp.zeros([], jnp.int32),
@@ -108,11 +109,7 @@ def monitor(
             inner_state=inner_tx.init(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(_base.NO_PARAMS)
-        _base.check_floating(updates, "updates")
-
+    def update(updates, state, params, **extra_args):
         def norms(tree):
             found = _rows.norms(tree, per_leaf, axis_name)
             return _rows.cast(found, state.gradient_norms)
@@ -134,4 +131,4 @@ def monitor(
             inner_state=inner_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update, needs_params=True)

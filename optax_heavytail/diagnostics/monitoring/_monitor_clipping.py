@@ -10,6 +10,7 @@ from optax_heavytail import _base, _readers, _tree
 from optax_heavytail._clip_by_moment import ClipByMomentState
 from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState
 from optax_heavytail._stochastic_rounding import StochasticRoundingState
+from optax_heavytail._transform import wrapper
 from optax_heavytail.diagnostics.monitoring import _rows
 
 # Of its size, what a coordinate that is clipped has at most: that of another is the
@@ -105,10 +106,11 @@ def monitor_clipping(
       True
     """
     _base.check_range("window", window, 1.0, float("inf"))
+    _base.check_flag("bias", bias)
+    _base.check_flag("per_leaf", per_leaf)
     inner_tx = optax.with_extra_args_support(clip)
 
-    def init_fn(params):
-        _base.check_floating(params, "parameters")
+    def init(params):
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)
         inner_state = inner_tx.init(params)
         if _readers.get_states(inner_state, ClipByMomentState) and not _tells(
@@ -128,8 +130,7 @@ def monitor_clipping(
             inner_state=inner_state,
         )
 
-    def update_fn(updates, state, params=None, *, with_raw=False, **extra_args):
-        _base.check_floating(updates, "updates")
+    def update(updates, state, params, *, with_raw=False, **extra_args):
         is_told = _tells(state.inner_state)
         if is_told:  # nobody else must see what comes back
             extra_args["with_raw"] = True
@@ -159,7 +160,7 @@ def monitor_clipping(
         new_state = state._replace(**averages, inner_state=inner_state)
         return found if with_raw else found.clipped, new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrapper(init, update)
 
 
 def _tells(state: Any) -> bool:

@@ -60,7 +60,8 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
     ``clipped_coordinates``    share of the coordinates that were clipped
     ``clipped_norm``           share of the norm that was taken away
     ``clip_cosine``            between the averages before and after the clip
-    ``trust_ratio``            as LAMBC or LARSC applied it, per leaf or layer
+    ``trust_ratio``            as LAMBC or LARSC applied it, per leaf or layer that has
+                               one
     ``raw_trust_ratio``        the same before its bounds
     =========================  =====================================================
 
@@ -101,7 +102,7 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
     ]
     of_leaves = []
     for name in _RATIOS:
-        if optax.tree.get_all_with_path(state, name):
+        if _readers.get_fields(state, name):
             ratios = _readers.get_field(state, name)
             of_leaves += _labels_of_leaves(name, ratios)
             parts.append(ratios)
@@ -185,9 +186,10 @@ def _number(state: MonitorState | MonitorClippingState) -> jax.typing.ArrayLike:
 
 
 def _labels_of_leaves(name: str, tree: Any) -> list[str]:
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    paths = _rows.path_names([path for path, _ in found])
     labels = []
-    for path, leaf in zip(_rows.path_names(list(paths)), leaves, strict=True):
+    for path, (_, leaf) in zip(paths, found, strict=True):
         label = f"{name}/{path}" if path else name
         labels += [f"{label}/{i}" for i in range(leaf.size)] if leaf.ndim else [label]
     return labels

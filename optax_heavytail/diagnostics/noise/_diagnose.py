@@ -15,6 +15,7 @@ from optax_heavytail.diagnostics.noise._collect_noise import (
 )
 from optax_heavytail.diagnostics.noise._layer import LayerDiagnosis, diagnose_layer
 from optax_heavytail.diagnostics.noise._noise import LayerNoise, gaussian_norms
+from optax_heavytail.diagnostics.noise._page import page
 from optax_heavytail.diagnostics.noise._recommend import Recommendation, recommend
 
 _NUM_NULLS = 199  # a p-value down to 1 / 200
@@ -24,7 +25,7 @@ _NAMED = 5  # layers that a sentence names
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What `diagnose` found.
+    """What `diagnose` found; printed, a page of it.
 
     Attributes:
       layers: one `LayerDiagnosis` per leaf.
@@ -34,11 +35,16 @@ class Diagnosis:
       confidence: of the intervals.
     """
 
-    layers: tuple[LayerDiagnosis, ...]
-    whole: LayerDiagnosis
+    layers: tuple[LayerDiagnosis, ...] = dataclasses.field(repr=False)
+    whole: LayerDiagnosis = dataclasses.field(repr=False)
     verdict: str
     recommendation: Recommendation
     confidence: float
+
+    def __str__(self) -> str:
+        return page(
+            self.verdict, self.recommendation, self.layers, self.whole, self.confidence
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the raw measurements, as JSON has it: NaN is ``None``.

@@ -51,7 +51,7 @@ class LayerDiagnosis:
     entries: TailEstimate | None
     coordinates: TailEstimate | None
     groups: tuple[CoordinateGroup, ...]
-    null_norms: np.ndarray | None
+    null_norms: np.ndarray | None = dataclasses.field(repr=False)
     verdict: Verdict
     norm_verdict: Verdict
     entry_verdict: Verdict

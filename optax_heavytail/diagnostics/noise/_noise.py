@@ -34,12 +34,12 @@ class LayerNoise:
     num_nonfinite: int
     gradient_norm: float
     rounding: float
-    norms: np.ndarray
-    gradient_norms: np.ndarray
-    mean_products: np.ndarray
-    gram: np.ndarray
-    coordinates: np.ndarray
-    mean_coordinates: np.ndarray
+    norms: np.ndarray = dataclasses.field(repr=False)
+    gradient_norms: np.ndarray = dataclasses.field(repr=False)
+    mean_products: np.ndarray = dataclasses.field(repr=False)
+    gram: np.ndarray = dataclasses.field(repr=False)
+    coordinates: np.ndarray = dataclasses.field(repr=False)
+    mean_coordinates: np.ndarray = dataclasses.field(repr=False)
 
     @property
     def variance(self) -> float:

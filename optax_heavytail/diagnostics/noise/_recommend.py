@@ -36,7 +36,7 @@ class Recommendation:
     text: str
     clips: dict[str, Clip] = dataclasses.field(default_factory=dict)
     effect: ClipEffect | None = None
-    code: str | None = None
+    code: str | None = dataclasses.field(default=None, repr=False)
     more_batches: int | None = None
 
 

@@ -1,0 +1,49 @@
+"""Tables and marked blocks of Markdown pages."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.common.errors import UserError
+
+
+def table(
+    headings: Sequence[Any], rows: Sequence[Sequence[Any]], rule: str = "---"
+) -> str:
+    """A table, without a newline at its end.
+
+    Args:
+      headings: of its columns.
+      rows: of as many cells; what a cell has of bars and newlines does not end it.
+      rule: what stands under every heading but the first; ``:-:`` centres the column.
+
+    Raises:
+      ValueError: a row has another number of cells.
+    """
+    rules = ["---", *[rule] * (len(headings) - 1)]
+    if any(len(row) != len(headings) for row in rows):
+        raise ValueError(f"every row must have {len(headings)} cells")
+    return "\n".join(
+        f"| {' | '.join(map(_cell, row))} |" for row in (headings, rules, *rows)
+    )
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).splitlines()).replace("|", r"\|")
+
+
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    """Puts each block between its marks in a page.
+
+    Raises:
+      UserError: a block has no marks, or marks have no block.
+    """
+    marks = re.findall(r"<!-- begin (\w+) -->", page)
+    if sorted(marks) != sorted(blocks):
+        raise UserError(f"a page has blocks {sorted(marks)}, not {sorted(blocks)}")
+    for name, text in blocks.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, rest = page.split(begin)
+        after = rest.split(end)[1]
+        page = f"{before}{begin}\n{text.strip()}\n{end}{after}"
+    return page

@@ -1,0 +1,159 @@
+"""What owns one norm: all leaves together, a leaf, or a slice of a leaf."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_heavytail import _base, _tree
+from optax_heavytail._gclip import clip_factors
+
+_SCOPES = ("global", "leaf")
+NONFINITE = ("propagate", "zero")
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """The units of a scope, whose numbers lie in one array of shape `shape`.
+
+    One array for all of them, so that what is done to each is one operation and not a
+    program per leaf. Scope "global": shape ``()``; "leaf": ``(units,)``, a leaf with a
+    ``layer_axis`` being as many units as it has slices along it.
+    """
+
+    scope: str
+    layer_axis: Any = None
+    axis_name: Any = None
+
+    def __post_init__(self):
+        _base.check_choice("scope", self.scope, _SCOPES)
+        _base.check_static("layer_axis", self.layer_axis)
+        if self.scope == "global" and self.layer_axis is not None:
+            raise ValueError(
+                'layer_axis needs scope "leaf": a global norm spans all layers.'
+            )
+
+    def shape(self, tree: Any) -> tuple[int, ...]:
+        """The shape of an array with one number per unit of ``tree``."""
+        return () if self.scope == "global" else (sum(self._sizes(tree)),)
+
+    def norms(self, tree: Any) -> _tree.Norm:
+        """The norm of each unit."""
+        if self.scope == "global":
+            return _tree.global_norm(tree, self.axis_name)
+        norms = jax.tree.leaves(
+            _tree.leaf_norms(tree, self.axis_name, self.layer_axis),
+            is_leaf=lambda x: isinstance(x, _tree.Norm),
+        )
+        if not norms:
+            return _tree.Norm(jnp.zeros(0), jnp.ones(0))
+        dtype = jnp.result_type(*(norm.scaled for norm in norms))
+        return _tree.Norm(
+            *(
+                jnp.concatenate([_flat(x).astype(dtype) for x in part])
+                for part in zip(*norms, strict=True)
+            )
+        )
+
+    def sums(self, tree: Any) -> jax.Array:
+        """The sum over the entries of each unit."""
+        axes = _tree.leaf_axes(self.axis_name, tree)
+        rows = zip(jax.tree.leaves(tree), self._layers(tree), axes, strict=True)
+        sums = [_tree.psum(_sum(x, layer), axis) for x, layer, axis in rows]
+        if self.scope == "global":
+            return sum(sums, jnp.zeros([]))
+        return jnp.concatenate([_flat(x) for x in sums]) if sums else jnp.zeros(0)
+
+    def counts(self, tree: Any) -> jax.Array:
+        """The number of entries of each unit, as floats."""
+        axes = _tree.leaf_axes(self.axis_name, tree)
+        leaves, sizes = jax.tree.leaves(tree), self._sizes(tree)
+        pairs = zip(leaves, sizes, axes, strict=True)
+        counts = [_tree.psum(float(x.size), axis) / max(n, 1) for x, n, axis in pairs]
+        if self.scope == "global":
+            return jnp.asarray(sum(c * n for c, n in zip(counts, sizes, strict=True)))
+        return jnp.asarray(
+            [c for c, n in zip(counts, sizes, strict=True) for _ in range(n)]
+        )
+
+    def by_leaf(self, numbers: jax.Array, tree: Any) -> Any:
+        """A tree like ``tree`` with the numbers of each leaf: ``()`` or ``(n,)``."""
+        leaves, treedef = jax.tree.flatten(tree)
+        if self.scope == "global":
+            return treedef.unflatten([numbers] * len(leaves))
+        stops = itertools.accumulate(self._sizes(tree))
+        parts = [
+            numbers[stop - 1] if layer is None else numbers[stop - n : stop]
+            for n, stop, layer in zip(
+                self._sizes(tree), stops, self._layers(tree), strict=True
+            )
+        ]
+        return treedef.unflatten(parts)
+
+    def report(self, numbers: jax.Array, tree: Any) -> Any:
+        """What a state shows of them: one number, or those of each leaf."""
+        return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
+
+    def clip(self, tree: Any, norms: _tree.Norm, limit: jax.Array) -> Any:
+        """``tree`` with the length of each unit at most ``limit``.
+
+        A unit within it passes bit for bit; one whose norm is not finite becomes NaN.
+        """
+        # Without the barrier XLA may compute the limit again in each leaf's fusion.
+        factors = jax.lax.optimization_barrier(clip_factors(norms, limit))
+        for factor in factors:
+            tree = self.map(lambda g, f: g * f, tree, factor)
+        return tree
+
+    def where(self, condition: jax.Array, tree: Any, other: float) -> Any:
+        """``tree``, and the number ``other`` in the units without the condition."""
+        return self.map(lambda g, c: jnp.where(c, g, other), tree, condition)
+
+    def map(self, function: Callable[..., Any], tree: Any, *numbers: jax.Array) -> Any:
+        """``function`` of each leaf and of its numbers, fit to be broadcast."""
+        leaves, treedef = jax.tree.flatten(tree)
+        parts = [jax.tree.leaves(self.by_leaf(x, tree)) for x in numbers]
+        rows = zip(leaves, self._layers(tree), *parts, strict=True)
+        return treedef.unflatten(
+            [
+                function(g, *(_tree.expand_layers(x, g, layer) for x in own))
+                for g, layer, *own in rows
+            ]
+        )
+
+    def _layers(self, tree):
+        return _tree.broadcast_prefix(self.layer_axis, tree, lambda x: x is None)
+
+    def _sizes(self, tree):
+        pairs = zip(jax.tree.leaves(tree), self._layers(tree), strict=True)
+        return [1 if layer is None else x.shape[layer] for x, layer in pairs]
+
+
+def unit_vectors(units: Units, tree: Any, norms: _tree.Norm) -> Any:
+    """``tree`` with each unit divided by its norm; 0 where that is 0.
+
+    A unit whose norm is not finite becomes NaN.
+    """
+
+    def divide(x, scaled, scale):
+        # Without the NaN an infinite norm would zero every finite entry, silently.
+        unit = _tree.safe_divide(x * scale, scaled)
+        return jnp.where(jnp.isfinite(scaled), unit, jnp.nan)
+
+    return units.map(divide, tree, *norms)
+
+
+def zero_nonfinite(tree: Any) -> Any:
+    """``tree`` with 0 in place of each inf and NaN."""
+    return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), tree)
+
+
+def _sum(x, layer):
+    return jnp.sum(x, axis=None if layer is None else _tree.other_axes(x, layer))
+
+
+def _flat(x):
+    return x[None] if x.ndim == 0 else _tree.whole_rows(x)

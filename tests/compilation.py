@@ -1,0 +1,33 @@
+"""How the tests have XLA compile: thousands of small programs, run once or twice."""
+
+import atexit
+import importlib.metadata
+import os
+import shutil
+import tempfile
+
+# XLA's older code generator compiles them in a quarter of the time: most of what the
+# tests take. From 0.12 on there is only the new one.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def flags(num_devices: int) -> str:
+    """``XLA_FLAGS`` of a process of the tests.
+
+    Of two values of a flag the last counts: what the environment says of the code
+    generator goes before ours.
+    """
+    version = importlib.metadata.version("jaxlib").split(".")
+    quick = QUICK if [int(part) for part in version[:2]] < [0, 12] else ""
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
+    return " ".join([quick, os.environ.get("XLA_FLAGS", ""), devices])
+
+
+def folder() -> str:
+    """Where all processes of a test run keep what they compiled, until it ends."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given:
+        return given  # this is a worker of the run, or somebody's own choice
+    made = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made

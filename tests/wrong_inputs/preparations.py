@@ -168,9 +168,7 @@ BY_NAME: dict[str, Preparation] = {
     "checkpoint: empty": text_file(b"", "run/checkpoints/2/about/x"),
     "checkpoint: garbage": text_file(b"{", "run/checkpoints/2/about/metadata"),
     "follow: binary": in_work("curvature.jsonl", b"\xff\0\n"),
-    "follow: empty": in_work("curvature.jsonl", b""),
     "follow: a list": in_work("curvature.jsonl", b"[]\n"),
-    "follow: cut": in_work("curvature.jsonl", b'{"kind": "header", "sett'),
     "follow: other settings": in_work(
         "curvature.jsonl", b'{"kind": "header", "settings": {}}\n'
     ),

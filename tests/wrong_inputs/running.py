@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import flags
@@ -113,9 +114,10 @@ def _exit_code(module: str, words: list[str], here: Path) -> str | int | None:
 
 @contextlib.contextmanager
 def _as_new(module: str) -> Iterator[None]:
-    """Lets a module define its flags although it has been imported before."""
-    ours = flags.FLAGS.flags_by_module_dict().get(module, [])
-    for flag in ours:
+    """Lets a module define its flags although it may have been imported before."""
+    registry = vars(flags.FLAGS)
+    saved = {name: _copied(value) for name, value in registry.items()}
+    for flag in flags.FLAGS.flags_by_module_dict().get(module, []).copy():
         delattr(flags.FLAGS, flag.name)
     imported = sys.modules.pop(module, None)
     # ml_collections would fill up the module of the config before this one.
@@ -123,10 +125,16 @@ def _as_new(module: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for flag in ours:
-            flags.FLAGS[flag.name] = flag
+        registry.update(saved)
         if imported is not None:
             sys.modules[module] = imported
+
+
+def _copied(value: Any) -> Any:
+    """Lists and dicts are new, what is in them is the same."""
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    return value.copy() if isinstance(value, list | set) else value
 
 
 def _contents(folder: Path, work: Path) -> dict[str, tuple[int, int]]:

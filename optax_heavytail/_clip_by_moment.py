@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._transform import transform, wrapper
 
 _SCOPES = ("coordinate", "leaf", "global")
@@ -233,12 +233,10 @@ def adaptive_coordinate_threshold(
 def _magnitudes(tree, scope, axis_name):
     if scope == "coordinate":
         return jax.tree.map(jnp.abs, tree)
-    if scope == "leaf":
-        norms = _tree.leaf_norms(tree, axis_name)
-        return jax.tree.map(
-            lambda n: n.value, norms, is_leaf=lambda x: isinstance(x, _tree.Norm)
-        )
-    return _tree.global_norm(tree, axis_name).value
+    if scope == "global":
+        return _norms.global_norm(tree, axis_name).value
+    norms = _norms.leaf_norms(tree, axis_name)
+    return jax.tree.map(lambda norm: norm.value, norms, is_leaf=_norms.is_norm)
 
 
 def _update_threshold(threshold, sizes, b2, alpha):

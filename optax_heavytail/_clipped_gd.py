@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState
 from optax_heavytail._learning_rate import scale_by_learning_rate
@@ -67,7 +67,7 @@ def clipped_gd(
         rate = _base.at_count(learning_rate, state.count)
         bound = jnp.asarray(_base.at_count(max_update_norm, state.count))
         bound = jnp.where(bound >= 0, bound, jnp.nan)  # a schedule's bad one is loud
-        norm = _tree.global_norm(grads, axis_name)
+        norm = _norms.global_norm(grads, axis_name)
         is_short = rate * norm.scaled <= bound * norm.scale
         inverse = 1 / jnp.where(norm.scaled == 0, 1, norm.scaled)
         inverse, is_short = jax.lax.optimization_barrier((inverse, is_short))
@@ -78,7 +78,7 @@ def clipped_gd(
             ),
             grads,
         )
-        steps = _tree.nan_unless_finite(norm.scaled, optax.tree.scale(-1, steps))
+        steps = _norms.nan_unless_finite(norm.scaled, optax.tree.scale(-1, steps))
         return steps, ClipByNormState(optax.safe_increment(state.count))
 
     return transform(init, update)
@@ -123,12 +123,12 @@ def normalize_by_norm(
         return optax.EmptyState()
 
     def update(updates, state):
-        norm = _tree.global_norm(updates, axis_name)
+        norm = _norms.global_norm(updates, axis_name)
         length = norm.scaled + offset * norm.scale
         normalized = jax.tree.map(
             lambda g: _tree.safe_divide(g * norm.scale, length), updates
         )
-        return _tree.nan_unless_finite(norm.scaled, normalized), state
+        return _norms.nan_unless_finite(norm.scaled, normalized), state
 
     return transform(init, update)
 

@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _units
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
-
-_SCOPES = ("global", "leaf")
-_NONFINITE = ("propagate", "zero")
 
 
 class ClipByNormState(NamedTuple):
@@ -74,8 +71,8 @@ def clip_by_norm(
       <https://arxiv.org/abs/1912.03194>`_, 2020, section 4.1, "GClip".
     """
     _base.check_range("threshold", threshold, 0.0, float("inf"), low_open=True)
-    _base.check_choice("scope", scope, _SCOPES)
-    _base.check_choice("nonfinite", nonfinite, _NONFINITE)
+    _base.check_choice("nonfinite", nonfinite, _units.NONFINITE)
+    units = _units.Units(scope, axis_name=axis_name)
 
     def init(params):
         del params
@@ -84,17 +81,8 @@ def clip_by_norm(
     def update(grads, state):
         tau = _base.at_count(threshold, state.count)
         if nonfinite == "zero":
-            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), grads)
-        if scope == "global":
-            factors = clip_factors(_tree.global_norm(grads, axis_name), tau)
-            clipped = jax.tree.map(lambda g: apply_factors(factors, g), grads)
-        else:
-            clipped = jax.tree.map(
-                lambda norm, g: apply_factors(clip_factors(norm, tau), g),
-                _tree.leaf_norms(grads, axis_name),
-                grads,
-                is_leaf=lambda x: isinstance(x, _tree.Norm),
-            )
+            grads = _units.zero_nonfinite(grads)
+        clipped = units.clip(grads, units.norms(grads), tau)
         return clipped, ClipByNormState(optax.safe_increment(state.count))
 
     return transform(init, update)
@@ -168,32 +156,3 @@ def gclip(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
-
-
-def clip_factors(norm: _tree.Norm, tau: Any) -> tuple[jax.Array, ...]:
-    """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
-
-    The product itself may be too small a number where the clipped update is not: two of
-    the factors are powers of two that keep everything in range on the way.
-    """
-    scaled, scale = norm
-    single = jnp.finfo(scaled.dtype).bits == 32
-    far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
-    tau = jnp.asarray(tau, scaled.dtype)
-    over = scaled > tau * scale
-    is_far = over & (tau < scaled * far)
-    lifted = jnp.where(is_far, tau * lift, tau)
-    ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
-    # Without this an infinite norm would zero every finite entry, silently.
-    # A schedule's bad threshold is loud too.
-    ratio = jnp.where(jnp.isfinite(scaled) & (tau >= 0), ratio, jnp.nan)
-    return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
-
-
-def apply_factors(
-    factors: tuple[jax.Array, ...], g: jax.Array, layer_axis: int | None = None
-) -> jax.Array:
-    """``g`` times the factors of `clip_factors`, of each slice along ``layer_axis``."""
-    for factor in factors:
-        g = g * _tree.expand_layers(factor, g, layer_axis)
-    return g

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _readers, _tree
+from optax_heavytail import _base, _norms, _readers, _tree
 from optax_heavytail._schedules.survey import neumann_momentum
 from optax_heavytail._transform import transform
 
@@ -241,8 +241,8 @@ def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
 
 def _pull(displaced, grads, cubic, strength, axis_name):
     """Two factors: their product with ``w - v`` is the force of both regularisers."""
-    distance = _tree.global_norm(displaced, axis_name)
-    gradient = _tree.global_norm(grads, axis_name).value
+    distance = _norms.global_norm(displaced, axis_name)
+    gradient = _norms.global_norm(grads, axis_name).value
     zero = distance.scaled == 0
     r = _tree.maximum(distance.value, jnp.finfo(distance.value.dtype).tiny)
     # Not a quotient of a quotient: XLA makes one of it, and a small square underflows.
@@ -257,7 +257,7 @@ def _scale(repulsive_scale, params, axis_name):
         return repulsive_scale
     if repulsive_scale == "leaves":
         return len(jax.tree.leaves(params))
-    return _tree.size(params, axis_name)
+    return _norms.size(params, axis_name)
 
 
 def _next_reset(state, is_reset, growth):

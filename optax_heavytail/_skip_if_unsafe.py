@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._transform import wrapper
 
 # 1.4826 times the median absolute deviation is a Gaussian's standard deviation.
@@ -121,7 +121,7 @@ def skip_if_unsafe(
         )
 
     def update(updates, state, params, **extra_args):
-        norm = _tree.global_norm(_tree.at_least_float32(updates), axis_name)
+        norm = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
         is_finite = jnp.isfinite(norm.scaled)
         has_length = is_finite & (norm.scaled > 0)
         log_norm = jnp.where(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._transform import wrapper
 from optax_heavytail._weight_decay import Mask, check_mask, masked
 
@@ -97,7 +97,7 @@ def scale_by_clipped_trust_ratio(
         # From shapes alone: inside shard_map the sum over devices does not vary with
         # them, and ones made from the parameters' own shards would.
         norms = jax.eval_shape(
-            lambda p: _tree.leaf_norms(p, layer_axis=layer_axis), params
+            lambda p: _norms.leaf_norms(p, layer_axis=layer_axis), params
         )
         ones = (
             jax.tree.map(
@@ -105,7 +105,7 @@ def scale_by_clipped_trust_ratio(
                     n.scale.shape, n.scale.dtype, out_sharding=n.scale.sharding
                 ),
                 norms,
-                is_leaf=_is_norm,
+                is_leaf=_norms.is_norm,
             )
             for _ in range(2)
         )
@@ -118,9 +118,9 @@ def scale_by_clipped_trust_ratio(
         wide = _tree.at_least_float32(updates)
         raw = jax.tree.map(
             lambda w, u: _ratio(w, u, trust_coefficient, eps),
-            _tree.leaf_norms(params, axis_name, layer_axis),
-            _tree.leaf_norms(wide, axis_name, layer_axis),
-            is_leaf=_is_norm,
+            _norms.leaf_norms(params, axis_name, layer_axis),
+            _norms.leaf_norms(wide, axis_name, layer_axis),
+            is_leaf=_norms.is_norm,
         )
         low, high = (_base.at_count(bound, state.count) for bound in (lower, upper))
         ratio = jax.tree.map(lambda r: _bound(r, low, high), raw)
@@ -129,7 +129,7 @@ def scale_by_clipped_trust_ratio(
         leaves, treedef = jax.tree.flatten(wide)
         layers = _tree.broadcast_prefix(layer_axis, wide, lambda x: x is None)
         scaled = [
-            _tree.expand_layers(r, u, layer) * u
+            _norms.expand_layers(r, u, layer) * u
             for r, u, layer in zip(jax.tree.leaves(ratio), leaves, layers, strict=True)
         ]
         new_state = ScaleByClippedTrustRatioState(
@@ -160,17 +160,13 @@ def _check_bounds(names: tuple[str, str], bounds: Bounds) -> None:
     _base.check_order(names[0], lower, names[1], upper)
 
 
-def _is_norm(x: Any) -> bool:
-    return isinstance(x, _tree.Norm)
-
-
 def _bound(ratio: jax.Array, low: Any, high: Any) -> jax.Array:
     if low is not None:
         ratio = _tree.maximum(ratio, low)
     return ratio if high is None else _tree.minimum(ratio, high)
 
 
-def _ratio(w: _tree.Norm, u: _tree.Norm, coefficient: Any, eps: Any) -> jax.Array:
+def _ratio(w: _norms.Norm, u: _norms.Norm, coefficient: Any, eps: Any) -> jax.Array:
     zero = (w.scaled == 0) | (u.scaled == 0)
     length = jnp.where(zero, 1, u.scaled + eps * u.scale)
     # One factor after the other: the quotient of the two scales may be no number.

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_heavytail import _base, _tree
-from optax_heavytail._gclip import clip_factors
+from optax_heavytail import _base, _norms, _tree
 
 _SCOPES = ("global", "leaf")
 NONFINITE = ("propagate", "zero")
@@ -40,18 +39,18 @@ class Units:
         """The shape of an array with one number per unit of ``tree``."""
         return () if self.scope == "global" else (sum(self._sizes(tree)),)
 
-    def norms(self, tree: Any) -> _tree.Norm:
+    def norms(self, tree: Any) -> _norms.Norm:
         """The norm of each unit."""
         if self.scope == "global":
-            return _tree.global_norm(tree, self.axis_name)
+            return _norms.global_norm(tree, self.axis_name)
         norms = jax.tree.leaves(
-            _tree.leaf_norms(tree, self.axis_name, self.layer_axis),
-            is_leaf=lambda x: isinstance(x, _tree.Norm),
+            _norms.leaf_norms(tree, self.axis_name, self.layer_axis),
+            is_leaf=lambda x: isinstance(x, _norms.Norm),
         )
         if not norms:
-            return _tree.Norm(jnp.zeros(0), jnp.ones(0))
+            return _norms.Norm(jnp.zeros(0), jnp.ones(0))
         dtype = jnp.result_type(*(norm.scaled for norm in norms))
-        return _tree.Norm(
+        return _norms.Norm(
             *(
                 jnp.concatenate([_flat(x).astype(dtype) for x in part])
                 for part in zip(*norms, strict=True)
@@ -60,19 +59,19 @@ class Units:
 
     def sums(self, tree: Any) -> jax.Array:
         """The sum over the entries of each unit."""
-        axes = _tree.leaf_axes(self.axis_name, tree)
+        axes = _norms.leaf_axes(self.axis_name, tree)
         rows = zip(jax.tree.leaves(tree), self._layers(tree), axes, strict=True)
-        sums = [_tree.psum(_sum(x, layer), axis) for x, layer, axis in rows]
+        sums = [_norms.psum(_sum(x, layer), axis) for x, layer, axis in rows]
         if self.scope == "global":
             return sum(sums, jnp.zeros([]))
         return jnp.concatenate([_flat(x) for x in sums]) if sums else jnp.zeros(0)
 
     def counts(self, tree: Any) -> jax.Array:
         """The number of entries of each unit, as floats."""
-        axes = _tree.leaf_axes(self.axis_name, tree)
+        axes = _norms.leaf_axes(self.axis_name, tree)
         leaves, sizes = jax.tree.leaves(tree), self._sizes(tree)
         pairs = zip(leaves, sizes, axes, strict=True)
-        counts = [_tree.psum(float(x.size), axis) / max(n, 1) for x, n, axis in pairs]
+        counts = [_norms.psum(float(x.size), axis) / max(n, 1) for x, n, axis in pairs]
         if self.scope == "global":
             return jnp.asarray(sum(c * n for c, n in zip(counts, sizes, strict=True)))
         return jnp.asarray(
@@ -97,13 +96,13 @@ class Units:
         """What a state shows of them: one number, or those of each leaf."""
         return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
 
-    def clip(self, tree: Any, norms: _tree.Norm, limit: jax.Array) -> Any:
+    def clip(self, tree: Any, norms: _norms.Norm, limit: jax.Array) -> Any:
         """``tree`` with the length of each unit at most ``limit``.
 
         A unit within it passes bit for bit; one whose norm is not finite becomes NaN.
         """
         # Without the barrier XLA may compute the limit again in each leaf's fusion.
-        factors = jax.lax.optimization_barrier(clip_factors(norms, limit))
+        factors = jax.lax.optimization_barrier(_norms.clip_factors(norms, limit))
         for factor in factors:
             tree = self.map(lambda g, f: g * f, tree, factor)
         return tree
@@ -119,7 +118,7 @@ class Units:
         rows = zip(leaves, self._layers(tree), *parts, strict=True)
         return treedef.unflatten(
             [
-                function(g, *(_tree.expand_layers(x, g, layer) for x in own))
+                function(g, *(_norms.expand_layers(x, g, layer) for x in own))
                 for g, layer, *own in rows
             ]
         )
@@ -132,7 +131,7 @@ class Units:
         return [1 if layer is None else x.shape[layer] for x, layer in pairs]
 
 
-def unit_vectors(units: Units, tree: Any, norms: _tree.Norm) -> Any:
+def unit_vectors(units: Units, tree: Any, norms: _norms.Norm) -> Any:
     """``tree`` with each unit divided by its norm; 0 where that is 0.
 
     A unit whose norm is not finite becomes NaN.
@@ -152,8 +151,8 @@ def zero_nonfinite(tree: Any) -> Any:
 
 
 def _sum(x, layer):
-    return jnp.sum(x, axis=None if layer is None else _tree.other_axes(x, layer))
+    return jnp.sum(x, axis=None if layer is None else _norms.other_axes(x, layer))
 
 
 def _flat(x):
-    return x[None] if x.ndim == 0 else _tree.whole_rows(x)
+    return x[None] if x.ndim == 0 else _norms.whole_rows(x)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from optax_heavytail import _base, _gclip, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail.aggregation import _rows
 
 
@@ -77,9 +77,9 @@ def mean_of_clipped(
     n = _rows.count(grads)
     weights = _rows.shares(weights, n)
     _check_max_norm(max_norm)
-    factors = _gclip.clip_factors(_tree.row_norms(grads), max_norm)
+    factors = _norms.clip_factors(_norms.row_norms(grads), max_norm)
     clipped = jax.tree.map(
-        lambda x: _gclip.apply_factors(factors, x, 0), _tree.at_least_float32(grads)
+        lambda x: _norms.apply_factors(factors, x, 0), _tree.at_least_float32(grads)
     )
     return _tree.cast_like(_rows.weighted_sum(clipped, weights), grads)
 
@@ -128,8 +128,8 @@ class RunningMean(NamedTuple):
         grads = _tree.at_least_float32(grads)
         if max_norm is not None:
             _check_max_norm(max_norm)
-            factors = _gclip.clip_factors(_tree.global_norm(grads), max_norm)
-            grads = jax.tree.map(lambda g: _gclip.apply_factors(factors, g), grads)
+            factors = _norms.clip_factors(_norms.global_norm(grads), max_norm)
+            grads = jax.tree.map(lambda g: _norms.apply_factors(factors, g), grads)
         total = jax.tree.map(lambda t, g: t + _rows.part(weight, g), self.total, grads)
         return type(self)(_tree.cast_like(total, self.total), self.weight + weight)
 

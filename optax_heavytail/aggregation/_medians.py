@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail.aggregation import _rows
 
 # Of the typical distance. A step next to a microbatch is as short as the distance from
@@ -219,7 +219,7 @@ def _cut(trim: int | float, n: int) -> int:
 
 def _geometric_median(grads: Any, weights: jax.Array, num_iterations: int) -> Any:
     """In float32 or wider, by Weiszfeld's iteration from the coordinate-wise median."""
-    finite = jnp.isfinite(_tree.row_norms(grads).scaled)
+    finite = jnp.isfinite(_norms.row_norms(grads).scaled)
     kept = jnp.where(finite, weights, 0)
     start = _start(grads, kept > 0)
     center = jax.lax.fori_loop(
@@ -239,7 +239,7 @@ def _start(grads: Any, kept: jax.Array) -> Any:
     count = jnp.sum(kept)
 
     def median(x):
-        last = jnp.where(_tree.expand_layers(kept, x, 0), x, jnp.inf)
+        last = jnp.where(_norms.expand_layers(kept, x, 0), x, jnp.inf)
         return _rows.mean_of_middle(last, (count - 1) // 2, count)
 
     return jax.tree.map(median, grads)
@@ -247,7 +247,7 @@ def _start(grads: Any, kept: jax.Array) -> Any:
 
 def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
     """Weiszfeld's step as Vardi and Zhang have it."""
-    distance = _tree.row_norms(grads, y).value
+    distance = _norms.row_norms(grads, y).value
     typical = jnp.nanmedian(jnp.where(weights > 0, distance, jnp.nan))
     close = distance <= _CLOSE * typical
     apart = ~close & (weights > 0)
@@ -256,7 +256,7 @@ def _step(grads: Any, weights: jax.Array, y: Any) -> Any:
     pulls = jnp.where(apart, weights * (nearest / jnp.where(apart, distance, 1)), 0)
     total = jnp.sum(pulls)
     target = _rows.looped_sum(grads, _tree.safe_divide(pulls, total))
-    gap = _tree.global_norm(jax.tree.map(jnp.subtract, target, y)).value
+    gap = _norms.global_norm(jax.tree.map(jnp.subtract, target, y)).value
     force = total * (gap / nearest)
     held = jnp.sum(jnp.where(close, weights, 0))
     moved = force > held

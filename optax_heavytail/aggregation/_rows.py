@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 
 # A network of 16 rows is 60 comparisons, 32 rows need 190: they compile slowly.
 _LARGEST_NETWORK = 16
@@ -64,7 +64,7 @@ def part(weight: jax.Array, x: jax.Array) -> jax.Array:
 def weighted_sum(grads: Any, weights: jax.Array) -> Any:
     """The sum over the leading axis, which may be spread over devices."""
     return jax.tree.map(
-        lambda x: jnp.sum(part(_tree.expand_layers(weights, x, 0), x), axis=0), grads
+        lambda x: jnp.sum(part(_norms.expand_layers(weights, x, 0), x), axis=0), grads
     )
 
 
@@ -87,7 +87,7 @@ def looped_sum(grads: Any, weights: jax.Array) -> Any:
 
 def gather(grads: Any) -> Any:
     """All rows on each device, where explicit axes refuse and automatic ones obey."""
-    return jax.tree.map(lambda x: _tree.whole_rows(jnp.asarray(x)), grads)
+    return jax.tree.map(lambda x: _norms.whole_rows(jnp.asarray(x)), grads)
 
 
 def mean_of_middle(x: jax.Array, cut: Any, length: Any) -> jax.Array:

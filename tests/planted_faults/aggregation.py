@@ -62,8 +62,8 @@ FAULTS = [
     Fault(
         "aggregation: clipped by the norm of all",
         "optax_heavytail/aggregation/_means.py",
-        "_gclip.clip_factors(_tree.row_norms(grads), max_norm)",
-        "_gclip.clip_factors(_tree.global_norm(grads), max_norm)",
+        "_norms.clip_factors(_norms.row_norms(grads), max_norm)",
+        "_norms.clip_factors(_norms.global_norm(grads), max_norm)",
         ("tests/test_aggregation.py", "-k", "test_means"),
     ),
     Fault(

@@ -6,7 +6,7 @@ FAULTS = [
     Fault(
         "repulsive force without its bound",
         "optax_heavytail/_neumann.py",
-        "gradient = _tree.global_norm(grads, axis_name).value",
+        "gradient = _norms.global_norm(grads, axis_name).value",
         "gradient = jnp.inf",
         ("tests/test_neumann.py", "-k", "bounded"),
     ),
@@ -62,15 +62,15 @@ FAULTS = [
     Fault(
         "displacement of one shard",
         "optax_heavytail/_neumann.py",
-        "distance = _tree.global_norm(displaced, axis_name)",
-        "distance = _tree.global_norm(displaced)",
+        "distance = _norms.global_norm(displaced, axis_name)",
+        "distance = _norms.global_norm(displaced)",
         ("tests/test_sharding.py", "-k", "neumann"),
     ),
     Fault(
         "parameters of one shard counted",
         "optax_heavytail/_neumann.py",
-        "return _tree.size(params, axis_name)",
-        "return _tree.size(params)",
+        "return _norms.size(params, axis_name)",
+        "return _norms.size(params)",
         ("tests/test_sharding.py", "-k", "neumann"),
     ),
     Fault(

@@ -34,35 +34,35 @@ FAULTS = [
     Fault(
         "arithmetic in narrow types",
         "optax_heavytail/_tree.py",
-        "return jax.tree.map(lambda x: jnp.asarray(x, _wide(x)), tree)",
+        "return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)",
         "return jax.tree.map(jnp.asarray, tree)",
         ("tests/test_ema.py", "tests/test_weight_decay.py", "-k", "narrow or dtype"),
     ),
     Fault(
         "sum over devices dropped",
-        "optax_heavytail/_tree.py",
+        "optax_heavytail/_norms.py",
         "return x if axis is None else jax.lax.psum(x, axis)",
         "return x",
         ("tests/test_sharding.py", "-k", "sees_all_shards or one_axis_name"),
     ),
     Fault(
         "replicated leaves counted once per device",
-        "optax_heavytail/_tree.py",
-        "return broadcast_prefix(axis_name, tree, is_name)",
+        "optax_heavytail/_norms.py",
+        "return _tree.broadcast_prefix(axis_name, tree, is_name)",
         'return ["x"] * len(jax.tree.leaves(tree)) if axis_name else '
         "broadcast_prefix(axis_name, tree, is_name)",
         ("tests/test_sharding.py", "-k", "replicated_leaf"),
     ),
     Fault(
         "second pass of the norm dropped",
-        "optax_heavytail/_tree.py",
+        "optax_heavytail/_norms.py",
         "return jax.lax.stop_gradient(scale.astype(square.dtype))",
         "return jnp.ones_like(square)",
         ("tests/test_gclip.py", "-k", "extreme"),
     ),
     Fault(
         "norm copied into its consumers",
-        "optax_heavytail/_tree.py",
+        "optax_heavytail/_norms.py",
         "sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), "
         "lambda: sums)",
         "sums = sums_of_squares(leaves, scales)",
@@ -147,14 +147,14 @@ FAULTS = [
     ),
     Fault(
         "layer axis counted from the front alone",
-        "optax_heavytail/_tree.py",
+        "optax_heavytail/_norms.py",
         "if axis != layer_axis % x.ndim",
         "if axis != abs(layer_axis)",
         ("tests/test_trust_ratio.py", "-k", "slices"),
     ),
     Fault(
         "layer axis that a leaf does not have",
-        "optax_heavytail/_tree.py",
+        "optax_heavytail/_norms.py",
         "if layer_axis is not None and not -x.ndim <= layer_axis < x.ndim:",
         "if False:",
         ("tests/test_trust_ratio.py", "-k", "does_not_have"),

@@ -55,8 +55,8 @@ FAULTS = [
     Fault(
         "trust ratio of one shard",
         "optax_heavytail/_trust_ratio.py",
-        "_tree.leaf_norms(wide, axis_name, layer_axis)",
-        "_tree.leaf_norms(wide, None, layer_axis)",
+        "_norms.leaf_norms(wide, axis_name, layer_axis)",
+        "_norms.leaf_norms(wide, None, layer_axis)",
         ("tests/test_sharding.py", "tests/test_trust_ratio.py", "-k", "eight or ratio"),
     ),
     Fault(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 
 # The default of an accelerator would round the factors to 8 or 11 bits.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -72,7 +72,7 @@ def lanczos(matvec: Callable[[Any], Any], start: Any, num_steps: int) -> Lanczos
     _check(start, num_steps)
     start = _tree.at_least_float32(start)
     dtype = jnp.result_type(*jax.tree.leaves(start))
-    norm = _tree.global_norm(start).value
+    norm = _norms.global_norm(start).value
     first = jax.tree.map(lambda x: x / norm, start)
     vectors = jax.tree.map(
         lambda x: jnp.zeros((num_steps, *x.shape), x.dtype).at[0].set(x), first
@@ -86,7 +86,7 @@ def lanczos(matvec: Callable[[Any], Any], start: Any, num_steps: int) -> Lanczos
         rest, along = _orthogonal_to(found.vectors, image)
         rest, correction = _orthogonal_to(found.vectors, rest)
         alpha = along[j] + correction[j]
-        norm = _tree.global_norm(rest)
+        norm = _norms.global_norm(rest)
         beta = norm.value.astype(dtype)
         size = jnp.maximum(size, jnp.maximum(jnp.abs(alpha), beta))
         goes_on = beta > _BREAKDOWN * jnp.finfo(dtype).eps * size  # not if it is NaN
@@ -116,7 +116,7 @@ def lanczos(matvec: Callable[[Any], Any], start: Any, num_steps: int) -> Lanczos
 
 def _check(like: Any, num_steps: int) -> None:
     _base.check_floating(like, "the start")
-    size = int(_tree.size(like))
+    size = int(_norms.size(like))
     _base.check_static_integer("num_steps", num_steps, 1)
     if num_steps > size:
         raise ValueError(
@@ -145,4 +145,4 @@ def ritz(found: Lanczos) -> tuple[jax.Array, jax.Array]:
     inside = jnp.arange(1, len(found.diagonal)) < found.num_found
     beside = jnp.where(inside, found.off_diagonal[:-1], 0)
     matrix = jnp.diag(found.diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    return jnp.linalg.eigh(_tree.nan_unless_finite(jnp.sum(jnp.abs(matrix)), matrix))
+    return jnp.linalg.eigh(_norms.nan_unless_finite(jnp.sum(jnp.abs(matrix)), matrix))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 
 _ROUNDINGS = 16  # of a gradient, as large as its norm
 _FEWEST = 10  # points for a fit
@@ -93,7 +93,7 @@ def local_smoothness(
         distance = jax.tree.map(
             lambda new, old: new.astype(old.dtype) - old, moved, wide
         )
-        norms = [_tree.global_norm(tree).value for tree in (change, distance)]
+        norms = [_norms.global_norm(tree).value for tree in (change, distance)]
         return start, norms
 
     # From 0 on, where the gradient is kept: the program has one copy of it to compile.
@@ -103,7 +103,7 @@ def local_smoothness(
     changes, distances = (x[1:] for x in norms)
     slopes = jnp.where(distances == 0, -jnp.inf, changes / distances)
     largest = jnp.argmax(slopes)  # the first NaN, if there is one
-    norm, distance = _tree.global_norm(start).value, distances[largest]
+    norm, distance = _norms.global_norm(start).value, distances[largest]
     return LocalSmoothness(
         changes[largest] / distance, norm, _ROUNDINGS * eps * norm / distance
     )

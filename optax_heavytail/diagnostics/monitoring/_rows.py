@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail import _tree
+from optax_heavytail import _norms, _tree
 
 
 def encoded_names(params: Any, per_leaf: bool) -> jax.Array | None:
@@ -55,20 +55,20 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
     tree = _tree.at_least_float32(tree)
     leaves = jax.tree.leaves(tree)
     if not per_leaf or not leaves:
-        return _tree.global_norm(tree, axis_name).value[None]
-    axes = _tree.leaf_axes(axis_name, tree)
+        return _norms.global_norm(tree, axis_name).value[None]
+    axes = _norms.leaf_axes(axis_name, tree)
     each = _leaf_norms(leaves, axes, dtype(tree)).value
     return jnp.concatenate([_norm(each)[None], each])
 
 
 def _norm(row: jax.Array) -> jax.Array:
     """Of few numbers: both passes, without the conditional, which costs more."""
-    scale = _tree.rescaling(jnp.sum(jnp.square(row)))
-    return _tree.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
+    scale = _norms.rescaling(jnp.sum(jnp.square(row)))
+    return _norms.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
 
 
-def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.Norm:
-    """As `_tree.leaf_norms`, in one array.
+def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _norms.Norm:
+    """As `_norms.leaf_norms`, in one array.
 
     What follows the sums is one small program then, and not one for each leaf, and the
     second pass has no scale of its own for each: less to run, and to compile.
@@ -76,11 +76,11 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.No
 
     def squares(scale):
         pairs = zip(leaves, axes, strict=True)
-        sums = [_tree.psum(_tree.sum_of_squares(x, wide, scale), a) for x, a in pairs]
+        sums = [_norms.psum(_norms.sum_of_squares(x, wide, scale), a) for x, a in pairs]
         return jnp.stack(sums)
 
     first = squares(1)
-    scales = _tree.rescaling(first)
+    scales = _norms.rescaling(first)
 
     def rescaled():
         # There are three scales. As constants XLA would take them out of the squares,
@@ -89,7 +89,7 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _tree.No
         return jnp.where(scales < 1, squares(jnp.min(scales)), large)
 
     sums = jax.lax.cond(jnp.any(scales != 1), rescaled, lambda: first)
-    norm = _tree.Norm(_tree.safe_sqrt(sums), scales)
+    norm = _norms.Norm(_tree.safe_sqrt(sums), scales)
     # Without the barrier XLA may copy the whole reduction into each of its consumers.
     return jax.lax.optimization_barrier(norm)
 
@@ -99,13 +99,13 @@ def shares(flags: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
 
     0 where there are no entries.
     """
-    axes = _tree.leaf_axes(axis_name, flags)
+    axes = _norms.leaf_axes(axis_name, flags)
     # As floats ones would stop adding up at 2^24.
     counts = [
         (jnp.sum(x, dtype=jnp.int32).astype(jnp.float32), jnp.float32(x.size))
         for x in jax.tree.leaves(flags)
     ]
-    each = [_tree.psum(n, axis) for n, axis in zip(counts, axes, strict=True)]
+    each = [_norms.psum(n, axis) for n, axis in zip(counts, axes, strict=True)]
     table = jnp.array(each, jnp.float32).reshape(-1, 2)
     table = jnp.concatenate(
         [jnp.sum(table, axis=0)[None], table[: per_leaf * len(each)]]

@@ -1,0 +1,221 @@
+"""Norms of trees, their leaves and their layers, and scaling by them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_heavytail import _tree
+
+AxisName = Any  # a mesh axis name, a tuple of them, or a tree prefix of these and None
+
+
+def size(tree: Any, axis_name: AxisName = None) -> Any:
+    """The number of entries of all leaves, over ``axis_name``'s devices, as a float.
+
+    It may be no int32.
+    """
+    axes = leaf_axes(axis_name, tree)
+    leaves = jax.tree.leaves(tree)
+    return sum(psum(float(x.size), axis) for x, axis in zip(leaves, axes, strict=True))
+
+
+class Norm(NamedTuple):
+    """A Euclidean norm as ``scaled / scale``: representable where its square is not."""
+
+    scaled: jax.Array  # (), float32 or wider
+    scale: jax.Array  # (), a power of two; 1 unless squares over- or underflow
+
+    @property
+    def value(self) -> jax.Array:
+        """The norm itself; the largest number there is where it would overflow."""
+        largest = jnp.finfo(self.scaled.dtype).max
+        value = _tree.minimum(self.scaled / self.scale, largest)
+        return jnp.where(jnp.isfinite(self.scaled), value, self.scaled)
+
+
+def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
+    """The norm over all entries of all leaves, and over ``axis_name``'s devices."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return Norm(jnp.zeros([]), jnp.ones([]))
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    axes = leaf_axes(axis_name, tree)
+
+    def sums_of_squares(leaves, scales):
+        squares = [sum_of_squares(x, dtype, scales[0]) for x in leaves]
+        by_axis = {}
+        for axis, square in zip(axes, squares, strict=True):
+            by_axis.setdefault(axis, []).append(square)
+        return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
+
+    return _norms(sums_of_squares, leaves)[0]
+
+
+def row_norms(tree: Any, point: Any = None) -> Norm:
+    """The norm over all leaves of each slice along the leading axis: shape ``(n,)``.
+
+    With a ``point``, a tree without that axis, the distance from it. No copy of a leaf
+    is made. Every device has all n norms, also where that axis is sharded.
+    """
+    leaves = jax.tree.leaves(tree)
+    origins = [None] * len(leaves) if point is None else jax.tree.leaves(point)
+    dtype = jnp.result_type(jnp.float32, *leaves)
+
+    def squares(x, origin, scale):
+        scaled = jnp.asarray(x, dtype) * expand_layers(scale, x, 0)
+        if origin is not None:  # scaled first: the difference may be no number
+            scaled -= origin[None] * expand_layers(scale, x, 0)
+        return whole_rows(sum_of_squares(scaled, dtype, 1, 0))
+
+    def sums_of_squares(leaves, scales):
+        pairs = zip(leaves, origins, strict=True)
+        return [sum(squares(x, origin, scales[0]) for x, origin in pairs)]
+
+    return _norms(sums_of_squares, leaves)[0]
+
+
+def whole_rows(x: jax.Array) -> jax.Array:
+    """Gathers a leading axis that is sharded over explicit axes of a mesh."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.spec or sharding.spec[0] is None:
+        return x
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec[1:])
+    return jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) -> Any:
+    """The norm of each leaf, over ``axis_name``'s devices: a tree of `Norm`.
+
+    A leaf with a ``layer_axis`` has one norm for each slice along it: the norms have
+    shape ``(size of that axis,)``, and `expand_layers` fits them to the leaf.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = leaf_axes(axis_name, tree)
+    layers = _tree.broadcast_prefix(layer_axis, tree, lambda x: x is None)
+    for x, layer in zip(leaves, layers, strict=True):
+        _check_layer_axis(layer, x)
+
+    def sums_of_squares(leaves, scales):
+        return [
+            psum(sum_of_squares(x, _tree.wide_dtype(x), scale, layer), axis)
+            for x, scale, layer, axis in zip(leaves, scales, layers, axes, strict=True)
+        ]
+
+    return treedef.unflatten(_norms(sums_of_squares, leaves) if leaves else [])
+
+
+def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> jax.Array:
+    """Reshapes one value per slice of ``x`` so that it broadcasts against ``x``."""
+    if layer_axis is None or jnp.ndim(values) == 0:
+        return values
+    return jnp.expand_dims(values, other_axes(x, layer_axis))
+
+
+def _check_layer_axis(layer_axis: int | None, x: jax.Array) -> None:
+    if layer_axis is not None and not -x.ndim <= layer_axis < x.ndim:
+        raise ValueError(
+            f"layer_axis must be an axis of each leaf it is for, got {layer_axis} for "
+            f"one of shape {x.shape}."
+        )
+
+
+def other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
+    """All axes of ``x`` but one."""
+    return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
+
+
+def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
+    """Norms from sums of squares, with a second, rescaled pass where that is needed.
+
+    The pass runs under `jax.lax.cond` when a sum overflows or is too small to trust:
+    scaling by the largest entry would cost a second look at everything each time.
+    """
+    sums = sums_of_squares(leaves, [1] * len(leaves))
+    scales = [rescaling(s) for s in sums]
+    wanted = jnp.any(jnp.stack([jnp.any(scale != 1) for scale in scales]))
+    sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), lambda: sums)
+    norms = [
+        Norm(_tree.safe_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)
+    ]
+    # Without the barrier XLA may copy the whole reduction into each of its consumers.
+    return jax.lax.optimization_barrier(norms)
+
+
+def rescaling(square: jax.Array) -> jax.Array:
+    """A power of two that brings the entries behind a bad sum of squares near 1."""
+    single = jnp.finfo(square.dtype).bits == 32
+    tiny, exponent = (1e-30, 100) if single else (1e-280, 600)
+    scale = jnp.where(square < tiny, 2.0**exponent, 1.0)
+    scale = jnp.where(jnp.isinf(square), 2.0**-exponent, scale)
+    return jax.lax.stop_gradient(scale.astype(square.dtype))
+
+
+def sum_of_squares(
+    x: jax.Array, dtype: Any, scale: Any, layer_axis: int | None = None
+) -> jax.Array:
+    """Of ``x`` times ``scale``; with a ``layer_axis`` of each slice along it."""
+    axes = None if layer_axis is None else other_axes(x, layer_axis)
+    wide = jnp.asarray(x, dtype)
+    return jnp.sum(jnp.square(wide * expand_layers(scale, x, layer_axis)), axis=axes)
+
+
+def psum(x: Any, axis: Any) -> Any:
+    """The sum over the devices of a mesh axis; ``None``: of this one alone."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def leaf_axes(axis_name: AxisName, tree: Any) -> list[Any]:
+    """The axis names of each leaf of ``tree``, from a tree prefix of names."""
+
+    def is_name(x):
+        return (
+            x is None
+            or isinstance(x, str)
+            or (isinstance(x, tuple) and bool(x) and all(isinstance(a, str) for a in x))
+        )
+
+    return _tree.broadcast_prefix(axis_name, tree, is_name)
+
+
+def nan_unless_finite(number: jax.Array, tree: Any) -> Any:
+    """``tree`` if ``number`` is finite, else NaN throughout.
+
+    Without this an infinite norm would zero every finite entry, silently.
+    """
+    good = jnp.isfinite(number)
+    return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), tree)
+
+
+def is_norm(x: Any) -> bool:
+    """Whether ``x`` is a `Norm`, which is a leaf of a tree of norms."""
+    return isinstance(x, Norm)
+
+
+def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
+    """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
+
+    The product itself may be too small a number where the clipped update is not: two of
+    the factors are powers of two that keep everything in range on the way.
+    """
+    scaled, scale = norm
+    single = jnp.finfo(scaled.dtype).bits == 32
+    far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
+    tau = jnp.asarray(tau, scaled.dtype)
+    over = scaled > tau * scale
+    is_far = over & (tau < scaled * far)
+    lifted = jnp.where(is_far, tau * lift, tau)
+    ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
+    # Without this an infinite norm would zero every finite entry, silently.
+    # A schedule's bad threshold is loud too.
+    ratio = jnp.where(jnp.isfinite(scaled) & (tau >= 0), ratio, jnp.nan)
+    return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
+
+
+def apply_factors(
+    factors: tuple[jax.Array, ...], g: jax.Array, layer_axis: int | None = None
+) -> jax.Array:
+    """``g`` times the factors of `clip_factors`, of each slice along ``layer_axis``."""
+    for factor in factors:
+        g = g * expand_layers(factor, g, layer_axis)
+    return g

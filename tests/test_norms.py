@@ -1,0 +1,85 @@
+"""Norms of trees, leaves and layers, and clips by them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_heavytail import _norms
+from tests.compare import as_float64
+
+
+@functools.cache
+def both_norms():
+    @jax.jit
+    def norms(tree):
+        leaves = _norms.leaf_norms(tree)
+        values = jax.tree.map(
+            lambda n: (n.value, n.scale),
+            leaves,
+            is_leaf=lambda x: isinstance(x, _norms.Norm),
+        )
+        whole = _norms.global_norm(tree)
+        return (whole.value, whole.scale), values
+
+    return norms
+
+
+@pytest.mark.parametrize("size", [2e-38, 1e-30, 1e-18, 1e-12, 1.0, 1e15, 1e19, 1e37])
+def test_norms_of_any_size(size):
+    tree = {"a": np.float32([3, -4]) * np.float32(size), "b": np.float32([12 * size])}
+    (whole, _), leaves = both_norms()(tree)
+    # A few squares, a sum and a root in float32.
+    np.testing.assert_allclose(as_float64(whole), 13 * size, rtol=1e-6)
+    np.testing.assert_allclose(as_float64(leaves["a"][0]), 5 * size, rtol=1e-6)
+    np.testing.assert_allclose(as_float64(leaves["b"][0]), 12 * size, rtol=1e-6)
+
+
+def test_a_small_leaf_beside_a_large_one():
+    tree = {"a": np.float32([3e-30, 4e-30]), "b": np.float32([3e30, 4e30])}
+    (whole, _), leaves = both_norms()(tree)
+    np.testing.assert_allclose(leaves["a"][0], 5e-30, rtol=1e-6)
+    np.testing.assert_allclose(leaves["b"][0], 5e30, rtol=1e-6)
+    np.testing.assert_allclose(whole, 5e30, rtol=1e-6)
+
+
+def test_ordinary_norms_are_not_rescaled():
+    for size in (1e-14, 1.0, 1e18):
+        (_, scale), leaves = both_norms()({"a": np.full(4, size, np.float32)})
+        assert float(scale) == float(leaves["a"][1]) == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e200])
+def test_float64(size):
+    with jax.enable_x64(True):
+        norm = _norms.global_norm([jnp.array([3.0, 4.0]) * size])
+        assert norm.value.dtype == jnp.float64
+        np.testing.assert_allclose(norm.value, 5 * size, rtol=1e-14)
+
+
+def test_zeros_and_nothing():
+    for tree in ({}, {"a": jnp.zeros(3)}, {"a": jnp.zeros((0, 2))}, None):
+        assert float(_norms.global_norm(tree).value) == 0.0
+    assert _norms.leaf_norms({}) == {}
+    assert float(_norms.leaf_norms({"a": jnp.zeros((0, 2))})["a"].value) == 0.0
+
+
+def test_narrow_leaves_are_squared_in_float32():
+    for dtype, size in ((jnp.float16, 6e4), (jnp.bfloat16, 2.0**60)):
+        norm = _norms.global_norm(jnp.full(16, size, dtype))
+        assert norm.value.dtype == jnp.float32
+        want = 4 * float(jnp.asarray(size, dtype))
+        np.testing.assert_allclose(norm.value, want, rtol=1e-6)
+
+
+def test_slopes_of_norms():
+    def norm(x):
+        return _norms.global_norm(x).value
+
+    slope = jax.jit(jax.grad(norm))
+    for size in (1e-30, 1e-10, 1.0, 1e10, 1e30):
+        got = slope(jnp.array([3.0, -4.0]) * size)
+        np.testing.assert_allclose(got, [0.6, -0.8], rtol=1e-6)
+    np.testing.assert_array_equal(slope(jnp.zeros(2)), 0.0)

@@ -114,11 +114,13 @@ def _exit_code(module: str, words: list[str], here: Path) -> str | int | None:
 
 @contextlib.contextmanager
 def _as_new(module: str) -> Iterator[None]:
-    """Lets a module define its flags although it may have been imported before."""
+    """Takes away the flags of all commands, as if none had been imported."""
     registry = vars(flags.FLAGS)
     saved = {name: _copied(value) for name, value in registry.items()}
-    for flag in flags.FLAGS.flags_by_module_dict().get(module, []).copy():
-        delattr(flags.FLAGS, flag.name)
+    for owner, owned in list(flags.FLAGS.flags_by_module_dict().items()):
+        if owner.startswith("experiments.") and "common" not in owner.split("."):
+            for flag in owned.copy():
+                delattr(flags.FLAGS, flag.name)
     imported = sys.modules.pop(module, None)
     # ml_collections would fill up the module of the config before this one.
     sys.modules.pop("config_config", None)

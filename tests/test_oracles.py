@@ -419,6 +419,11 @@ def test_clipped_ema_worked():
     np.testing.assert_allclose(got, [[1.2, 1.6], [2.4, 3.2], [3, 4]], rtol=1e-15)
 
 
+def test_what_is_read_of_clipped_ema_is_of_that_step():
+    got, readings = run("clipped_ema", [[3.0], [-9.0], [5.0]], threshold=1.0)
+    np.testing.assert_array_equal([x["ema/w"] for x in readings], got)
+
+
 def test_clipped_ema_without_a_limit_is_an_ema():
     grads = np.random.default_rng(6).standard_normal((30, 4))
     got = run("clipped_ema", grads, decay=0.8, threshold=np.inf)[0]

@@ -180,8 +180,8 @@ def adagc(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: _base.ScalarOrSchedule = 0.1,
-    mask: Mask | None = None,
     *,
+    mask: Mask | None = None,
     decay: jax.typing.ArrayLike = 0.98,
     relative_threshold: jax.typing.ArrayLike = 1.05,
     absolute_threshold: jax.typing.ArrayLike | None = 1.0,
@@ -246,6 +246,6 @@ def adagc(
             axis_name=axis_name,
         ),
         scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask=mask),
         scale_by_learning_rate(learning_rate),
     )

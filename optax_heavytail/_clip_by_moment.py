@@ -245,7 +245,12 @@ def _finite_minimum(size, bound):
 def _limited(grads, sizes, bounds, scope):
     if scope == "coordinate":
         return jax.tree.map(lambda g, b: jnp.clip(g, -b, b), grads, bounds)
-    factors = jax.tree.map(lambda size, b: _factor(b, size, 0), sizes, bounds)
+
+    def factor(size, bound):
+        is_known = jnp.isfinite(bound)  # an infinite one has a slope that is NaN
+        return jnp.where(is_known, _factor(jnp.where(is_known, bound, 1), size, 0), 1)
+
+    factors = jax.tree.map(factor, sizes, bounds)
     if scope == "global":  # one number for all leaves
         return jax.tree.map(lambda g: factors * g, grads)
     return jax.tree.map(jnp.multiply, factors, grads)

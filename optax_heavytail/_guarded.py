@@ -36,8 +36,8 @@ def guarded(
         )
 
     Below the limit, and while all is finite, ``inner`` gets the gradients as they came,
-    bit for bit. Give it the loss, ``update(grads, state, params, value=loss)``, if you have it;
-    without one there is no rule on it.
+    bit for bit. Give it the loss, ``update(grads, state, params, value=loss)``, if you
+    have it; without one there is no rule on it.
 
     Args:
       inner: the optimizer, with the rates that it has alone.

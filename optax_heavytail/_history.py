@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_heavytail import _tree
+
 # 1.4826 times the median absolute deviation is a Gaussian's standard deviation.
 _DEVIATIONS_PER_MAD = 1.4826
 # Of the logarithm. Norms that hardly vary would make a spike of each small rise.
@@ -110,7 +112,8 @@ def mean_and_deviation(history: History, ddof: int) -> tuple[jax.Array, jax.Arra
     numbers = history.numbers
     window = numbers.shape[-1]
     count = size(history)[..., None]
-    here = jnp.arange(window) >= window - count
+    place = jax.lax.broadcasted_iota(jnp.int32, numbers.shape, numbers.ndim - 1)
+    here = place >= window - count
     # Relative to the largest: squares of norms may be no number of the dtype.
     largest = jnp.max(jnp.abs(numbers), axis=-1, keepdims=True)
     largest = jnp.where(largest > 0, largest, 1)
@@ -119,4 +122,4 @@ def mean_and_deviation(history: History, ddof: int) -> tuple[jax.Array, jax.Arra
     squares = jnp.where(here, jnp.square(ratios - mean), 0)
     variance = jnp.sum(squares, -1) / jnp.maximum(count[..., 0] - ddof, 1)
     scale = largest[..., 0]
-    return scale * mean[..., 0], scale * jnp.sqrt(variance)
+    return scale * mean[..., 0], scale * _tree.safe_sqrt(variance)

@@ -139,13 +139,12 @@ def skip_if_unsafe(
 
     def init(params):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        zero = jnp.zeros([], jnp.int32)
         return SkipIfUnsafeState(
-            count=zero,
-            num_nonfinite=zero,
-            num_spikes=zero,
-            num_value_spikes=zero,
-            num_in_a_row=zero,
+            count=jnp.zeros([], jnp.int32),
+            num_nonfinite=jnp.zeros([], jnp.int32),
+            num_spikes=jnp.zeros([], jnp.int32),
+            num_value_spikes=jnp.zeros([], jnp.int32),
+            num_in_a_row=jnp.zeros([], jnp.int32),
             limit_reached=jnp.zeros([], bool),
             norms=_history.empty((), window, dtype),
             values=_history.empty((), window, dtype),

@@ -193,6 +193,6 @@ def _updated(old, x, is_warm, decay):
     mean = old.mean + weight * (x - old.mean)
     # In the warm-up the exact square is that of the geometric mean of two distances.
     other = jnp.where(is_warm, mean, old.mean)
-    distance = jnp.sqrt(jnp.abs(x - mean)) * jnp.sqrt(jnp.abs(x - other))
+    distance = _tree.safe_sqrt(jnp.abs(x - mean)) * _tree.safe_sqrt(jnp.abs(x - other))
     deviation = _tree.power_mean(old.deviation, distance, 1 - weight, 2)
     return _Statistics(seen, mean, deviation)

@@ -1,5 +1,7 @@
 """Builds the documentation: `sphinx-build -W --keep-going -b html docs OUT`."""
 
+import inspect
+
 from docutils import nodes
 from math_core import LatexToMathML
 from sphinx.application import Sphinx
@@ -14,8 +16,25 @@ html_title = f"{project} {version}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 3
+
+
+def _all_transforms() -> str:
+    """A table of every transform, in the words of its docstring."""
+    rows = ["| transform | what it does |", "|---|---|"]
+    for name in optax_heavytail.__all__:
+        function = getattr(optax_heavytail, name)
+        if not inspect.isfunction(function):
+            continue
+        if "GradientTransformation" in str(inspect.signature(function)):
+            summary = (inspect.getdoc(function) or "").split("\n\n")[0]
+            link = f"{{py:func}}`{name} <optax_heavytail.{name}>`"
+            rows.append(f"| {link} | {' '.join(summary.split())} |")
+    return "\n".join(rows)
+
+
+myst_substitutions = {"all_transforms": _all_transforms()}
 
 # Single backticks in docstrings name something of ours, or the build fails.
 default_role = "py:obj"

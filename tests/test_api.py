@@ -50,15 +50,6 @@ def test_the_factories_are_the_transforms():
     assert made == {"GradientTransformationExtraArgs"}
 
 
-@pytest.mark.parametrize("name", oht.__all__)
-def test_every_name_is_on_an_api_page(name):
-    folder = ROOT / "docs" / "api"
-    pages = [p for end in ("md", "rst") for p in folder.rglob(f"*.{end}")]
-    assert pages
-    pattern = re.compile(rf"(?<![\w.])(optax_heavytail\.)?{name}(?!\w)")
-    assert any(pattern.search(page.read_text(encoding="utf-8")) for page in pages)
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings_have_all_their_parts(name):
     function = getattr(oht, name)

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import importlib.util
+import operator
 import re
 import shlex
 import tomllib
@@ -22,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("[!_]*.md"))]
 PAGES += sorted((ROOT / "docs").glob("[!_]*/*.md"))
-API_PAGES = [page for page in PAGES if page.parent.name == "api"]
 EXCUSED: dict[str, str] = {}  # "page:line" of a Python block that is not run: why
 
 # Another spelling of "python" would hide a block from the tests.
@@ -300,17 +300,50 @@ def test_every_trap_has_tests_that_exist():
         assert not missing
 
 
-def test_api_pages_have_every_name_exactly_once():
+def test_every_name_is_documented_exactly_once():
     directive = re.compile(r"^\.\. auto\w+:: optax_heavytail\.(\S+)$", re.MULTILINE)
     counts = Counter(
         name
-        for page in API_PAGES
+        for page in PAGES
         for name in directive.findall(page.read_text(encoding="utf-8"))
     )
     kit = [f"testing.{name}" for name in testing.__all__]
     kit += [f"aggregation.{name}" for name in oht.aggregation.__all__]
     kit += [f"diagnostics.{name}" for name in oht.diagnostics.__all__]
     assert counts == Counter([*oht.__all__, *kit])
+
+
+def test_names_of_the_package_that_pages_mention_exist():
+    missing = {
+        f"{page_id(page)}: {name}"
+        for page in PAGES
+        for name in re.findall(r"`oht((?:\.\w+)+)", prose(page))
+        if not exists(name)
+    }
+    assert not missing
+
+
+def exists(dotted_name: str) -> bool:
+    try:
+        operator.attrgetter(dotted_name.lstrip("."))(oht)
+    except AttributeError:
+        return False
+    return True
+
+
+def test_the_table_of_the_readme_names_what_there_is():
+    rows = README.read_text(encoding="utf-8").partition("\n## Transforms\n")[2]
+    rows = rows.partition("\n## ")[0].splitlines()
+    names, prefix = [], ""
+    for row in rows:
+        if row.startswith("| `"):
+            for name in re.findall(r"`([\w.]+)`", row.split("|")[1]):
+                # `aggregation.x`, `.y`: the second is of the same module.
+                prefix = name.rpartition(".")[0] or prefix if "." in name else ""
+                names.append(f"{prefix}.{name.rpartition('.')[2]}".strip("."))
+    assert len(names) > 40
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if not exists(name)]
 
 
 def test_every_page_is_in_the_table_of_contents():

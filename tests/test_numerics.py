@@ -14,9 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
-from experiments.training import program, trainer
 from optax_heavytail import testing
-from tests import reference, toy_task
+from tests import reference
 from tests.compare import assert_leaf_close, assert_trees_close, types
 from tests.driving import follow, jitted, one_step
 from tests.registry import CASES
@@ -457,26 +456,6 @@ def test_masks_for_weight_decay_say_what_they_cover():
     for part in (params["dense"]["kernel"], params["dense"]["bias"]):
         with pytest.raises(ValueError, match="must cover some leaves and not all"):
             oht.decay_mask({"only": part})
-
-
-def test_one_program_serves_every_learning_rate():
-    """A rate that is a constant of the program compiles anew for each value."""
-    params = jnp.ones(3)
-
-    def naive(rate):
-        tx = optax.adamw(rate)
-        return jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
-
-    def ours(rate):
-        config = toy_task.config("acclip", steps=3)
-        config.optimizers.acclip.learning_rate = rate
-        resolved = trainer.resolve(config, toy_task.source())
-        return program.build(resolved, toy_task.make()).train_step(1).as_text()
-
-    # A compiled program names the line that asked for it: one line for both.
-    for text_of, is_same in ((naive, False), (ours, True)):
-        first, second = (text_of(rate) for rate in (0.1, 0.2))
-        assert (first == second) == is_same
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e-42, 1e-45])

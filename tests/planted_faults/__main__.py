@@ -50,8 +50,13 @@ def run_tests(copy, tests):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-q", *tests],
         cwd=copy,
-        # What tests start in other folders must be broken as well.
-        env=os.environ | {"PYTHONPATH": str(copy)},
+        # What tests start in other folders must be broken as well. What a fault does
+        # not change is compiled once for all of them.
+        env=os.environ
+        | {
+            "PYTHONPATH": str(copy),
+            "JAX_COMPILATION_CACHE_DIR": str(copy / "compiled"),
+        },
         capture_output=True,
         text=True,
     )

@@ -5,11 +5,10 @@ python -m experiments.sweep --config=experiments/configs/bert_tiny.py \
 """
 
 import functools
-from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, distributed, files
+from experiments.common import cli, distributed, files, inputs
 from experiments.training import sweeps
 
 OPTIMIZERS = flags.DEFINE_list(
@@ -25,7 +24,7 @@ def main() -> None:
     config = cli.config()
     names = OPTIMIZERS.value or config.compare.optimizers
     targets = [cli.workdir() / "sweep"]
-    targets += [Path(RESULTS.value)] if RESULTS.value else []
+    targets += [inputs.local("--results", RESULTS.value)] if RESULTS.value else []
     for target in targets:  # before the runs, not after
         distributed.by_main(functools.partial(files.make_folder, target.parent))
     finals = sweeps.sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)

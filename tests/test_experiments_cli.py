@@ -108,7 +108,7 @@ def test_bad_config_file_and_variant_are_refused(tmp_path):
     message = refused(train.main, "--config=no/such.py:smoke", workdir)
     assert "--config=no/such.py: no such file" in message
     message = refused(train.main, f"--config={TINY}:huge", workdir)
-    assert "huge: must be full or smoke" in message
+    assert "huge: must be full, smoke or quick" in message
 
 
 def test_unwritable_work_directory_is_refused(tmp_path):

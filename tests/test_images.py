@@ -583,7 +583,7 @@ def test_a_task_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.image_size", 0, "image_size=0: must be 1 or more"),
+        ("data.image_size", 0, r"image_size=0: must be in \[1, 8192\]"),
         ("data.image_size", 32, "8x8 .*; name a folder or a tar"),
         ("data.augment", "resized_crop", "8x8 .*; name a folder or a tar"),
         ("data.augment", "turn", "augment=turn: must be one of none, shift, resized"),

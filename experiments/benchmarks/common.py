@@ -5,6 +5,7 @@ runs on an accelerator's machine that has no more than these.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import files, json_files, memory, provenance
+from experiments.common import files, inputs, json_files, memory, provenance
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument(
             "--output",
-            type=Path,
+            type=functools.partial(inputs.local, "--output"),
             required=True,
             help="Writes OUTPUT.md, the table, and OUTPUT.jsonl, every timing.",
         )

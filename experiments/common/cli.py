@@ -29,7 +29,9 @@ flags.FLAGS.verbosity = logging.WARNING
 
 def config() -> Config:
     """The config of ``--config`` with the changes of ``--config.name=value``."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    inputs.local("--config", given)
+    path = given.split(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file")
     return CONFIG.value

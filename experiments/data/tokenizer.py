@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from experiments.common import files
+from experiments.common import files, inputs
 from experiments.common.errors import UserError
 from experiments.data import text
 
@@ -37,12 +37,21 @@ def read(path: Path) -> Tokenizer:
     """Reads a tokenizer.
 
     Raises:
-      UserError: missing, or something else.
+      UserError: missing, something else, or one with other special tokens.
     """
+    with inputs.needed(path, "the tokenizer of a run"):
+        content = inputs.read_bytes(path)
     try:
-        return Tokenizer.from_file(str(path))
+        found = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises no narrower class
         raise UserError(f"{path}: not a tokenizer ({error})") from None
+    for number, token in enumerate(text.SPECIAL_TOKENS):
+        if found.token_to_id(token) != number:
+            raise UserError(
+                f"{path}: {token} is token {found.token_to_id(token)} there, {number} "
+                "is needed"
+            )
+    return found
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:

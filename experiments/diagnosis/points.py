@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.common import inputs
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.runs import folders
@@ -43,7 +44,8 @@ def places(checkpoint: str | None, wanted: Sequence[str]) -> list[Place]:
                 f"--steps={','.join(wanted)}: --checkpoint must name the run's folder"
             )
         return [Place(INITIAL, None)]
-    folder = Path(checkpoint).absolute()  # which Orbax insists on
+    # Absolute, which Orbax insists on.
+    folder = inputs.local("--checkpoint", checkpoint).absolute()
     if (folder / checkpoint_files.ABOUT).is_dir():
         if wanted:
             raise UserError(

@@ -12,7 +12,7 @@ from flax import nnx
 from experiments.common import axes
 from experiments.common.errors import UserError
 from experiments.common.types import Config
-from experiments.data import images, stream
+from experiments.data import decoding, images, stream
 from experiments.models import resnet
 from experiments.models.losses import cross_entropy
 from experiments.models.perceptron import Perceptron
@@ -25,6 +25,8 @@ from experiments.tasks.base import (
     weight,
     weighted_sums,
 )
+
+LARGEST_SIDE = math.isqrt(decoding.LARGEST_IMAGE)
 
 
 def load(config: Config) -> Source:
@@ -41,8 +43,10 @@ def load(config: Config) -> Source:
 
 def _check(config: Config) -> None:
     data, model = config.data, config.model
-    if data.image_size < 1:
-        raise UserError(f"config.data.image_size={data.image_size}: must be 1 or more")
+    if not 1 <= data.image_size <= LARGEST_SIDE:
+        raise UserError(
+            f"config.data.image_size={data.image_size}: must be in [1, {LARGEST_SIDE}]"
+        )
     if data.split_seed < 0:
         raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
     _check_choice("data.augment", data.augment, images.AUGMENTATIONS)

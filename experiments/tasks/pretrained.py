@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tokenizers import Tokenizer
 
+from experiments.common import inputs
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.data import tokenizer
@@ -63,7 +64,8 @@ def read(
     Raises:
       UserError: not a finished run of task mlm, or another model.
     """
-    workdir, field = Path(folder), f"config.data.pretrained={folder}"
+    workdir = inputs.local("config.data.pretrained", folder)
+    field = f"config.data.pretrained={folder}"
     config = reading.read_config(workdir)
     if config.get("task") != "mlm":
         raise UserError(f"{field}: is a run of task {config.get('task')}, not of mlm")

@@ -23,7 +23,7 @@ def main():
             differing.append(meta["name"])
     stored = {path.stem for path in trajectories.FOLDER.glob("*.npz")}
     if check:
-        differing += sorted(made ^ stored - set(differing))
+        differing += sorted((made ^ stored) - set(differing))
         sys.exit("\n".join(differing) if differing else 0)
     for name in stored - made:
         for suffix in (".npz", ".json"):

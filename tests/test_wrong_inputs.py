@@ -1,0 +1,38 @@
+"""Every wrong input ends in one line: the lists are in `tests/wrong_inputs/`."""
+
+import pytest
+
+from tests.wrong_inputs import running
+
+# ml_collections loads config files in a way that Python has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+
+ALL = running.entries()
+OFTEN = [entry for entry in ALL if not entry.is_slow][::9]  # about a tenth of all
+
+
+def check(entry, folder, capfd):
+    ending = running.run(entry, folder, capfd)
+    assert ending.status
+    assert ending.stderr.startswith("error: ")
+    assert ending.stderr.count("\n") == 1
+    assert ending.stderr.endswith("\n")
+    assert entry.expected in ending.stderr
+    assert not ending.strays
+
+
+@pytest.mark.parametrize("entry", OFTEN, ids=str)
+def test_some_wrong_inputs_end_in_one_line(entry, tmp_path, capfd):
+    check(entry, tmp_path, capfd)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_every_wrong_input_ends_in_one_line(entry, tmp_path, capfd):
+    check(entry, tmp_path, capfd)
+
+
+def test_there_are_hundreds_of_them():
+    assert len(ALL) >= 400
+    assert len(OFTEN) >= 40
+    assert len({(e.command, e.arguments, e.prepare) for e in ALL}) == len(ALL)

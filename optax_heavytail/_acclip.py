@@ -30,10 +30,11 @@ def scale_by_acclip(
         \tau_k^\alpha &= \beta_2 \tau_{k-1}^\alpha + (1 - \beta_2) |g_k|^\alpha, \\
         u_k &= \min\left(\frac{\tau_k}{|m_k| + \epsilon}, 1\right) m_k .
 
-    This is ``clip_by_moment(ema(b1), b2=b2, ...)``. With ``bias_correction``
-    :math:`m_k / (1 - \beta_1^k)` and :math:`\tau_k / (1 - \beta_2^k)^{1/\alpha}` take
-    the places of :math:`m_k` and :math:`\tau_k` in the last line; with ``normalize``
-    the update is :math:`u_k / (\tau_k + \epsilon)`, within [-1, 1].
+    This is ``clip_by_moment(ema(b1, debias=False), b2=b2, ...)``. With
+    ``bias_correction`` :math:`m_k / (1 - \beta_1^k)` and
+    :math:`\tau_k / (1 - \beta_2^k)^{1/\alpha}` take the places of :math:`m_k` and
+    :math:`\tau_k` in the last line; with ``normalize`` the update is
+    :math:`u_k / (\tau_k + \epsilon)`, within [-1, 1].
 
     Args:
       b1: :math:`\beta_1` in [0, 1), per update. 0 clips the gradient itself.
@@ -98,8 +99,8 @@ def acclip(
     alpha: jax.typing.ArrayLike = 1.0,
     eps: jax.typing.ArrayLike = 1e-5,
     weight_decay: _base.ScalarOrSchedule = 1e-5,
-    mask: Mask | None = None,
     *,
+    mask: Mask | None = None,
     bias_correction: bool | None = None,
     normalize: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,

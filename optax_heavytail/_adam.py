@@ -99,10 +99,12 @@ def adamw_decoupled(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: _base.ScalarOrSchedule = 0.0,
+    *,
     multiplier: _base.ScalarOrSchedule = 1.0,
     bias_correction: bool = True,
-    *,
     mask: Mask | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW with a weight decay that the learning rate does not multiply.
 
@@ -123,6 +125,8 @@ def adamw_decoupled(
         multiplier", such as `warm_restarts`.
       bias_correction: see `scale_by_adam`.
       mask: which leaves decay (``True``); see `add_decayed_weights`.
+      mu_dtype: see `scale_by_adam`.
+      nu_dtype: see `scale_by_adam`.
 
     Returns:
       A chain of `scale_by_adam`, the learning rate, `add_decayed_weights` and a change
@@ -150,7 +154,14 @@ def adamw_decoupled(
     _base.check_range("learning_rate", learning_rate, 0.0, float("inf"))
     _base.check_range("multiplier", multiplier, 0.0, float("inf"))
     return optax.chain(
-        scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_adam(
+            b1,
+            b2,
+            eps,
+            bias_correction=bias_correction,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
         scale_by_learning_rate(
             _base.product(learning_rate, multiplier), flip_sign=False
         ),

@@ -15,7 +15,7 @@ class ScaleByAdashiftState(NamedTuple):
     """State of `scale_by_adashift`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    nu: Any  #: v, like the parameters, float32 or wider
+    nu: Any  #: v, like the parameters, float32 or wider or in nu_dtype
     window: Any  #: the last n gradients; a leading axis n, then like the parameters
 
 
@@ -23,7 +23,10 @@ def scale_by_adashift(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-10,
+    *,
     n: int = 10,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    window_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides an average of the last gradients by the root of an older second moment.
 
@@ -42,6 +45,9 @@ def scale_by_adashift(
       b2: :math:`\beta_2` in [0, 1), per update.
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       n: delay in updates, a Python integer, at least 1.
+      nu_dtype: dtype of :math:`v` in the state. ``None``: the parameter's own, but at
+        least float32. bfloat16 is rounded stochastically: see `ema`.
+      window_dtype: likewise for the last gradients; a gradient is rounded once.
 
     Returns:
       A transform with a `ScaleByAdashiftState`. Updates keep the gradients' structure,
@@ -73,10 +79,13 @@ def scale_by_adashift(
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_static_integer("n", n, 1)
+    _base.check_dtype("nu_dtype", nu_dtype)
+    _base.check_dtype("window_dtype", window_dtype)
 
     def init(params):
-        nu = _tree.zeros_like(params)
-        window = jax.tree.map(lambda v: jnp.stack([v] * n), nu)
+        nu = _tree.zeros_like(params, nu_dtype)
+        zeros = _tree.zeros_like(params, window_dtype)
+        window = jax.tree.map(lambda v: jnp.stack([v] * n), zeros)
         return ScaleByAdashiftState(jnp.zeros([], jnp.int32), nu, window)
 
     def update(grads, state):
@@ -102,7 +111,8 @@ def scale_by_adashift(
         direction = jax.tree.map(lambda u: jnp.where(started, u, 0), direction)
         return direction, ScaleByAdashiftState(count, nu, window)
 
-    return transform(init, update, dtypes={"nu": None, "window": None})
+    dtypes = {"nu": nu_dtype, "window": window_dtype}
+    return transform(init, update, dtypes=dtypes)
 
 
 def adashift(
@@ -110,7 +120,10 @@ def adashift(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-10,
+    *,
     n: int = 10,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    window_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaShift: Adam without the correlation of a gradient and its own scale.
 
@@ -125,6 +138,8 @@ def adashift(
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       n: delay in updates, a Python integer, at least 1. The state holds n + 1 copies of
         the parameters.
+      nu_dtype: see `scale_by_adashift`.
+      window_dtype: see `scale_by_adashift`.
 
     Returns:
       ``chain(scale_by_adashift, scale_by_learning_rate)``. What zero, huge, inf and NaN
@@ -148,5 +163,8 @@ def adashift(
       Zhou et al., `AdaShift <https://arxiv.org/abs/1810.00143>`_, 2019.
     """
     return optax.chain(
-        scale_by_adashift(b1, b2, eps, n), scale_by_learning_rate(learning_rate)
+        scale_by_adashift(
+            b1, b2, eps, n=n, nu_dtype=nu_dtype, window_dtype=window_dtype
+        ),
+        scale_by_learning_rate(learning_rate),
     )

@@ -14,7 +14,9 @@ def scale_by_amsgrad(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     *,
-    bias_correction: bool = False,
+    bias_correction: bool = True,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the averaged gradient by the root of the largest averaged square so far.
 
@@ -23,25 +25,28 @@ def scale_by_amsgrad(
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \\
-        \hat v_t &= \max(\hat v_{t-1}, v_t), \qquad
-        u_t = \frac{m_t}{\sqrt{\hat v_t} + \epsilon}.
+        \hat v_t &= \max\left(\hat v_{t-1}, \frac{v_t}{1 - \beta_2^t}\right), \qquad
+        u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{\hat v_t} + \epsilon}.
 
-    With ``bias_correction``, which the paper does not have, :math:`m_t` and :math:`v_t`
-    are divided by :math:`1 - \beta^t` before the maximum, as in
-    ``optax.scale_by_amsgrad``.
+    This is ``optax.scale_by_amsgrad``. As published, it does not divide by
+    :math:`1 - \beta^t`: that is ``bias_correction=False``.
 
     Args:
       b1: :math:`\beta_1` in [0, 1), per update.
       b2: :math:`\beta_2` in [0, 1), per update.
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       bias_correction: whether to correct both averages for their start at 0.
+      mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
+        least float32. bfloat16 is rounded stochastically: see `ema`.
+      nu_dtype: likewise for :math:`v` and :math:`\hat v`, which is then up to 0.8% too
+        large: of several roundings of one number the maximum keeps the largest.
 
     Returns:
-      A transform with an ``optax.ScaleByAmsgradState``, in float32 or wider. Updates
-      keep the gradients' structure, shapes and dtypes. Zero gradients from the start
-      give zero updates; one huge gradient damps its coordinate for good, and stops it
-      if its square overflows; an inf or NaN gradient makes its coordinate NaN from then
-      on.
+      A transform with an ``optax.ScaleByAmsgradState``, for a bfloat16 average inside a
+      `StochasticRoundingState`. Updates keep the gradients' structure, shapes and
+      dtypes. Zero gradients from the start give zero updates; one huge gradient damps
+      its coordinate for good, and stops it if its square overflows; an inf or NaN
+      gradient makes its coordinate NaN from then on.
 
     Raises:
       ValueError: a concrete number is outside its range.
@@ -65,10 +70,16 @@ def scale_by_amsgrad(
     _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_flag("bias_correction", bias_correction)
+    _base.check_dtype("mu_dtype", mu_dtype)
+    _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        moments = (_tree.zeros_like(params) for _ in range(3))
-        return optax.ScaleByAmsgradState(jnp.zeros([], jnp.int32), *moments)
+        return optax.ScaleByAmsgradState(
+            jnp.zeros([], jnp.int32),
+            _tree.zeros_like(params, mu_dtype),
+            _tree.zeros_like(params, nu_dtype),
+            _tree.zeros_like(params, nu_dtype),
+        )
 
     def update(grads, state):
         count = optax.safe_increment(state.count)
@@ -82,7 +93,8 @@ def scale_by_amsgrad(
         direction = _tree.divide_by_root(mean, nu_max, eps)
         return direction, optax.ScaleByAmsgradState(count, mu, nu, nu_max)
 
-    return transform(init, update, dtypes={"mu": None, "nu": None, "nu_max": None})
+    dtypes = {"mu": mu_dtype, "nu": nu_dtype, "nu_max": nu_dtype}
+    return transform(init, update, dtypes=dtypes)
 
 
 def amsgrad(
@@ -90,14 +102,17 @@ def amsgrad(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    bias_correction: bool = False,
+    *,
+    bias_correction: bool = True,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AMSGrad as published, without bias correction.
+    r"""AMSGrad: Adam with a second moment that never shrinks.
 
     .. math:: w_t = w_{t-1} - \alpha_t u_t
 
-    with :math:`u_t` of `scale_by_amsgrad`. With ``bias_correction`` it is
-    ``optax.amsgrad``.
+    with :math:`u_t` of `scale_by_amsgrad`. This is ``optax.amsgrad``; as published it
+    is with ``bias_correction=False``.
 
     Args:
       learning_rate: :math:`\alpha` in [0, inf), or a schedule of the count from 0.
@@ -105,6 +120,8 @@ def amsgrad(
       b2: decay of the average of its square, in [0, 1).
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       bias_correction: see `scale_by_amsgrad`.
+      mu_dtype: see `scale_by_amsgrad`.
+      nu_dtype: see `scale_by_amsgrad`.
 
     Returns:
       ``chain(scale_by_amsgrad, scale_by_learning_rate)``. What zero, huge, inf and NaN
@@ -127,6 +144,13 @@ def amsgrad(
       <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018, algorithm 2.
     """
     return optax.chain(
-        scale_by_amsgrad(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_amsgrad(
+            b1,
+            b2,
+            eps,
+            bias_correction=bias_correction,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
         scale_by_learning_rate(learning_rate),
     )

@@ -92,8 +92,8 @@ def cclip(
     threshold: Any,
     b1: jax.typing.ArrayLike = 0.9,
     weight_decay: _base.ScalarOrSchedule = 0.0,
-    mask: Mask | None = None,
     *,
+    mask: Mask | None = None,
     bias_correction: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -136,22 +136,24 @@ def normalize_by_norm(
 def normalized_gd(
     learning_rate: _base.ScalarOrSchedule,
     offset: jax.typing.ArrayLike = 1e-8,
-    momentum: jax.typing.ArrayLike = 0.0,
+    b1: jax.typing.ArrayLike = 0.0,
     *,
+    mu_dtype: jax.typing.DTypeLike | None = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent along the direction of the averaged gradient.
 
     With :math:`m_0 = 0` and the norm over all leaves,
 
-    .. math:: m_k = \beta m_{k-1} + (1 - \beta) g_k, \qquad
+    .. math:: m_k = \beta_1 m_{k-1} + (1 - \beta_1) g_k, \qquad
         w_k = w_{k-1} - h_k \frac{m_k}{\lVert m_k \rVert + b} .
 
     Args:
       learning_rate: :math:`h` in [0, inf), in the parameters' units, or a schedule of
         the count from 0.
       offset: :math:`b` in [0, inf), in the gradient's units.
-      momentum: :math:`\beta` in [0, 1). 0 takes the gradient itself.
+      b1: :math:`\beta_1` in [0, 1). 0 takes the gradient itself.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
       axis_name: see `clip_by_norm`.
 
     Returns:
@@ -177,9 +179,10 @@ def normalized_gd(
       Zhang et al., `Why gradient clipping accelerates training
       <https://arxiv.org/abs/1905.11881>`_, 2020, eq. (6).
     """
-    _base.check_range("momentum", momentum, 0.0, 1.0, high_open=True)
+    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_dtype("mu_dtype", mu_dtype)
     return optax.chain(
-        ema(momentum),
+        ema(b1, debias=False, accumulator_dtype=mu_dtype),
         normalize_by_norm(offset, axis_name=axis_name),
         scale_by_learning_rate(learning_rate),
     )

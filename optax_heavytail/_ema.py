@@ -10,7 +10,7 @@ from optax_heavytail._transform import transform
 
 def ema(
     decay: jax.typing.ArrayLike,
-    debias: bool = False,
+    debias: bool = True,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradients by their exponential moving average.
@@ -20,9 +20,10 @@ def ema(
     .. math:: m_k = \beta m_{k-1} + (1 - \beta) g_k, \qquad
         u_k = m_k \text{ or, debiased, } m_k / (1 - \beta^k).
 
-    The arithmetic is that of ``optax.ema``. Unlike there, the average is kept in
-    float32 or wider unless asked otherwise, its dtype never changes, updates keep the
-    gradients' dtype, and ``debias`` is off by default, as in the papers on clipping.
+    The arithmetic and the arguments are those of ``optax.ema``. Unlike there, the
+    average is kept in float32 or wider unless asked otherwise, its dtype never changes,
+    and updates keep the gradients' dtype. The papers on clipping have it without the
+    correction, ``debias=False``.
 
     Args:
       decay: :math:`\beta` in [0, 1), per update. 0.9 spans about 10 updates.
@@ -48,7 +49,7 @@ def ema(
     Example:
       >>> import jax.numpy as jnp
       >>> import optax_heavytail as oht
-      >>> tx = oht.ema(decay=0.5)
+      >>> tx = oht.ema(decay=0.5, debias=False)
       >>> state = tx.init(jnp.zeros(1))
       >>> for grad in (4.0, 0.0):
       ...     updates, state = tx.update(jnp.array([grad]), state)

@@ -19,8 +19,8 @@ from optax_heavytail._weight_decay import Mask, add_decayed_weights, check_mask
 def larsc(
     learning_rate: _base.ScalarOrSchedule,
     weight_decay: _base.ScalarOrSchedule = 0.0,
-    mask: Mask | None = None,
     *,
+    mask: Mask | None = None,
     trust_coefficient: jax.typing.ArrayLike = 1e-3,
     trust_ratio_bounds: Bounds | None = (0.0, 1.0),
     momentum: jax.typing.ArrayLike = 0.9,
@@ -28,6 +28,7 @@ def larsc(
     trust_ratio_mask: Mask | None = None,
     eps: jax.typing.ArrayLike = 0.0,
     layer_axis: Any = None,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARSC: momentum SGD with a bounded learning rate for each layer.
@@ -57,6 +58,7 @@ def larsc(
       trust_ratio_mask: which leaves take the ratio (``True``). ``None``: all.
       eps: :math:`\epsilon` in [0, inf), in the gradient's units.
       layer_axis: axis of stacked layers; see `scale_by_clipped_trust_ratio`.
+      accumulator_dtype: dtype of :math:`m` in the state; see `trace`.
       axis_name: see `clip_by_norm`.
 
     Returns:
@@ -100,5 +102,5 @@ def larsc(
             eps=eps,
         ),
         scale_by_learning_rate(learning_rate),
-        trace(momentum, nesterov),
+        trace(momentum, nesterov, accumulator_dtype),
     )

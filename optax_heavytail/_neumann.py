@@ -19,8 +19,8 @@ class NeumannState(NamedTuple):
     count: jax.typing.ArrayLike  #: (), int32, updates seen
     next_reset: jax.Array  #: (), int32, the update to reset in; the maximum for none
     interval: jax.Array  #: (), int32, updates from that reset to the one after it
-    mu: jax.Array  #: (), float32 or wider, the last momentum coefficient
-    momentum: Any  #: m, like the parameters, float32 or wider
+    momentum_coefficient: jax.Array  #: (), float32 or wider, mu of the last update
+    mu: Any  #: m, like the parameters, float32 or wider or in mu_dtype
     average: Any  #: v, like the parameters, float32 or wider
 
 
@@ -35,6 +35,7 @@ def neumann(
     burn_in_steps: jax.typing.ArrayLike = 0,
     reset_interval: jax.typing.ArrayLike | None = None,
     reset_growth: jax.typing.ArrayLike = 2,
+    mu_dtype: jax.typing.DTypeLike | None = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Neumann optimizer: a truncated Newton direction from gradients alone.
@@ -76,6 +77,7 @@ def neumann(
         for no further reset. The source takes 10 epochs.
       reset_growth: factor on the interval after every reset, in [1, inf). 2 doubles it,
         1 keeps resets at equal distances.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
       axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
         mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
         ``None`` for leaves that are replicated. Nothing is needed under ``jit``.
@@ -127,11 +129,11 @@ def neumann(
     if reset_interval is not None:
         _base.check_integer("reset_interval", reset_interval, 1)
     _base.check_integer("reset_growth", reset_growth, 1)
+    _base.check_dtype("mu_dtype", mu_dtype)
     mu_schedule = neumann_momentum() if momentum is None else momentum
     _base.check_range("momentum", mu_schedule, 0.0, 1.0, high_open=True)
 
     def init(params):
-        zeros = _tree.zeros_like(params)
         never = jnp.array(_NEVER, jnp.int32)
         first = jnp.asarray(burn_in_steps, jnp.int32) + 1
         interval = never if reset_interval is None else reset_interval
@@ -139,8 +141,10 @@ def neumann(
             count=jnp.zeros([], jnp.int32),
             next_reset=first,
             interval=jnp.asarray(interval, jnp.int32),
-            mu=jnp.zeros([], jnp.result_type(jnp.float32, *jax.tree.leaves(zeros))),
-            momentum=zeros,
+            momentum_coefficient=jnp.zeros(
+                [], jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+            ),
+            mu=_tree.zeros_like(params, mu_dtype),
             average=_tree.copy(params),
         )
 
@@ -149,7 +153,8 @@ def neumann(
         burning = count <= burn_in_steps
         is_reset = (count == state.next_reset) & (state.next_reset < _NEVER)
         after_burn_in = jnp.maximum(state.count - burn_in_steps, 0)
-        mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), state.mu.dtype)
+        dtype = state.momentum_coefficient.dtype
+        mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), dtype)
         eta = _base.at_count(learning_rate, state.count)
         strength = jnp.asarray(repulsive) * _scale(repulsive_scale, params, axis_name)
         displaced = jax.tree.map(jnp.subtract, params, state.average)
@@ -169,7 +174,7 @@ def neumann(
         # Momentum, update and average are each made of the one before: then XLA writes
         # all of them in place. Otherwise it copies the old momentum first.
         momentum = jax.tree.map(
-            lambda m, s: keep * m - jnp.where(burning, 0, s), state.momentum, step
+            lambda m, s: keep * m - jnp.where(burning, 0, s), state.mu, step
         )
         new_updates = jax.tree.map(lambda m, s: ahead * m - s, momentum, step)
         decay = jnp.where(burning, 0, ema_decay)
@@ -190,9 +195,8 @@ def neumann(
         )
         return new_updates, new_state
 
-    return transform(
-        init, update, dtypes={"momentum": None, "average": None}, needs_params=True
-    )
+    dtypes = {"mu": mu_dtype, "average": None}
+    return transform(init, update, dtypes=dtypes, needs_params=True)
 
 
 def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
@@ -224,7 +228,10 @@ def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
       0.9
     """
     found = _readers.get_states(state, NeumannState)
-    steps = [jax.tree.map(lambda m, mu=one.mu: mu * m, one.momentum) for one in found]
+    steps = [
+        jax.tree.map(lambda m, mu=one.momentum_coefficient: mu * m, one.mu)
+        for one in found
+    ]
 
     def read(step, w):
         if _readers.is_masked(step):

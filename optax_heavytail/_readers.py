@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import optax
 
+_FIRST_MOMENTS = ("mu", "ema", "trace")
+
 
 def get_threshold(state: optax.OptState) -> Any:
     """Reads the learnt threshold of `clip_by_moment`, ACClip or the estimator.
@@ -39,17 +41,18 @@ def get_threshold(state: optax.OptState) -> Any:
 
 
 def get_momentum(state: optax.OptState) -> Any:
-    """Reads the moving average of the gradients, as `get_threshold` does.
+    """Reads the momentum, the first moment of the gradients, as `get_threshold` does.
 
     Args:
-      state: the state of ACClip, GClip, CClip, `ema` or ``optax.ema``, or one that
-        contains it.
+      state: the state of any optimizer that has one, or one that contains it.
 
     Returns:
-      The field ``ema``, like the parameters, before bias correction.
+      The field ``mu``, ``ema`` of an ``optax.EmaState`` or ``trace`` of an
+      ``optax.TraceState``, like the parameters, before bias correction.
 
     Raises:
-      ValueError: no average in ``state``, or several that do not complement each other.
+      ValueError: no momentum in ``state``, or several that do not complement each
+        other.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +63,8 @@ def get_momentum(state: optax.OptState) -> Any:
       >>> float(oht.get_momentum(state)[0])
       1.0
     """
-    return get_field(state, "ema")
+    found = [x for name in _FIRST_MOMENTS for x in get_fields(state, name)]
+    return merge_masked(found, "momentum")
 
 
 def get_trust_ratio(state: optax.OptState, *, raw: bool = False) -> Any:

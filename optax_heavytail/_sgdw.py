@@ -13,9 +13,10 @@ def sgdw(
     learning_rate: _base.ScalarOrSchedule,
     momentum: jax.typing.ArrayLike = 0.9,
     weight_decay: _base.ScalarOrSchedule = 0.0,
-    multiplier: _base.ScalarOrSchedule = 1.0,
     *,
+    multiplier: _base.ScalarOrSchedule = 1.0,
     mask: Mask | None = None,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGDW: the learning rate multiplies the gradient alone.
 
@@ -33,6 +34,7 @@ def sgdw(
       multiplier: :math:`\eta` in [0, inf), or a schedule: the paper's "schedule
         multiplier", such as `warm_restarts`.
       mask: which leaves decay (``True``); see `add_decayed_weights`.
+      accumulator_dtype: dtype of :math:`m` in the state; see `trace`.
 
     Returns:
       A chain of the learning rate, `trace`, `add_decayed_weights` and a change of sign.
@@ -65,7 +67,7 @@ def sgdw(
         scale_by_learning_rate(
             _base.product(learning_rate, multiplier), flip_sign=False
         ),
-        trace(momentum),
+        trace(momentum, accumulator_dtype=accumulator_dtype),
         add_decayed_weights(_base.product(weight_decay, multiplier), mask),
         optax.scale(-1),
     )

@@ -19,13 +19,15 @@ class ScaleBySignAgreementState(NamedTuple):
     """State of `scale_by_powersign` and `scale_by_addsign`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    ema: Any  #: m, like the parameters, float32 or wider
+    mu: Any  #: m, like the parameters, float32 or wider or in mu_dtype
 
 
 def scale_by_powersign(
     b1: jax.typing.ArrayLike = 0.9,
     base: jax.typing.ArrayLike = math.e,
-    decay: Decay | None = None,
+    *,
+    sign_decay: Decay | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by a power whose sign is that of an agreement.
 
@@ -37,8 +39,9 @@ def scale_by_powersign(
     Args:
       b1: :math:`\beta_1` in [0, 1), per update.
       base: :math:`a` in (0, inf), without unit; above 1 agreement speeds up.
-      decay: :math:`f`, a schedule of the count from 0, such as
+      sign_decay: :math:`f`, a schedule of the count from 0, such as
         ``optax.cosine_decay_schedule(1.0, steps)`` or `warm_restarts`. ``None``: 1.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
 
     Returns:
       A transform with a `ScaleBySignAgreementState`. Updates keep the gradients'
@@ -65,13 +68,19 @@ def scale_by_powersign(
       <https://arxiv.org/abs/1709.07417>`_, 2017, section 4.4.
     """
     _base.check_range("base", base, 0.0, float("inf"), low_open=True)
-    return _scale_by_agreement(b1, decay, lambda agreement: base**agreement)
+
+    def factor(agreement):
+        return base**agreement
+
+    return _scale_by_agreement(b1, sign_decay, mu_dtype, factor)
 
 
 def scale_by_addsign(
     b1: jax.typing.ArrayLike = 0.9,
     alpha: jax.typing.ArrayLike = 1.0,
-    decay: Decay | None = None,
+    *,
+    sign_decay: Decay | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the gradient by a number plus an agreement of signs.
 
@@ -83,7 +92,8 @@ def scale_by_addsign(
     Args:
       b1: :math:`\beta_1` in [0, 1), per update.
       alpha: :math:`\alpha` in [0, inf), without unit; 1 stops where signs differ.
-      decay: :math:`f`, a schedule of the count from 0. ``None``: 1.
+      sign_decay: :math:`f`, a schedule of the count from 0. ``None``: 1.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
 
     Returns:
       A transform with a `ScaleBySignAgreementState`. Updates keep the gradients'
@@ -110,14 +120,20 @@ def scale_by_addsign(
       <https://arxiv.org/abs/1709.07417>`_, 2017, section 4.4.
     """
     _base.check_range("alpha", alpha, 0.0, float("inf"))
-    return _scale_by_agreement(b1, decay, lambda agreement: alpha + agreement)
+
+    def factor(agreement):
+        return alpha + agreement
+
+    return _scale_by_agreement(b1, sign_decay, mu_dtype, factor)
 
 
 def powersign(
     learning_rate: _base.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
     base: jax.typing.ArrayLike = math.e,
-    decay: Decay | None = None,
+    *,
+    sign_decay: Decay | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""PowerSign.
 
@@ -129,8 +145,9 @@ def powersign(
       learning_rate: :math:`\eta` in [0, inf), or a schedule of the count from 0.
       b1: decay of the average, in [0, 1).
       base: :math:`a` in (0, inf).
-      decay: :math:`f`, a schedule of the count from 0: linear, cosine, `warm_restarts`
-        for a cosine with restarts. ``None``: 1.
+      sign_decay: :math:`f`, a schedule of the count from 0: linear, cosine, or
+        `warm_restarts` for a cosine with restarts. ``None``: 1.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
 
     Returns:
       ``chain(scale_by_powersign, scale_by_learning_rate)``. What zero, huge, inf, NaN
@@ -145,7 +162,7 @@ def powersign(
       >>> import optax
       >>> import optax_heavytail as oht
       >>> decay = optax.cosine_decay_schedule(1.0, decay_steps=1000)
-      >>> tx = oht.powersign(learning_rate=0.1, base=2.0, decay=decay)
+      >>> tx = oht.powersign(learning_rate=0.1, base=2.0, sign_decay=decay)
       >>> updates, _ = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
       >>> round(float(updates[0]), 3)
       -0.8
@@ -155,7 +172,8 @@ def powersign(
       <https://arxiv.org/abs/1709.07417>`_, 2017.
     """
     return optax.chain(
-        scale_by_powersign(b1, base, decay), scale_by_learning_rate(learning_rate)
+        scale_by_powersign(b1, base, sign_decay=sign_decay, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
     )
 
 
@@ -163,7 +181,9 @@ def addsign(
     learning_rate: _base.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
     alpha: jax.typing.ArrayLike = 1.0,
-    decay: Decay | None = None,
+    *,
+    sign_decay: Decay | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AddSign.
 
@@ -175,7 +195,9 @@ def addsign(
       learning_rate: :math:`\eta` in [0, inf), or a schedule of the count from 0.
       b1: decay of the average, in [0, 1).
       alpha: :math:`\alpha` in [0, inf).
-      decay: :math:`f`, a schedule of the count from 0; see `powersign`. ``None``: 1.
+      sign_decay: :math:`f`, a schedule of the count from 0; see `powersign`.
+        ``None``: 1.
+      mu_dtype: dtype of :math:`m` in the state; see `ema`.
 
     Returns:
       ``chain(scale_by_addsign, scale_by_learning_rate)``. What zero, huge, inf and NaN
@@ -198,25 +220,28 @@ def addsign(
       <https://arxiv.org/abs/1709.07417>`_, 2017.
     """
     return optax.chain(
-        scale_by_addsign(b1, alpha, decay), scale_by_learning_rate(learning_rate)
+        scale_by_addsign(b1, alpha, sign_decay=sign_decay, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
     )
 
 
 def _scale_by_agreement(
     b1: jax.typing.ArrayLike,
-    decay: Decay | None,
+    sign_decay: Decay | None,
+    mu_dtype: jax.typing.DTypeLike | None,
     factor: Callable[[jax.Array], Any],
 ) -> optax.GradientTransformationExtraArgs:
     _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
+    _base.check_dtype("mu_dtype", mu_dtype)
 
     def init(params):
         return ScaleBySignAgreementState(
-            jnp.zeros([], jnp.int32), _tree.zeros_like(params)
+            jnp.zeros([], jnp.int32), _tree.zeros_like(params, mu_dtype)
         )
 
     def update(grads, state):
-        strength = 1 if decay is None else _base.at_count(decay, state.count)
-        average = optax.tree.update_moment(grads, state.ema, b1, 1)
+        strength = 1 if sign_decay is None else _base.at_count(sign_decay, state.count)
+        average = optax.tree.update_moment(grads, state.mu, b1, 1)
         scaled = jax.tree.map(
             lambda g, m: factor(strength * jnp.sign(g) * jnp.sign(m)) * g,
             grads,
@@ -225,4 +250,4 @@ def _scale_by_agreement(
         count = optax.safe_increment(state.count)
         return scaled, ScaleBySignAgreementState(count, average)
 
-    return transform(init, update, dtypes={"ema": None})
+    return transform(init, update, dtypes={"mu": mu_dtype})

@@ -19,7 +19,7 @@ _MOST_ENTRIES = 2**16
 
 
 def stack_leaves(
-    inner: Callable[..., optax.GradientTransformation], labels: Any = "all"
+    inner: Callable[..., optax.GradientTransformation], *, labels: Any = "all"
 ) -> optax.GradientTransformationExtraArgs:
     """Stacks small leaves of one shape, so that many leaves compile and run fast.
 

@@ -144,10 +144,10 @@ CASES = {
     "ema": Case(
         oht.ema,
         {"decay": 0.9},
-        signature="decay, debias=False, accumulator_dtype=None",
+        signature="decay, debias=True, accumulator_dtype=None",
         ranges={"decay": DECAY},
     ),
-    "ema-debias": Case(oht.ema, {"decay": 0.9, "debias": True}, variant=True),
+    "ema-published": Case(oht.ema, {"decay": 0.9, "debias": False}, variant=True),
     "ema-bfloat16": Case(
         oht.ema,
         {"decay": 0.9, "accumulator_dtype": jnp.bfloat16},
@@ -193,7 +193,9 @@ CASES = {
         ranges={"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
         states={"ClipByMomentState": ("count", "threshold", "inner_state")},
     ),
-    "moment-ema": Case(oht.clip_by_moment, {"inner": oht.ema(0.9)}, variant=True),
+    "moment-ema": Case(
+        oht.clip_by_moment, {"inner": oht.ema(0.9, debias=False)}, variant=True
+    ),
     "moment-nesterov": Case(
         oht.clip_by_moment, {"inner": optax.trace(0.9, nesterov=True), "alpha": 1.5}
     ),
@@ -213,14 +215,19 @@ CASES = {
     "moment-leaf": Case(oht.clip_by_moment, {"scope": "leaf"}),
     "moment-leaf-normalize": Case(
         oht.clip_by_moment,
-        {"inner": oht.ema(0.9), "scope": "leaf", "alpha": 2.0, "normalize": True},
+        {
+            "inner": oht.ema(0.9, debias=False),
+            "scope": "leaf",
+            "alpha": 2.0,
+            "normalize": True,
+        },
         variant=True,
     ),
     "moment-global": Case(oht.clip_by_moment, {"scope": "global"}),
     "moment-global-corrected": Case(
         oht.clip_by_moment,
         {
-            "inner": oht.ema(0.9),
+            "inner": oht.ema(0.9, debias=False),
             "scope": "global",
             "alpha": 1.5,
             "bias_correction": True,
@@ -276,8 +283,8 @@ CASES = {
         needs_params=True,
         signature=(
             "learning_rate, b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, "
-            "weight_decay=1e-05, mask=None, *, bias_correction=None, normalize=False, "
-            "mu_dtype=None, threshold_dtype=None"
+            "weight_decay=1e-05, *, mask=None, bias_correction=None, "
+            "normalize=False, mu_dtype=None, threshold_dtype=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -365,8 +372,9 @@ CASES = {
         oht.gclip,
         {"learning_rate": 0.1, "threshold": 1.0},
         signature=(
-            "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
-            "bias_correction=False, mu_dtype=None, axis_name=None"
+            "learning_rate, threshold, b1=0.9, weight_decay=0.0, *, "
+            "mask=None, bias_correction=False, mu_dtype=None, "
+            "axis_name=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -403,8 +411,8 @@ CASES = {
         oht.cclip,
         {"learning_rate": 0.1, "threshold": 0.5},
         signature=(
-            "learning_rate, threshold, b1=0.9, weight_decay=0.0, mask=None, *, "
-            "bias_correction=False, mu_dtype=None"
+            "learning_rate, threshold, b1=0.9, weight_decay=0.0, *, "
+            "mask=None, bias_correction=False, mu_dtype=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -494,7 +502,7 @@ CASES = {
         ("inner", "labels"),
         needs_params=True,
         like_params=False,
-        signature="inner, labels='all'",
+        signature="inner, *, labels='all'",
     ),
     "stack-labels": Case(
         oht.stack_leaves,
@@ -544,8 +552,9 @@ CASES = {
         {"learning_rate": 0.1},
         variant=True,
         signature=(
-            "learning_rate, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0, "
-            "multiplier=1.0, bias_correction=True, *, mask=None"
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-08, "
+            "weight_decay=0.0, *, multiplier=1.0, bias_correction=True, "
+            "mask=None, mu_dtype=None, nu_dtype=None"
         ),
         ranges=_MOMENTS | _DECAYED,
         golden={"adamw": trajectories.ADAMW},
@@ -565,27 +574,35 @@ CASES = {
     ),
     "by_amsgrad": Case(
         oht.scale_by_amsgrad,
-        signature="b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=False",
+        signature=(
+            "b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True, "
+            "mu_dtype=None, nu_dtype=None"
+        ),
         ranges=_MOMENTS,
     ),
     "amsgrad": Case(
         oht.amsgrad,
         {"learning_rate": 0.1},
         variant=True,
-        signature="learning_rate, b1=0.9, b2=0.999, eps=1e-08, bias_correction=False",
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-08, *, "
+            "bias_correction=True, mu_dtype=None, nu_dtype=None"
+        ),
         ranges=_MOMENTS | {"learning_rate": NONNEGATIVE},
         golden={"amsgrad": trajectories.AMSGRAD},
     ),
-    "amsgrad-corrected": Case(
+    "amsgrad-published": Case(
         oht.amsgrad,
-        {"learning_rate": 0.1, "b2": 0.5, "bias_correction": True},
+        {"learning_rate": 0.1, "b2": 0.5, "bias_correction": False},
         variant=True,
     ),
     "by_adashift": Case(
         oht.scale_by_adashift,
         {"b2": 0.5, "n": 1},
         ("n",),
-        signature="b1=0.9, b2=0.999, eps=1e-10, n=10",
+        signature=(
+            "b1=0.9, b2=0.999, eps=1e-10, *, n=10, nu_dtype=None, window_dtype=None"
+        ),
         ranges=_MOMENTS,
         states={"ScaleByAdashiftState": ("count", "nu", "window")},
     ),
@@ -594,34 +611,42 @@ CASES = {
         {"learning_rate": 0.1, "b1": 0, "n": 3},
         ("n",),
         variant=True,
-        signature="learning_rate, b1=0.9, b2=0.999, eps=1e-10, n=10",
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-10, *, n=10, "
+            "nu_dtype=None, window_dtype=None"
+        ),
         ranges=_MOMENTS | {"learning_rate": NONNEGATIVE},
         golden={"adashift": trajectories.ADASHIFT},
     ),
     "by_powersign": Case(
         oht.scale_by_powersign,
-        signature="b1=0.9, base=2.718281828459045, decay=None",
+        signature=("b1=0.9, base=2.718281828459045, *, sign_decay=None, mu_dtype=None"),
         ranges={"b1": DECAY, "base": POSITIVE},
-        states={"ScaleBySignAgreementState": ("count", "ema")},
+        states={"ScaleBySignAgreementState": ("count", "mu")},
     ),
     "powersign-decay": Case(
         oht.powersign,
-        {"learning_rate": 0.1, "b1": 0.5, "base": 2, "decay": _from_one},
+        {"learning_rate": 0.1, "b1": 0.5, "base": 2, "sign_decay": _from_one},
         variant=True,
-        signature="learning_rate, b1=0.9, base=2.718281828459045, decay=None",
+        signature=(
+            "learning_rate, b1=0.9, base=2.718281828459045, *, "
+            "sign_decay=None, mu_dtype=None"
+        ),
         ranges={"learning_rate": NONNEGATIVE, "b1": DECAY, "base": POSITIVE},
         golden={"powersign": trajectories.POWERSIGN},
     ),
     "by_addsign": Case(
         oht.scale_by_addsign,
-        signature="b1=0.9, alpha=1.0, decay=None",
+        signature="b1=0.9, alpha=1.0, *, sign_decay=None, mu_dtype=None",
         ranges={"b1": DECAY, "alpha": NONNEGATIVE},
     ),
     "addsign-decay": Case(
         oht.addsign,
-        {"learning_rate": 0.1, "b1": 0.5, "alpha": 2, "decay": _from_one},
+        {"learning_rate": 0.1, "b1": 0.5, "alpha": 2, "sign_decay": _from_one},
         variant=True,
-        signature="learning_rate, b1=0.9, alpha=1.0, decay=None",
+        signature=(
+            "learning_rate, b1=0.9, alpha=1.0, *, sign_decay=None, mu_dtype=None"
+        ),
         ranges={"learning_rate": NONNEGATIVE, "b1": DECAY, "alpha": NONNEGATIVE},
         golden={"addsign": trajectories.ADDSIGN},
     ),
@@ -645,10 +670,12 @@ CASES = {
     ),
     "normalized_gd": Case(
         oht.normalized_gd,
-        {"learning_rate": 0.1, "momentum": 0.5},
+        {"learning_rate": 0.1, "b1": 0.5},
         variant=True,
-        signature="learning_rate, offset=1e-08, momentum=0.0, *, axis_name=None",
-        ranges={"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "momentum": DECAY},
+        signature=(
+            "learning_rate, offset=1e-08, b1=0.0, *, mu_dtype=None, axis_name=None"
+        ),
+        ranges={"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "b1": DECAY},
         golden={"normalized_gd": trajectories.NORMALIZED_GD},
     ),
     "ratio": Case(oht.scale_by_clipped_trust_ratio, needs_params=True),
@@ -696,10 +723,11 @@ CASES = {
         needs_params=True,
         variant=True,
         signature=(
-            "learning_rate, b1=0.9, b2=0.999, eps=1e-06, weight_decay=0.0, mask=None, "
-            "*, trust_ratio_bounds=(0.0, 1.0), bias_correction=False, "
-            "max_grad_norm=None, trust_ratio_mask=None, layer_axis=None, "
-            "mu_dtype=None, nu_dtype=None, axis_name=None"
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-06, "
+            "weight_decay=0.0, *, mask=None, trust_ratio_bounds=(0.0, "
+            "1.0), bias_correction=False, max_grad_norm=None, "
+            "trust_ratio_mask=None, layer_axis=None, mu_dtype=None, "
+            "nu_dtype=None, axis_name=None"
         ),
         ranges=_MOMENTS
         | {
@@ -734,9 +762,11 @@ CASES = {
         needs_params=True,
         variant=True,
         signature=(
-            "learning_rate, weight_decay=0.0, mask=None, *, trust_coefficient=0.001, "
-            "trust_ratio_bounds=(0.0, 1.0), momentum=0.9, nesterov=False, "
-            "trust_ratio_mask=None, eps=0.0, layer_axis=None, axis_name=None"
+            "learning_rate, weight_decay=0.0, *, mask=None, "
+            "trust_coefficient=0.001, trust_ratio_bounds=(0.0, 1.0), "
+            "momentum=0.9, nesterov=False, trust_ratio_mask=None, "
+            "eps=0.0, layer_axis=None, accumulator_dtype=None, "
+            "axis_name=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -766,8 +796,8 @@ CASES = {
         {"learning_rate": 0.1},
         variant=True,
         signature=(
-            "learning_rate, momentum=0.9, weight_decay=0.0, multiplier=1.0, *, "
-            "mask=None"
+            "learning_rate, momentum=0.9, weight_decay=0.0, *, "
+            "multiplier=1.0, mask=None, accumulator_dtype=None"
         ),
         ranges=_DECAYED | {"momentum": DECAY},
         golden={"sgdw": trajectories.SGDW},
@@ -790,8 +820,9 @@ CASES = {
         **_CANCELS,
         signature=(
             "learning_rate, *, cubic=1e-07, repulsive=1e-05, "
-            "repulsive_scale='leaves', ema_decay=0.99, momentum=None, burn_in_steps=0, "
-            "reset_interval=None, reset_growth=2, axis_name=None"
+            "repulsive_scale='leaves', ema_decay=0.99, momentum=None, "
+            "burn_in_steps=0, reset_interval=None, reset_growth=2, "
+            "mu_dtype=None, axis_name=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -810,8 +841,8 @@ CASES = {
                 "count",
                 "next_reset",
                 "interval",
+                "momentum_coefficient",
                 "mu",
-                "momentum",
                 "average",
             )
         },

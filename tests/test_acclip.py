@@ -120,7 +120,7 @@ def test_positions_and_defaults_of_the_arguments():
         mu_dtype=None,
         threshold_dtype=None,
     )
-    by_place = oht.acclip(0.2, 0.9, 0.99, 1.0, 1e-5, 1e-5, None)
+    by_place = oht.acclip(0.2, 0.9, 0.99, 1.0, 1e-5, 1e-5, mask=None)
     params = {"w": jnp.array([1.0, 2.0])}
     want = one_step(spelled, grads, params)
     assert_trees_equal(one_step(by_place, grads, params), want)

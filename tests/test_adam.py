@@ -104,7 +104,14 @@ def test_the_alias_is_the_composition_bit_for_bit(bias_correction):
         optax.scale(-1.0),
     )
     alias = oht.adamw_decoupled(
-        0.1, 0.8, 0.9, 1e-6, 0.01, 0.5, bias_correction, mask=_matrices
+        0.1,
+        0.8,
+        0.9,
+        1e-6,
+        0.01,
+        multiplier=0.5,
+        bias_correction=bias_correction,
+        mask=_matrices,
     )
     assert_same_bits(alias, parts, make_grads(), make_params())
 
@@ -158,9 +165,16 @@ def test_positions_of_the_arguments():
         multiplier=0.5,
         bias_correction=False,
     )
-    got = oht.adamw_decoupled(0.2, 0.5, 0.6, 1e-3, 0.1, 0.5, False)
+    got = oht.adamw_decoupled(
+        0.2, 0.5, 0.6, 1e-3, 0.1, multiplier=0.5, bias_correction=False
+    )
     assert_trees_equal(one_step(got, grads, params), one_step(spelled, grads, params))
     assert_trees_equal(
         one_step(oht.adamw_decoupled(0.2), grads, params),
-        one_step(oht.adamw_decoupled(0.2, 0.9, 0.999, 1e-8, 0.0, 1.0, True), grads),
+        one_step(
+            oht.adamw_decoupled(
+                0.2, 0.9, 0.999, 1e-8, 0.0, multiplier=1.0, bias_correction=True
+            ),
+            grads,
+        ),
     )

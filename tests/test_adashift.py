@@ -19,7 +19,7 @@ def test_100_steps_follow_the_reference(n):
     grads = heavy_gradients()
     want = reference.adashift(grads, 0.9, 0.99, 1e-10, n)
     with jax.enable_x64(True):
-        got, _, state = follow(oht.scale_by_adashift(0.9, 0.99, 1e-10, n), grads)
+        got, _, state = follow(oht.scale_by_adashift(0.9, 0.99, 1e-10, n=n), grads)
     for step, (u, v) in enumerate(zip(got, want, strict=True)):
         for name in v:
             # 100 steps of a few operations, each within 1e-16; sums may cancel.
@@ -109,9 +109,9 @@ def test_the_first_gradient_after_zeros_is_divided_by_eps_alone():
 
 def test_the_alias_is_the_composition_bit_for_bit():
     parts = optax.chain(
-        oht.scale_by_adashift(0.8, 0.9, 1e-6, 2), oht.scale_by_learning_rate(0.1)
+        oht.scale_by_adashift(0.8, 0.9, 1e-6, n=2), oht.scale_by_learning_rate(0.1)
     )
-    alias = oht.adashift(0.1, 0.8, 0.9, 1e-6, 2)
+    alias = oht.adashift(0.1, 0.8, 0.9, 1e-6, n=2)
     assert_same_bits(alias, parts, make_grads(), make_params())
     spelled = oht.adashift(learning_rate=0.1, b1=0.8, b2=0.9, eps=1e-6, n=2)
     grads = make_grads()[0]

@@ -96,11 +96,11 @@ def test_positions_of_the_arguments():
         learning_rate=0.2, threshold=1.0, b1=0.5, weight_decay=0.1, mask=_matrices
     )
     want = one_step(spelled, params, params)
-    got = one_step(oht.cclip(0.2, 1.0, 0.5, 0.1, _matrices), params, params)
+    got = one_step(oht.cclip(0.2, 1.0, 0.5, 0.1, mask=_matrices), params, params)
     assert_trees_equal(got, want)
     assert_trees_equal(
         one_step(oht.cclip(0.2, 1.0), params),
-        one_step(oht.cclip(0.2, 1.0, 0.9, 0.0, None), params),
+        one_step(oht.cclip(0.2, 1.0, 0.9, 0.0, mask=None), params),
     )
 
 

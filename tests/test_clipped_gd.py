@@ -73,11 +73,13 @@ def test_the_rate_does_not_scale_the_bound():
 
 def test_compositions_bit_for_bit():
     parts = optax.chain(
-        oht.ema(0.5), oht.normalize_by_norm(1e-3), oht.scale_by_learning_rate(0.1)
+        oht.ema(0.5, debias=False),
+        oht.normalize_by_norm(1e-3),
+        oht.scale_by_learning_rate(0.1),
     )
     alias = oht.normalized_gd(0.1, 1e-3, 0.5)
     assert_same_bits(alias, parts, make_grads(), make_params())
-    spelled = oht.normalized_gd(learning_rate=0.1, offset=1e-3, momentum=0.5)
+    spelled = oht.normalized_gd(learning_rate=0.1, offset=1e-3, b1=0.5)
     assert_same_bits(spelled, parts, make_grads()[:1], make_params())
 
 
@@ -99,7 +101,7 @@ def test_zero_gradients_stay_zero():
     for tx in (
         oht.normalize_by_norm(),
         oht.normalize_by_norm(offset=0.0),
-        oht.normalized_gd(0.1, offset=0.0, momentum=0.9),
+        oht.normalized_gd(0.1, offset=0.0, b1=0.9),
         oht.clipped_gd(0.1, 1.0),
     ):
         np.testing.assert_array_equal(one_step(tx, zeros), 0)
@@ -169,7 +171,7 @@ def test_bad_entries_are_loud():
 
 
 def test_averages_of_gradients_whose_direction_is_steady_go_at_the_full_rate():
-    tx = jitted(oht.normalized_gd(0.1, offset=0.0, momentum=0.99))
+    tx = jitted(oht.normalized_gd(0.1, offset=0.0, b1=0.99))
     state = tx.init(jnp.zeros(2))
     for k in range(3):
         updates, state = tx.update(jnp.array([3.0, -4.0]) * 10.0**k, state)

@@ -344,11 +344,15 @@ def test_optimizers_with_a_watched_clip_are_the_aliases():
     pairs = [
         (
             oht.gclip(0.1, 1.0, weight_decay=0.1),
-            optax.chain(oht.ema(0.9), watch(oht.clip_by_norm(1.0)), *rest),
+            optax.chain(
+                oht.ema(0.9, debias=False), watch(oht.clip_by_norm(1.0)), *rest
+            ),
         ),
         (
             oht.cclip(0.1, 0.5, weight_decay=0.1),
-            optax.chain(oht.ema(0.9), watch(oht.clip_by_value(0.5)), *rest),
+            optax.chain(
+                oht.ema(0.9, debias=False), watch(oht.clip_by_value(0.5)), *rest
+            ),
         ),
         (
             oht.acclip(0.1, weight_decay=0.1, normalize=True),
@@ -494,7 +498,7 @@ def test_a_hyperparameter_of_the_name_is_no_ratio():
 
 def test_both_monitors_are_read_with_one_transfer(monkeypatch):
     watched = optax.chain(
-        oht.ema(0.9), diagnostics.monitor_clipping(oht.clip_by_norm(1.0))
+        oht.ema(0.9, debias=False), diagnostics.monitor_clipping(oht.clip_by_norm(1.0))
     )
     tx = diagnostics.monitor(watched)
     params, (grads, *_) = make_params(), make_grads()

@@ -31,14 +31,14 @@ def test_equal_to_optax_in_float32(debias):
 
 
 def test_the_bias_is_not_corrected_by_default():
-    tx = oht.ema(0.75)
+    tx = oht.ema(0.75, debias=False)
     updates, _ = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
     assert float(updates[0]) == 1.0
 
 
 def test_narrow_gradients_are_averaged_in_float32():
     """In float16 the product 1e-3 * 1e-4 would lose most of its digits."""
-    tx = oht.ema(0.999)
+    tx = oht.ema(0.999, debias=False)
     grads = jnp.full(3, 1e-4, jnp.float16)
     updates, state = tx.update(grads, tx.init(grads))
     assert updates.dtype == jnp.float16
@@ -51,11 +51,14 @@ def test_narrow_gradients_are_averaged_in_float32():
 def test_accumulator_dtypes():
     grads = jnp.ones(3, jnp.bfloat16)
     for dtype in (jnp.bfloat16, jnp.float32):
-        tx = oht.ema(0.9, accumulator_dtype=dtype)
+        tx = oht.ema(0.9, debias=False, accumulator_dtype=dtype)
         state = tx.init(grads)
         _, new_state = tx.update(grads.astype(jnp.float32), state)
         if dtype == jnp.bfloat16:  # rounded stochastically, by a wrapper
             state, new_state = state.inner_state, new_state.inner_state
         assert state.ema.dtype == new_state.ema.dtype == dtype
     with jax.enable_x64(True):
-        assert oht.ema(0.9).init(jnp.ones(3, jnp.float64)).ema.dtype == jnp.float64
+        assert (
+            oht.ema(0.9, debias=False).init(jnp.ones(3, jnp.float64)).ema.dtype
+            == jnp.float64
+        )

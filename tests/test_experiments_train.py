@@ -341,7 +341,11 @@ def test_bad_arguments_of_an_optimizer_are_one_line(transform, change):
 
 def test_the_decay_of_a_sign_rule_may_be_none():
     config = toy_task.config()
-    entry = {"transform": "powersign", "learning_rate": 0.1, "kwargs": {"decay": None}}
+    entry = {
+        "transform": "powersign",
+        "learning_rate": 0.1,
+        "kwargs": {"sign_decay": None},
+    }
     config.optimizers.adamw = entry
     trainer.resolve(config, toy_task.source())
 

@@ -43,14 +43,26 @@ def _is_public(spec):
     )
 
 
+def _argument(name, value):
+    if _is_spec(value):
+        return _build(value)
+    if name == "key":
+        return jax.random.key(value)
+    if name == "weights":
+        return jnp.asarray(value)
+    if isinstance(value, list):
+        return tuple(_argument("", x) for x in value)
+    return value
+
+
+def _arguments(spec):
+    kwargs = spec.get("kwargs", {})
+    return {name: _argument(name, value) for name, value in kwargs.items()}
+
+
 def _build(spec):
-    kwargs = {
-        name: _build(value) if _is_spec(value) else value
-        for name, value in spec.get("kwargs", {}).items()
-    }
-    if "key" in kwargs:
-        kwargs["key"] = jax.random.key(kwargs["key"])
-    return _find(spec["factory"])(*map(_build, spec.get("args", ())), **kwargs)
+    inner = map(_build, spec.get("args", ()))
+    return _find(spec["factory"])(*inner, **_arguments(spec))
 
 
 METAS = {
@@ -89,7 +101,7 @@ def _run(spec, fields, x64):
     del x64  # another compilation
     spec = json.loads(spec)
     if spec["kind"] == "function":
-        tx = _as_transform(_find(spec["factory"]), spec["kwargs"])
+        tx = _as_transform(_find(spec["factory"]), _arguments(spec))
     else:
         tx = optax.with_extra_args_support(_build(spec))
 

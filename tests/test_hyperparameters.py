@@ -249,7 +249,9 @@ def test_bounds_are_a_pair_in_order(factory):
         with pytest.raises(ValueError, match="trust_ratio_bounds must be a pair, got"):
             factory(0.1, trust_ratio_bounds=bad)
     for low, high in ((2.0, 1.0), (np.float32(2), 1.0), (jnp.array(2), jnp.array(1))):
-        with pytest.raises(ValueError, match="lower must be at most upper"):
+        with pytest.raises(
+            ValueError, match=r"bounds\[0\] must be at most trust_ratio_"
+        ):
             factory(0.1, trust_ratio_bounds=(low, high))
 
 
@@ -272,8 +274,11 @@ def test_curvature_bounds_are_a_pair():
     ids=["n", "window", "num_snapshots"],
 )
 def test_numbers_that_fix_a_shape_are_static(factory, name):
-    for bad in (2.0, jnp.array(2), np.array(2), "2"):
+    for bad in (2.0, "2"):
         with pytest.raises(ValueError, match=f"{name} must be a Python integer"):
+            factory(**{name: bad})
+    for bad in (jnp.array(2), np.array(2)):
+        with pytest.raises(TypeError, match=f"{name} decides what is compiled"):
             factory(**{name: bad})
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least"):
         factory(**{name: 0})
@@ -309,19 +314,18 @@ FURTHER = {
 @pytest.mark.parametrize("name", FURTHER)
 def test_further_numbers_out_of_range(name):
     factory, outside = FURTHER[name]
-    word = name.removeprefix("outer_")
     for bad in (outside, np.nan, np.inf):
-        with pytest.raises(ValueError, match=f"{word} must be in .*got {bad}"):
+        with pytest.raises(ValueError, match=f"{name} must be in .*got {bad}"):
             factory(**{name: bad})
 
 
 @pytest.mark.parametrize("make", [oht.lambc, oht.larsc], ids=["lambc", "larsc"])
 def test_bounds_of_the_trust_ratio(make):
     for bounds, message in (
-        ((-1.0, 1.0), r"lower must be in \[0.0, inf\), got -1.0"),
-        ((0.0, 0.0), r"upper must be in \(0.0, inf\), got 0.0"),
-        ((2.0, 1.0), "lower must be at most upper, got 2.0 and 1.0"),
-        ((np.nan, None), "lower must be in"),
+        ((-1.0, 1.0), r"trust_ratio_bounds\[0\] must be in \[0.0, inf\), got -1.0"),
+        ((0.0, 0.0), r"trust_ratio_bounds\[1\] must be in \(0.0, inf\), got 0.0"),
+        ((2.0, 1.0), r"must be at most trust_ratio_bounds\[1\], got 2.0 and 1.0"),
+        ((np.nan, None), r"trust_ratio_bounds\[0\] must be in"),
     ):
         with pytest.raises(ValueError, match=message):
             make(0.1, trust_ratio_bounds=bounds)

@@ -36,7 +36,7 @@ def test_without_bounds_and_with_bias_correction_it_is_lamb(decay, mask):
             0.9,
             1e-5,
             decay,
-            mask,
+            mask=mask,
             trust_ratio_bounds=None,
             bias_correction=True,
         )
@@ -80,7 +80,7 @@ def test_the_alias_is_the_composition_bit_for_bit():
         0.9,
         1e-5,
         0.1,
-        _matrices,
+        mask=_matrices,
         trust_ratio_bounds=(0.1, 2.0),
         bias_correction=True,
         max_grad_norm=2.0,

@@ -74,7 +74,7 @@ def test_the_alias_is_the_composition_bit_for_bit():
     alias = oht.larsc(
         0.1,
         0.1,
-        _matrices,
+        mask=_matrices,
         trust_coefficient=0.2,
         trust_ratio_bounds=(0.1, 0.5),
         momentum=0.8,

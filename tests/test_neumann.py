@@ -42,7 +42,7 @@ def _reset_steps(tx, steps):
     for step in range(1, steps + 1):
         announced = int(state.next_reset) == step
         _, state = update(jnp.ones(1), state, jnp.zeros(1))
-        assert announced == np.allclose(state.momentum, -0.1)
+        assert announced == np.allclose(state.mu, -0.1)
         resets += [step] * announced
     return resets
 
@@ -91,7 +91,7 @@ def test_100_steps_follow_the_reference(growth, burn_in):
             )
         before = w
     _, m, v = want[-1]
-    assert_trees_close(state.momentum, m, 1e-9)
+    assert_trees_close(state.mu, m, 1e-9)
     assert_trees_close(state.average, v, 1e-9)
     assert int(state.next_reset) == next(k for k in resets if k > 100)
 
@@ -133,10 +133,10 @@ def test_the_burn_in_is_plain_sgd():
         params = optax.apply_updates(params, updates)
         assert_trees_equal(state.average, params)
         assert_trees_equal(oht.neumann_eval_params(state, params), params)
-        assert float(state.mu) == 0.0
-        assert norm(state.momentum) == 0.0
+        assert float(state.momentum_coefficient) == 0.0
+        assert norm(state.mu) == 0.0
     updates, state = tx.update(grads[3], state, params)
-    assert float(state.mu) == 0.5  # its count starts here
+    assert float(state.momentum_coefficient) == 0.5  # its count starts here
     want = jax.tree.map(lambda g: -1.5 * _rate(3) * g, grads[3])
     assert_trees_close(updates, want, 1e-6)
 
@@ -146,10 +146,10 @@ def test_the_momentum_is_a_schedule_from_the_end_of_the_burn_in():
     state = tx.init(jnp.zeros(1))
     for want in (0.0, 0.0, 0.0, 0.1, 0.2, 0.3):
         _, state = tx.update(jnp.ones(1), state, jnp.zeros(1))
-        np.testing.assert_allclose(state.mu, want, rtol=1e-6)
+        np.testing.assert_allclose(state.momentum_coefficient, want, rtol=1e-6)
     tx = jitted(oht.neumann(0.1, momentum=0.75))
     _, state = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.zeros(1))
-    assert float(state.mu) == 0.75
+    assert float(state.momentum_coefficient) == 0.75
 
 
 def test_the_default_momentum():
@@ -157,7 +157,7 @@ def test_the_default_momentum():
     state = tx.init(jnp.zeros(1))
     for t in range(1, 15):
         _, state = tx.update(jnp.ones(1), state, jnp.zeros(1))
-        np.testing.assert_allclose(state.mu, _mu(t), rtol=1e-6)
+        np.testing.assert_allclose(state.momentum_coefficient, _mu(t), rtol=1e-6)
 
 
 def _second_step(word=None):
@@ -246,7 +246,7 @@ def test_sizes_whose_squares_leave_float32(size, repulsive):
         # A few roundings, of which the difference w - v magnifies each.
         assert_leaf_close(iterates[step]["w"], w["w"], 1e-5, f"step {step}")
     _, m, v = want[-1]
-    assert_leaf_close(state.momentum["w"], m["w"], 1e-5)
+    assert_leaf_close(state.mu["w"], m["w"], 1e-5)
     assert_leaf_close(state.average["w"], v["w"], 1e-5)
 
 
@@ -361,8 +361,8 @@ def test_unknown_words_of_repulsive_scale_are_named():
 
 def test_types_of_the_state():
     state = oht.neumann(0.1).init({"w": jnp.ones(2, jnp.float16)})
-    assert state.momentum["w"].dtype == state.average["w"].dtype == jnp.float32
-    assert state.mu.dtype == jnp.float32
+    assert state.mu["w"].dtype == state.average["w"].dtype == jnp.float32
+    assert state.momentum_coefficient.dtype == jnp.float32
     updates = one_step(oht.neumann(0.1), jnp.ones(2, jnp.float16), jnp.ones(2))
     assert updates.dtype == jnp.float16
 

@@ -87,7 +87,7 @@ def test_momentum_of_the_other_aliases_and_of_optax():
     for tx in (
         oht.gclip(0.1, 1.0, b1=0.5),
         oht.cclip(0.1, 1.0, b1=0.5),
-        oht.ema(0.5),
+        oht.ema(0.5, debias=False),
         optax.ema(0.5),
         oht.scale_by_acclip(b1=0.5),
     ):
@@ -105,7 +105,7 @@ def test_momentum_of_the_other_aliases_and_of_optax():
     ],
 )
 def test_nothing_to_read_is_one_clear_error(read, tx):
-    word = read.__name__.removeprefix("get_").replace("momentum", "ema")
+    word = read.__name__.removeprefix("get_")
     with pytest.raises(ValueError, match=word) as error:
         read(tx.init(PARAMS))
     assert "\n" not in str(error.value)
@@ -117,7 +117,8 @@ def test_nothing_to_read_is_one_clear_error(read, tx):
         optax.chain(_acclip(), _acclip()),
         optax.chain(optax.masked(_acclip(), {"w": True, "b": False}), _acclip()),
         optax.chain(
-            oht.clip_by_moment(oht.ema(0.5), scope="global"), oht.scale_by_acclip()
+            oht.clip_by_moment(oht.ema(0.5, debias=False), scope="global"),
+            oht.scale_by_acclip(),
         ),
     ],
     ids=["twice", "overlapping", "different structures"],
@@ -198,9 +199,8 @@ def test_masked_trust_ratios_are_masked_nodes():
 
 
 def test_one_reader_does_not_take_the_others_field():
-    for read in (oht.get_threshold, oht.get_momentum):
-        with pytest.raises(ValueError, match="no field"):
-            read(_state(oht.lambc(0.1)))
+    with pytest.raises(ValueError, match="no field 'threshold'"):
+        oht.get_threshold(_state(oht.lambc(0.1)))
     with pytest.raises(ValueError, match="no field 'trust_ratio'"):
         oht.get_trust_ratio(_state(oht.acclip(0.1)))
     with pytest.raises(ValueError, match="no field 'raw_trust_ratio'"):
@@ -212,5 +212,48 @@ def test_one_reader_does_not_take_the_others_field():
 def test_the_average_of_sign_agreement_is_a_momentum():
     for tx in (oht.powersign(0.1, b1=0.5), oht.addsign(0.1, b1=0.5)):
         assert_trees_equal(oht.get_momentum(_state(tx)), MOMENTUM)
-    tx = oht.normalized_gd(0.1, momentum=0.5)
+    tx = oht.normalized_gd(0.1, b1=0.5)
     assert_trees_equal(oht.get_momentum(_state(tx)), MOMENTUM)
+
+
+FIRST_MOMENTS = {
+    "acclip": oht.acclip(0.1, b1=0.5),
+    "adam": oht.adamw_decoupled(0.1, b1=0.5),
+    "amsgrad": oht.amsgrad(0.1, b1=0.5),
+    "lambc": oht.lambc(0.1, b1=0.5),
+    "normalized_gd": oht.normalized_gd(0.1, b1=0.5),
+    "optax.ema": optax.ema(0.5),
+    "optax.adam": optax.adam(0.1, b1=0.5),
+    "rounded": oht.gclip(0.1, 1.0, b1=0.5, mu_dtype=jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("tx", FIRST_MOMENTS.values(), ids=list(FIRST_MOMENTS))
+def test_a_first_moment_is_found_in_whatever_has_one(tx):
+    # Half of these numbers is one of bfloat16.
+    assert_trees_close(oht.get_momentum(_state(tx)), MOMENTUM, 0.0)
+
+
+@pytest.mark.parametrize("tx", [oht.sgdw(1.0), optax.sgd(0.1, momentum=0.9)])
+def test_a_decaying_sum_is_found_as_well(tx):
+    assert_trees_equal(oht.get_momentum(_state(tx)), PARAMS)
+
+
+def test_neumanns_momentum_is_its_last_step_and_no_coefficient():
+    state = _state(oht.neumann(0.5))  # the first update is a reset: m = -eta g
+    want = jax.tree.map(lambda g: -0.5 * g, PARAMS)
+    assert_trees_equal(oht.get_momentum(state), want)
+    np.testing.assert_allclose(state.momentum_coefficient, 0.5)
+
+
+def test_where_there_is_no_momentum_or_two_an_error_says_so():
+    with pytest.raises(ValueError, match="no momentum in this state"):
+        oht.get_momentum(_state(oht.clip_by_norm(1.0)))
+    with pytest.raises(ValueError, match="2 of momentum in this state"):
+        oht.get_momentum(_state(optax.chain(oht.ema(0.5), oht.scale_by_adam())))
+
+
+def test_no_state_of_ours_calls_its_first_moment_otherwise():
+    for name in oht.__all__:
+        fields = getattr(getattr(oht, name), "_fields", ())
+        assert not {"ema", "trace", "momentum", "m"} & {*fields}, name

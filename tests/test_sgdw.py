@@ -40,7 +40,7 @@ def test_100_steps_follow_the_reference():
         w = {name: w[name] + update[name] for name in w}
         want.append((update, w))
     with jax.enable_x64(True):
-        tx = oht.sgdw(0.1, 0.9, _decay, _multiplier, mask=_matrices)
+        tx = oht.sgdw(0.1, 0.9, _decay, multiplier=_multiplier, mask=_matrices)
         updates, iterates, _ = follow(tx, grads)
     for step in range(100):
         for name in w:
@@ -104,7 +104,7 @@ def test_the_alias_is_the_composition_bit_for_bit():
         oht.add_decayed_weights(0.5 * 0.01, _matrices),
         optax.scale(-1.0),
     )
-    alias = oht.sgdw(0.1, 0.8, 0.01, 0.5, mask=_matrices)
+    alias = oht.sgdw(0.1, 0.8, 0.01, multiplier=0.5, mask=_matrices)
     assert_same_bits(alias, parts, make_grads(), make_params())
 
 
@@ -114,11 +114,12 @@ def test_positions_and_defaults():
         learning_rate=0.2, momentum=0.5, weight_decay=0.1, multiplier=0.5
     )
     assert_trees_equal(
-        one_step(oht.sgdw(0.2, 0.5, 0.1, 0.5), grads, params),
+        one_step(oht.sgdw(0.2, 0.5, 0.1, multiplier=0.5), grads, params),
         one_step(spelled, grads, params),
     )
     assert_trees_equal(
-        one_step(oht.sgdw(0.2), grads), one_step(oht.sgdw(0.2, 0.9, 0.0, 1.0), grads)
+        one_step(oht.sgdw(0.2), grads),
+        one_step(oht.sgdw(0.2, 0.9, 0.0, multiplier=1.0), grads),
     )
 
 

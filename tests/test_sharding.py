@@ -88,16 +88,18 @@ WITH_NORMS = {
     "norm-leaf": functools.partial(oht.clip_by_norm, 1.0, scope="leaf"),
     "norm-zero": functools.partial(oht.clip_by_norm, 1.0, nonfinite="zero"),
     "gclip": functools.partial(oht.gclip, 0.1, 1.0, weight_decay=0.1),
-    "moment": functools.partial(oht.clip_by_moment, oht.ema(0.9)),
-    "moment-leaf": functools.partial(oht.clip_by_moment, oht.ema(0.9), scope="leaf"),
+    "moment": functools.partial(oht.clip_by_moment, oht.ema(0.9, debias=False)),
+    "moment-leaf": functools.partial(
+        oht.clip_by_moment, oht.ema(0.9, debias=False), scope="leaf"
+    ),
     "moment-global": functools.partial(
         oht.clip_by_moment,
-        oht.ema(0.9),
+        oht.ema(0.9, debias=False),
         scope="global",
         normalize=True,
         bias_correction=False,  # so that it clips from the first step on
     ),
-    "normalized_gd": functools.partial(oht.normalized_gd, 0.1, momentum=0.9),
+    "normalized_gd": functools.partial(oht.normalized_gd, 0.1, b1=0.9),
     "ratio": functools.partial(oht.scale_by_clipped_trust_ratio, 0.1, None),
     "lambc": functools.partial(oht.lambc, 0.1, weight_decay=0.1, max_grad_norm=1.0),
     "larsc": functools.partial(oht.larsc, 0.1, trust_coefficient=0.1),

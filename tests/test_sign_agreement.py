@@ -48,7 +48,7 @@ def test_100_steps_follow_the_reference(kind, name):
         make = functools.partial(oht.scale_by_addsign, 0.9, 1.25)
         want = reference.sign_agreement(grads, 0.9, lambda k, s: 1.25 + f(k) * s)
     with jax.enable_x64(True):
-        got, _, _ = follow(make(decay=decay), grads)
+        got, _, _ = follow(make(sign_decay=decay), grads)
     for step, (u, v) in enumerate(zip(got, want, strict=True)):
         for leaf in v:
             # Products of factors that are each within 1e-15.
@@ -76,7 +76,7 @@ def test_a_zero_average_counts_as_no_agreement():
     ):
         _, state = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
         updates, state = tx.update(jnp.array([-2.0]), state)
-        np.testing.assert_array_equal(state.ema, 0)
+        np.testing.assert_array_equal(state.mu, 0)
         np.testing.assert_allclose(updates, -2.0 * factor, rtol=1e-7)
 
 
@@ -88,9 +88,9 @@ def _program(kind):
             return f / (1 + count)
 
         if kind == "power":
-            tx = oht.scale_by_powersign(0.9, x, decay)
+            tx = oht.scale_by_powersign(0.9, x, sign_decay=decay)
         else:
-            tx = oht.scale_by_addsign(0.9, x, decay)
+            tx = oht.scale_by_addsign(0.9, x, sign_decay=decay)
         _, state = tx.update(first, tx.init(first))
         return tx.update(second, state)[0]
 
@@ -164,16 +164,22 @@ def test_extreme_and_bad_gradients_do_what_is_documented():
 )
 def test_the_alias_is_the_composition_bit_for_bit(alias, part, number):
     decay = optax.cosine_decay_schedule(1.0, 4)
-    parts = optax.chain(part(0.8, 1.5, decay), oht.scale_by_learning_rate(0.1))
-    spelled = alias(**{"learning_rate": 0.1, "b1": 0.8, number: 1.5, "decay": decay})
-    assert_same_bits(alias(0.1, 0.8, 1.5, decay), parts, make_grads(), make_params())
+    parts = optax.chain(
+        part(0.8, 1.5, sign_decay=decay), oht.scale_by_learning_rate(0.1)
+    )
+    spelled = alias(
+        **{"learning_rate": 0.1, "b1": 0.8, number: 1.5, "sign_decay": decay}
+    )
+    assert_same_bits(
+        alias(0.1, 0.8, 1.5, sign_decay=decay), parts, make_grads(), make_params()
+    )
     assert_same_bits(spelled, parts, make_grads()[:1], make_params())
 
 
 def test_defaults():
     grads = make_grads()[0]
     for short, long in (
-        (oht.powersign(0.1), oht.powersign(0.1, 0.9, math.e, None)),
-        (oht.addsign(0.1), oht.addsign(0.1, 0.9, 1.0, None)),
+        (oht.powersign(0.1), oht.powersign(0.1, 0.9, math.e, sign_decay=None)),
+        (oht.addsign(0.1), oht.addsign(0.1, 0.9, 1.0, sign_decay=None)),
     ):
         assert_trees_equal(one_step(short, grads), one_step(long, grads))

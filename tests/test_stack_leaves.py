@@ -102,7 +102,7 @@ def test_stacks_are_small_and_of_one_shape_and_label():
         )
 
     inner = functools.partial(oht.lambc, 0.1)
-    state = oht.stack_leaves(inner, labels).init(make_tree(0))
+    state = oht.stack_leaves(inner, labels=labels).init(make_tree(0))
     mu = optax.tree.get(state, "mu")
     assert [x.shape for x in mu["kernel"]] == [(16, 3, 4), (3, 3, 4)]
     found = sorted(x.shape for x in mu["other"])
@@ -117,7 +117,7 @@ def test_masks_go_by_label():
     inner = functools.partial(
         oht.lambc, 0.1, weight_decay=1.0, mask={"decay": True, "rest": False}
     )
-    tx = oht.stack_leaves(inner, labels)
+    tx = oht.stack_leaves(inner, labels=labels)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
     assert np.all(updates["kernel"] == -0.1)
@@ -164,6 +164,6 @@ def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match="layer_axis"):
         oht.stack_leaves(functools.partial(optax.lamb, 0.1))
     with pytest.raises(TypeError, match="labels must be strings, got 3"):
-        oht.stack_leaves(LAMBC, 3).init(jnp.ones(2))
+        oht.stack_leaves(LAMBC, labels=3).init(jnp.ones(2))
     with pytest.raises(TypeError, match="inner must be a function"):
         oht.stack_leaves(oht.lambc(0.1))

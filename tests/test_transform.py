@@ -166,3 +166,45 @@ def test_static_arguments_that_arrive_as_arrays_are_named(case, name, wrong):
     injected = optax.inject_hyperparams(case.factory, static)
     with pytest.raises(TypeError, match=re.escape(f'`static_args=("{name}",)`')):
         jax.eval_shape(injected(**case.kwargs | {name: wrong}).init, make_params())
+
+
+# Optax's names, and its positions.
+POSITIONAL = {("ema", "debias"), ("trace", "nesterov"), ("add_decayed_weights", "mask")}
+POSITIONAL |= {(name, "accumulator_dtype") for name in ("ema", "trace")}
+
+
+def test_what_decides_what_is_compiled_is_keyword_only():
+    positional = set()
+    for parameter in _static_arguments():
+        case, name, _ = parameter.values
+        function = case.factory
+        kind = inspect.signature(function).parameters[name].kind
+        if kind is not inspect.Parameter.KEYWORD_ONLY:
+            positional.add((function.__name__, name))
+    # An inner optimizer and a number of snapshots lead.
+    leading = {("stack_leaves", "inner"), ("snapshot_ensemble", "num_snapshots")}
+    assert positional == POSITIONAL | leading
+
+
+def _dtypes():
+    for case in {case.factory: case for case in CASES.values()}.values():
+        names = inspect.signature(case.factory).parameters
+        found = [name for name in names if name.endswith("_dtype")]
+        if found:
+            yield pytest.param(case, found, id=case.factory.__name__)
+
+
+@pytest.mark.parametrize(("case", "names"), list(_dtypes()))
+def test_every_dtype_that_can_be_asked_for_is_kept(case, names):
+    """And a state in bfloat16 has no array per coordinate that is wider."""
+    tx = case.make(**dict.fromkeys(names, jnp.bfloat16))
+    params, (grads, *_) = make_params(jnp.float32), make_grads()
+    state = jax.eval_shape(tx.init, params)
+    _, new_state = jax.eval_shape(tx.update, grads, state, params)
+    assert types(new_state) == types(state)
+    size = params["kernel"].size
+    wide = [
+        x for x in jax.tree.leaves(state) if x.dtype == "float32" and x.size >= size
+    ]
+    keeps_point = case.factory is oht.neumann  # v, of which the step is a difference
+    assert len(wide) == keeps_point

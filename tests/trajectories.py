@@ -157,30 +157,41 @@ def _neumann_aux(hp, step):
     displaced = jax.tree.map(jnp.subtract, step.before, step.state_before.average)
     return {
         "aux/is_reset": float(step.state_before.next_reset == step.number + 1),
-        "aux/mu": step.state.mu,
+        "aux/mu": step.state.momentum_coefficient,
         "aux/dist": norm(displaced),
-        **{f"aux/m/{leaf}": m for leaf, m in step.state.momentum.items()},
+        **{f"aux/m/{leaf}": m for leaf, m in step.state.mu.items()},
         **{f"aux/v/{leaf}": v for leaf, v in step.state.average.items()},
     }
 
 
 NEUMANN = Golden(_neumann, 9, _neumann_aux)
 POWERSIGN = Golden(
-    lambda hp: oht.powersign(hp["lr"], hp["b"], hp["a"], _agreement_or_none(hp)),
+    lambda hp: oht.powersign(
+        hp["lr"], hp["b"], hp["a"], sign_decay=_agreement_or_none(hp)
+    ),
     9,
     _value_of("aux/f", _agreement),
 )
 ADDSIGN = Golden(
-    lambda hp: oht.addsign(hp["lr"], hp["b"], hp["a"], _agreement_or_none(hp)),
+    lambda hp: oht.addsign(
+        hp["lr"], hp["b"], hp["a"], sign_decay=_agreement_or_none(hp)
+    ),
     9,
     _value_of("aux/f", _agreement),
 )
-AMSGRAD = Golden(lambda hp: oht.amsgrad(hp["lr"], hp["b1"], hp["b2"], hp["eps"]), 6)
+AMSGRAD = Golden(
+    lambda hp: oht.amsgrad(
+        hp["lr"], hp["b1"], hp["b2"], hp["eps"], bias_correction=False
+    ),
+    6,
+)
 ADASHIFT = Golden(
-    lambda hp: oht.adashift(hp["lr"], hp["b1"], hp["b2"], hp["eps"], hp["n"]), 5
+    lambda hp: oht.adashift(hp["lr"], hp["b1"], hp["b2"], hp["eps"], n=hp["n"]), 5
 )
 SGDW = Golden(
-    lambda hp: oht.sgdw(hp["lr"], hp["b1"], hp["weight_decay"], _multiplier(hp)),
+    lambda hp: oht.sgdw(
+        hp["lr"], hp["b1"], hp["weight_decay"], multiplier=_multiplier(hp)
+    ),
     6,
     _value_of("aux/eta", _multiplier),
 )
@@ -191,8 +202,8 @@ ADAMW = Golden(
         hp["b2"],
         hp["eps"],
         hp["weight_decay"],
-        _multiplier(hp),
-        hp["bias_correction"],
+        multiplier=_multiplier(hp),
+        bias_correction=hp["bias_correction"],
     ),
     8,
     _value_of("aux/eta", _multiplier),

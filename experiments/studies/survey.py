@@ -150,7 +150,7 @@ def _with_signs() -> dict[str, Method]:
     }
     return {
         f"{name}{ending}": Method(
-            Contestant(functools.partial(made, decay=decay), 0.2), _plain
+            Contestant(functools.partial(made, sign_decay=decay), 0.2), _plain
         )
         for name, made in (("powersign", oht.powersign), ("addsign", oht.addsign))
         for ending, decay in decays.items()

@@ -109,7 +109,7 @@ CASES = cases(
                 "matrix_axes": [-1, -2],
                 "eps": 0.0,
             },
-            "normal heavy",
+            "normal",
         ),
         "cubic": (
             {"coefficients": [[1.5, -0.5, 0.0]], "steps": 8, "shape_scale": None},

@@ -65,9 +65,10 @@ def monitor_clipping(
     .. code-block:: python
 
         watch = diagnostics.monitor_clipping
+        momentum = oht.ema(0.9, debias=False)
         rest = (oht.add_decayed_weights(1e-4), oht.scale_by_learning_rate(0.1))
-        gclip = optax.chain(oht.ema(0.9), watch(oht.clip_by_norm(1.0)), *rest)
-        cclip = optax.chain(oht.ema(0.9), watch(oht.clip_by_value(0.1)), *rest)
+        gclip = optax.chain(momentum, watch(oht.clip_by_norm(1.0)), *rest)
+        cclip = optax.chain(momentum, watch(oht.clip_by_value(0.1)), *rest)
         acclip = optax.chain(watch(oht.scale_by_acclip()), *rest)
 
     Args:

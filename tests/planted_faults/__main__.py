@@ -23,6 +23,7 @@ import time
 from tests.planted_faults import (
     aggregation,
     clipping,
+    data,
     diagnostics,
     neumann,
     parts,
@@ -40,6 +41,7 @@ GROUPS = (
     aggregation,
     diagnostics,
     trainer,
+    data,
 )
 FAULTS = [fault for group in GROUPS for fault in group.FAULTS]
 

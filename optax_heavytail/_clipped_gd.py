@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms, _units
+from optax_heavytail import _base, _norms, _tree, _units
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm
 from optax_heavytail._learning_rate import scale_by_learning_rate

@@ -54,14 +54,17 @@ def weighted_iterate_average(
 BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acclip": oht.acclip,
     "adabelief": optax.adabelief,
+    "adam_atan2": oht.adam_atan2,
     "adamw": optax.adamw,
     "adamw_decoupled": oht.adamw_decoupled,
     "adashift": oht.adashift,
     "addsign": oht.addsign,
     "amsgrad": oht.amsgrad,
+    "biclip": oht.biclip,
     "cclip": oht.cclip,
     "clip_by_moment": clip_by_moment,
     "clipped_gd": oht.clipped_gd,
+    "fast_adabelief": oht.fast_adabelief,
     "gclip": oht.gclip,
     "lamb": optax.lamb,
     "lambc": oht.lambc,
@@ -74,6 +77,9 @@ BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "novograd": optax.novograd,
     "powersign": oht.powersign,
     "sgdw": oht.sgdw,
+    "spam": oht.spam,
+    "stable_adamw": oht.stable_adamw,
+    "stable_spam": oht.stable_spam,
     "weighted_iterate_average": weighted_iterate_average,
 }
 

@@ -28,6 +28,7 @@ from tests.planted_faults import (
     neumann,
     parts,
     rates_and_signs,
+    spikes,
     trainer,
 )
 
@@ -37,6 +38,7 @@ GROUPS = (
     parts,
     clipping,
     rates_and_signs,
+    spikes,
     neumann,
     aggregation,
     diagnostics,

@@ -21,6 +21,7 @@ def scale_by_acclip(
     include_current: bool = True,
     max_growth: jax.typing.ArrayLike | None = None,
     winsorise: jax.typing.ArrayLike | None = None,
+    report: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,
     threshold_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -53,6 +54,7 @@ def scale_by_acclip(
       max_growth: how many times the threshold of the past a gradient counts as at most.
       winsorise: how many times the threshold of the past a gradient is at most; 8 is a
         good choice, which makes a step lost of what was a hundred. ``None``: no limit.
+      report: see `clip_by_moment`.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
         least float32.
       threshold_dtype: likewise for :math:`\tau`.
@@ -99,6 +101,7 @@ def scale_by_acclip(
         include_current=include_current,
         max_growth=max_growth,
         winsorise=winsorise,
+        report=report,
     )
 
 

@@ -117,6 +117,11 @@ class Units:
         parts = [_flat(x) for x in jax.tree.leaves(report)]
         return jnp.concatenate(parts) if parts else jnp.zeros(0)
 
+    def all_kept(self, params: Any) -> Any:
+        """The `report` of clips before the first."""
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        return self.report(jnp.ones(self.shape(params), dtype), params)
+
     def clip(self, tree: Any, norms: _norms.Norm, limit: jax.Array) -> Any:
         """``tree`` with the length of each unit at most ``limit``.
 

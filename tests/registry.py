@@ -269,7 +269,7 @@ CASES = {
             "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
             "scope='coordinate', threshold_dtype=None, bias_correction=None, "
             "normalize=False, include_current=True, max_growth=None, winsorise=None, "
-            "axis_name=None"
+            "report=False, axis_name=None"
         ),
         ranges={
             "b2": DECAY,
@@ -278,7 +278,16 @@ CASES = {
             "max_growth": POSITIVE,
             "winsorise": POSITIVE,
         },
-        states={"ClipByMomentState": ("count", "threshold", "inner_state")},
+        states={
+            "ClipByMomentState": (
+                "count",
+                "threshold",
+                "clipped",
+                "kept",
+                "raw",
+                "inner_state",
+            )
+        },
     ),
     "moment-ema": Case(
         oht.clip_by_moment, {"inner": oht.ema(0.9, debias=False)}, variant=True
@@ -354,7 +363,8 @@ CASES = {
         signature=(
             "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
             "bias_correction=None, normalize=False, include_current=True, "
-            "max_growth=None, winsorise=None, mu_dtype=None, threshold_dtype=None"
+            "max_growth=None, winsorise=None, report=False, mu_dtype=None, "
+            "threshold_dtype=None"
         ),
         ranges={
             "b1": DECAY,
@@ -430,7 +440,7 @@ CASES = {
             "threshold, *, scope='global', nonfinite='propagate', axis_name=None"
         ),
         ranges={"threshold": POSITIVE},
-        states={"ClipByNormState": ("count",)},
+        states={"ClipByNormState": ("count", "kept")},
     ),
     "norm-leaf": Case(oht.clip_by_norm, {"threshold": 1.0, "scope": "leaf"}),
     "norm-zero": Case(
@@ -757,7 +767,7 @@ CASES = {
     ),
     "monitor_clipping-bias": Case(
         oht.diagnostics.monitor_clipping,
-        {"clip": oht.scale_by_acclip(normalize=True), "bias": True},
+        {"clip": oht.scale_by_acclip(normalize=True, report=True), "bias": True},
         ("bias",),
         variant=True,
     ),

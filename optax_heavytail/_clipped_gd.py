@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms, _units
+from optax_heavytail import _base, _norms, _tree, _units
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm
 from optax_heavytail._learning_rate import scale_by_learning_rate
@@ -60,8 +60,8 @@ def clipped_gd(
     )
 
     def init(params):
-        del params
-        return ClipByNormState(jnp.zeros([], jnp.int32))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        return ClipByNormState(jnp.zeros([], jnp.int32), jnp.ones([], dtype))
 
     def update(grads, state):
         rate = _base.at_count(learning_rate, state.count)
@@ -79,7 +79,9 @@ def clipped_gd(
             grads,
         )
         steps = _norms.nan_unless_finite(norm.scaled, optax.tree.scale(-1, steps))
-        return steps, ClipByNormState(optax.safe_increment(state.count))
+        kept = _tree.safe_divide(bound * inverse * norm.scale, rate)
+        kept = _norms.nan_unless_finite(norm.scaled, jnp.where(is_short, 1, kept))
+        return steps, ClipByNormState(optax.safe_increment(state.count), kept)
 
     return transform(init, update)
 

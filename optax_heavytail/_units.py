@@ -110,6 +110,11 @@ class Units:
         """What a state shows of them: one number, or those of each leaf."""
         return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
 
+    def all_kept(self, params: Any) -> Any:
+        """The `report` of clips before the first."""
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        return self.report(jnp.ones(self.shape(params), dtype), params)
+
     def clip(self, tree: Any, norms: _norms.Norm, limit: jax.Array) -> Any:
         """``tree`` with the length of each unit at most ``limit``.
 

@@ -266,11 +266,21 @@ CASES = {
         oht.clip_by_moment,
         signature=(
             "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
-            "scope='coordinate', threshold_dtype=None, bias_correction=None, "
-            "normalize=False, axis_name=None"
+            "scope='coordinate', threshold_dtype=None, "
+            "bias_correction=None, normalize=False, report=False, "
+            "axis_name=None"
         ),
         ranges={"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
-        states={"ClipByMomentState": ("count", "threshold", "inner_state")},
+        states={
+            "ClipByMomentState": (
+                "count",
+                "threshold",
+                "clipped",
+                "kept",
+                "raw",
+                "inner_state",
+            )
+        },
     ),
     "moment-ema": Case(
         oht.clip_by_moment, {"inner": oht.ema(0.9, debias=False)}, variant=True
@@ -335,7 +345,8 @@ CASES = {
         oht.scale_by_acclip,
         signature=(
             "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
-            "bias_correction=None, normalize=False, mu_dtype=None, threshold_dtype=None"
+            "bias_correction=None, normalize=False, report=False, "
+            "mu_dtype=None, threshold_dtype=None"
         ),
         ranges={"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
     ),
@@ -401,7 +412,7 @@ CASES = {
             "threshold, *, scope='global', nonfinite='propagate', axis_name=None"
         ),
         ranges={"threshold": POSITIVE},
-        states={"ClipByNormState": ("count",)},
+        states={"ClipByNormState": ("count", "kept")},
     ),
     "norm-leaf": Case(oht.clip_by_norm, {"threshold": 1.0, "scope": "leaf"}),
     "norm-zero": Case(
@@ -571,7 +582,7 @@ CASES = {
     ),
     "monitor_clipping-bias": Case(
         oht.diagnostics.monitor_clipping,
-        {"clip": oht.scale_by_acclip(normalize=True), "bias": True},
+        {"clip": oht.scale_by_acclip(normalize=True, report=True), "bias": True},
         ("bias",),
         variant=True,
     ),

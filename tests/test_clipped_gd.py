@@ -215,3 +215,10 @@ def test_averages_of_gradients_whose_direction_is_steady_go_at_the_full_rate():
     for k in range(3):
         updates, state = tx.update(jnp.array([3.0, -4.0]) * 10.0**k, state)
         np.testing.assert_allclose(updates, [-0.06, 0.08], rtol=1e-6)
+
+
+def test_the_state_tells_which_share_of_the_step_was_kept():
+    tx = oht.clipped_gd(0.5, 1.0)
+    for length, want in ((1.0, 1.0), (8.0, 0.25), (0.0, 1.0)):
+        _, state = tx.update(jnp.array([length, 0.0]), tx.init(jnp.zeros(2)))
+        np.testing.assert_allclose(state.kept, want, rtol=1e-6)

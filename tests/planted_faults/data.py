@@ -138,7 +138,7 @@ FAULTS = [
         "experiments/data/stores.py",
         "if not 0 <= size <= LARGEST_HEADER:",
         "if size < 0:",
-        (IMAGES, "-k", "gigabytes"),
+        (IMAGES, "-k", "claims"),
     ),
     Fault(
         "paths: any that opens is a file",

@@ -20,6 +20,7 @@ from optax_heavytail._clip_by_moment import (
     clip_by_moment,
 )
 from optax_heavytail._clip_by_rms import clip_by_rms
+from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
@@ -32,6 +33,7 @@ from optax_heavytail._neumann_two_loop import (
     neumann_inner_loop,
     neumann_two_loop,
 )
+from optax_heavytail._orthogonalize import orthogonalize
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
 from optax_heavytail._schedules.survey import (
@@ -117,6 +119,7 @@ __all__ = [
     "clip_by_moment",
     "clip_by_norm",
     "clip_by_rms",
+    "clip_by_spectral_norm",
     "clip_by_value",
     "clipped_gd",
     "clipping_threshold",
@@ -140,6 +143,7 @@ __all__ = [
     "nonconvex_threshold",
     "normalize_by_norm",
     "normalized_gd",
+    "orthogonalize",
     "powersign",
     "scale_by_acclip",
     "scale_by_adam",

@@ -21,8 +21,9 @@ from experiments.diagnosis import curvature, curvature_figures, noise_page, poin
 from experiments.diagnosis.curvature import Curvature
 from experiments.reporting import page
 from experiments.runs import folders
-from experiments.training import program, trainer
-from experiments.training.program import Program
+from experiments.training import trainer
+from experiments.training.job import Job
+from experiments.training.programs import Program
 from optax_heavytail import diagnostics
 from optax_heavytail.diagnostics import Diagnosis
 
@@ -79,16 +80,15 @@ def diagnose(
         raise UserError("a diagnosis is the work of one process; leave --distributed")
     config = _on_one_program(config)
     wanted = points.places(checkpoint, steps)
-    source = trainer.load([config])
-    resolved = trainer.resolve(config, source)
+    (job,), compiler = trainer.prepare([config])
     newest = points.places(checkpoint, ()) if checkpoint else []
     for place in {*wanted, *newest}:
-        points.check(place, resolved)
+        points.check(place, job.config)
     files.make_folder(workdir)
-    task = source.build(points.run_folder(checkpoint) or workdir)
-    built = program.build(resolved, task)
-    found = _at_all(wanted, built, resolved, num_batches, with_curvature)
-    _write(workdir, resolved, built, found)
+    task = compiler.task(job, points.run_folder(checkpoint) or workdir)
+    built = compiler.compiled(job, task)
+    found = _at_all(wanted, job, built, num_batches, with_curvature)
+    _write(workdir, job.config, built, found)
     last = found[-1].diagnosis
     return f"{last.verdict}\n\n{last.recommendation.text}\n\n{workdir / PAGE}"
 
@@ -103,14 +103,14 @@ def _on_one_program(config: Config) -> Config:
 
 def _at_all(
     wanted: Sequence[points.Place],
+    job: Job,
     built: Program,
-    config: Config,
     num_batches: int,
     with_curvature: bool,
 ) -> list[Found]:
     batches = points.Batches(built, num_batches)
-    gradients = points.gradients(built, config.seed)
-    probe = curvature.Probe(built, config) if with_curvature else None
+    gradients = points.gradients(built, job.config.seed)
+    probe = curvature.Probe(job, built) if with_curvature else None
     layers = len(jax.tree.leaves(jax.eval_shape(built.init_state).params))
     of_noise = 2 * num_batches + layers + 1
     per_point = of_noise + (curvature.NUM_STEPS + 1 if with_curvature else 0)
@@ -126,7 +126,11 @@ def _at_all(
                 bar.update(start + done, note=f"of step {step:,}: {part}")
 
             diagnosis = diagnostics.diagnose(
-                gradients(state), state.params, batches, seed=config.seed, progress=show
+                gradients(state),
+                state.params,
+                batches,
+                seed=job.config.seed,
+                progress=show,
             )
             counted = itertools.count(start + of_noise + 1)
 

@@ -25,8 +25,8 @@ from experiments.common.types import Config
 from experiments.diagnosis import trajectory, trajectory_figures
 from experiments.diagnosis.trajectory import Record
 from experiments.runs import folders
-from experiments.training import plan, program, trainer
-from experiments.training.program import Program
+from experiments.training import trainer
+from experiments.training.programs import Program
 
 SPECTRA = flags.DEFINE_integer(
     "spectra",
@@ -106,18 +106,17 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     """
     if jax.process_count() > 1:
         raise UserError("the curvature is measured by one process")
-    source = trainer.load([config])
-    resolved = trainer.resolve(config, source)
-    folders.finished(workdir, resolved)  # refuses the folder of another config
+    (job,), compiler = trainer.prepare([config])
+    folders.finished(workdir, job.config)  # refuses the folder of another config
     with folders.locked(workdir):
         made = measurements(workdir / RECORDS_FILE, settings)
-        end = plan.make(resolved).num_steps
+        end = job.plan.num_steps
         spectra = _missing(made, "spectrum", settings.spectrum_steps(end))
         updates = _missing(made, "smoothness", settings.smoothness_steps(end))
         if spectra or updates:
-            built = program.build(resolved, source.build(workdir))
+            built = compiler.compiled(job, compiler.task(job, workdir))
             _check_size(built, settings)
-            folders.claim(workdir, resolved)
+            folders.claim(workdir, job.config)
             built.task.save_assets(workdir)
             if not made.records:
                 header = {"kind": HEADER[0], "settings": settings._asdict()}
@@ -126,7 +125,7 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
                 built, settings.loss_batches, settings.lanczos_steps, config.seed
             )
             state = built.init_state()
-            points = trajectory.follow(built, resolved, state, spectra, updates)
+            points = trajectory.follow(job, built, state, spectra, updates)
             _add(made, points, len(spectra) + len(updates), tools)
         return made.records
 

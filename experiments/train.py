@@ -12,20 +12,19 @@ from experiments.training import trainer
 
 def main() -> None:
     """Trains as the flags say."""
-    config = cli.config()
-    source = trainer.load([config])
-    final, _ = trainer.run(
-        config, cli.workdir(), source, None, cli.RESUME_WITH_CHANGES.value
-    )
-    if final["status"] == "diverged":
+    workdir = cli.workdir()
+    (job,), programs = trainer.prepare([cli.config()])
+    outcome = trainer.run(job, workdir, programs, cli.RESUME_WITH_CHANGES.value)
+    if not outcome.is_complete:
         raise UserError(
-            f"non-finite loss at step {final['step']}; the metrics so far are in "
-            f"{cli.workdir() / folders.METRICS_FILE}"
+            f"non-finite loss at step {outcome.step}; the metrics so far are in "
+            f"{workdir / folders.METRICS_FILE}"
         )
+    report = job.config.report
     distributed.say(
-        f"validation loss {final['loss']:.3f} {config.report.loss_unit}, "
-        f"{config.report.accuracy_name} {final['accuracy']:.1%}, "
-        f"trained {final['train_seconds']:.0f} s"
+        f"validation loss {outcome.loss:.3f} {report.loss_unit}, "
+        f"{report.accuracy_name} {outcome.metrics['accuracy']:.1%}, "
+        f"trained {outcome.seconds:.0f} s"
     )
 
 

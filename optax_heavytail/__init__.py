@@ -5,6 +5,11 @@ import typing as _typing
 
 from optax_heavytail._acclip import acclip, scale_by_acclip
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
+from optax_heavytail._adam_atan2 import (
+    ScaleByAdamAtan2State,
+    adam_atan2,
+    scale_by_adam_atan2,
+)
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
 from optax_heavytail._amsgrad import amsgrad, scale_by_amsgrad
 from optax_heavytail._averaging import (
@@ -12,6 +17,8 @@ from optax_heavytail._averaging import (
     weighted_iterate_average,
     weighted_iterate_average_eval_params,
 )
+from optax_heavytail._biclip import biclip, clip_by_interval
+from optax_heavytail._cautious import cautious, grams
 from optax_heavytail._cclip import ClipByValueState, cclip, clip_by_value
 from optax_heavytail._clip_by_moment import (
     AdaptiveCoordinateThresholdState,
@@ -21,8 +28,14 @@ from optax_heavytail._clip_by_moment import (
 )
 from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
+from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._ema import ema
+from optax_heavytail._fast_belief import (
+    ScaleByFastBeliefState,
+    fast_adabelief,
+    scale_by_fast_belief,
+)
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
 from optax_heavytail._lambc import lambc
 from optax_heavytail._larsc import larsc
@@ -35,7 +48,13 @@ from optax_heavytail._neumann_two_loop import (
 )
 from optax_heavytail._orthogonalize import orthogonalize
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
+from optax_heavytail._reset_moments import ResetMomentsState, reset_moments
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
+from optax_heavytail._schedules.normalized import (
+    NormalizedMomentum,
+    batch_for_normalized,
+    normalized_momentum,
+)
 from optax_heavytail._schedules.survey import (
     neumann_momentum,
     transformer_schedule,
@@ -56,11 +75,26 @@ from optax_heavytail._sign_agreement import (
     scale_by_powersign,
 )
 from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState, skip_if_unsafe
+from optax_heavytail._smooth_clip import clip_smoothly
 from optax_heavytail._snapshots import (
     SnapshotEnsembleState,
     snapshot_ensemble,
     snapshot_predictions,
 )
+from optax_heavytail._spam import (
+    ClipSpikesState,
+    ScaleBySpamState,
+    clip_spikes,
+    scale_by_spam,
+    spam,
+)
+from optax_heavytail._stable_adam import (
+    ScaleByStableAdamState,
+    scale_by_stable_adam,
+    stable_adamw,
+)
+from optax_heavytail._stable_norm import ScaleByStableNormState, scale_by_stable_norm
+from optax_heavytail._stable_spam import ClipByPeakState, clip_by_peak, stable_spam
 from optax_heavytail._stack_leaves import stack_leaves
 from optax_heavytail._stochastic_rounding import StochasticRoundingState
 from optax_heavytail._trace import trace
@@ -96,18 +130,29 @@ __all__ = [
     "BatchSizePlan",
     "ClipByMomentState",
     "ClipByNormState",
+    "ClipByPeakState",
     "ClipByValueState",
+    "ClipSpikesState",
+    "ClippedEmaState",
     "MaskCoverage",
     "NeumannInnerLoopState",
     "NeumannState",
+    "NormalizedMomentum",
+    "ResetMomentsState",
+    "ScaleByAdamAtan2State",
     "ScaleByAdashiftState",
     "ScaleByClippedTrustRatioState",
+    "ScaleByFastBeliefState",
     "ScaleBySignAgreementState",
+    "ScaleBySpamState",
+    "ScaleByStableAdamState",
+    "ScaleByStableNormState",
     "SkipIfUnsafeState",
     "SnapshotEnsembleState",
     "StochasticRoundingState",
     "WeightedIterateAverageState",
     "acclip",
+    "adam_atan2",
     "adamw_decoupled",
     "adaptive_coordinate_threshold",
     "adashift",
@@ -115,21 +160,31 @@ __all__ = [
     "addsign",
     "aggregation",
     "amsgrad",
+    "batch_for_normalized",
+    "biclip",
+    "cautious",
     "cclip",
+    "clip_by_interval",
     "clip_by_moment",
     "clip_by_norm",
+    "clip_by_peak",
     "clip_by_rms",
     "clip_by_spectral_norm",
     "clip_by_value",
+    "clip_smoothly",
+    "clip_spikes",
+    "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
     "decay_mask",
     "diagnostics",
     "ema",
+    "fast_adabelief",
     "gclip",
     "get_momentum",
     "get_threshold",
     "get_trust_ratio",
+    "grams",
     "grow_batch",
     "lambc",
     "larsc",
@@ -143,20 +198,30 @@ __all__ = [
     "nonconvex_threshold",
     "normalize_by_norm",
     "normalized_gd",
+    "normalized_momentum",
     "orthogonalize",
     "powersign",
+    "reset_moments",
     "scale_by_acclip",
     "scale_by_adam",
+    "scale_by_adam_atan2",
     "scale_by_adashift",
     "scale_by_addsign",
     "scale_by_amsgrad",
     "scale_by_clipped_trust_ratio",
+    "scale_by_fast_belief",
     "scale_by_learning_rate",
     "scale_by_powersign",
+    "scale_by_spam",
+    "scale_by_stable_adam",
+    "scale_by_stable_norm",
     "sgdw",
     "skip_if_unsafe",
     "snapshot_ensemble",
     "snapshot_predictions",
+    "spam",
+    "stable_adamw",
+    "stable_spam",
     "stack_leaves",
     "strongly_convex_step",
     "trace",

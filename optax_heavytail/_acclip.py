@@ -18,6 +18,7 @@ def scale_by_acclip(
     *,
     bias_correction: bool | None = None,
     normalize: bool = False,
+    report: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,
     threshold_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,6 +47,7 @@ def scale_by_acclip(
         as ``normalize``.
       normalize: whether to divide the update by the threshold, so that learning rates
         on the scale of Adam's apply. Without it they live on SGD's scale.
+      report: see `clip_by_moment`.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
         least float32.
       threshold_dtype: likewise for :math:`\tau`.
@@ -89,6 +91,7 @@ def scale_by_acclip(
         threshold_dtype=threshold_dtype,
         bias_correction=correct,
         normalize=normalize,
+        report=report,
     )
 
 

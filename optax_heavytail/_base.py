@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -17,16 +17,6 @@ NO_PARAMS = (
     "This transformation needs the current parameters: call "
     "`update(updates, state, params)`."
 )
-
-
-class Clipping(NamedTuple):
-    """What a clip returns for updates if it is asked with the extra argument with_raw.
-
-    Only one whose input is not what it clips needs to know this argument.
-    """
-
-    raw: Any  # like the updates: what was clipped, in the units of the output
-    clipped: Any  # like the updates: the output
 
 
 def check_range(

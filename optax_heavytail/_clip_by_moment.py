@@ -19,6 +19,10 @@ class ClipByMomentState(NamedTuple):
     #: tau, not corrected for its start at 0, float32 or wider or in threshold_dtype;
     #: like the parameters ("coordinate"), () per leaf ("leaf"), or one () ("global")
     threshold: Any
+    #: with ``report``, of the last update, 0, 1 and 0 before the first; else ``None``:
+    clipped: Any  #: (), float32, share of the entries that were clipped
+    kept: Any  #: (), float32 or wider, share of the norm that was left
+    raw: Any  #: like the parameters, what was clipped, in the units of the output
     inner_state: optax.OptState
 
 
@@ -32,6 +36,7 @@ def clip_by_moment(
     threshold_dtype: jax.typing.DTypeLike | None = None,
     bias_correction: bool | None = None,
     normalize: bool = False,
+    report: bool = False,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Limits what ``inner`` makes of the gradient by a moment of the raw gradient.
@@ -69,6 +74,9 @@ def clip_by_moment(
       bias_correction: whether to correct :math:`\tau` for its start at 0. ``None``: as
         ``normalize``.
       normalize: whether to divide the update by the threshold.
+      report: whether the state tells what the last update took away, as
+        `~optax_heavytail.diagnostics.monitor_clipping` needs it. It costs one more copy
+        of the parameters and two norms.
       axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
         mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
         ``None`` for leaves that are replicated. Scope "coordinate" takes no norm.
@@ -107,6 +115,7 @@ def clip_by_moment(
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_choice("scope", scope, _SCOPES)
     _base.check_flag("normalize", normalize)
+    _base.check_flag("report", report)
     if bias_correction is not None:
         _base.check_flag("bias_correction", bias_correction)
     _base.check_dtype("threshold_dtype", threshold_dtype)
@@ -125,9 +134,14 @@ def clip_by_moment(
             threshold = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, threshold_dtype or x.dtype), shapes
             )
-        return ClipByMomentState(count, threshold, inner_tx.init(params))
+        told = (None, None, None)
+        if report:
+            raw = _tree.zeros_like(params)
+            dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(raw))
+            told = jnp.zeros([], jnp.float32), jnp.ones([], dtype), raw
+        return ClipByMomentState(count, threshold, *told, inner_tx.init(params))
 
-    def update(updates, state, params, *, with_raw=False, **extra_args):
+    def update(updates, state, params, **extra_args):
         count = optax.safe_increment(state.count)
         grads = _tree.at_least_float32(updates)
         threshold = _update_threshold(
@@ -147,21 +161,22 @@ def clip_by_moment(
             factor, limit = (
                 jax.tree.map(lambda _, x=x: x, moment) for x in (factor, limit)
             )
-        both = _base.Clipping(moment, jax.tree.map(jnp.multiply, factor, moment))
+        clipped = jax.tree.map(jnp.multiply, factor, moment)
         if normalize:
-            units = _base.Clipping(limit, limit)
-            both = jax.tree.map(
-                lambda u, tau: _tree.safe_divide(u, tau + eps), both, units
-            )
-        both = _tree.cast_like(both, _base.Clipping(updates, updates))
+            clipped = _in_units(clipped, limit, eps)
+        told = (None, None, None)
+        if report:
+            raw = _in_units(moment, limit, eps) if normalize else moment
+            told = _report(raw, clipped, axis_name)
         new_state = ClipByMomentState(
-            count,
-            threshold,
-            _tree.cast_like(inner_state, state.inner_state),
+            count, threshold, *told, _tree.cast_like(inner_state, state.inner_state)
         )
-        return both if with_raw else both.clipped, new_state
+        return _tree.cast_like(clipped, updates), new_state
 
-    return wrapper(init, update, dtypes={"threshold": threshold_dtype})
+    dtypes = {"threshold": threshold_dtype}
+    if report:
+        dtypes |= {"clipped": None, "kept": None, "raw": None}
+    return wrapper(init, update, dtypes=dtypes)
 
 
 class AdaptiveCoordinateThresholdState(NamedTuple):
@@ -237,6 +252,32 @@ def _magnitudes(tree, scope, axis_name):
         return _norms.global_norm(tree, axis_name).value
     norms = _norms.leaf_norms(tree, axis_name)
     return jax.tree.map(lambda norm: norm.value, norms, is_leaf=_norms.is_norm)
+
+
+def _in_units(tree, limit, eps):
+    return jax.tree.map(lambda u, tau: _tree.safe_divide(u, tau + eps), tree, limit)
+
+
+def is_clipped(raw: jax.Array, clipped: jax.Array) -> jax.Array:
+    """Which entries were clipped: others are the same but for rounding and eps."""
+    return jnp.abs(clipped) < 0.999 * jnp.abs(raw)
+
+
+def _report(raw, clipped, axis_name):
+    """The fields of the state that tell what was clipped."""
+    axes = _norms.leaf_axes(axis_name, raw)
+    # Integers: as floats ones would stop adding up at 2^24.
+    flags = jax.tree.map(is_clipped, raw, clipped)
+    counts = [
+        _norms.psum(jnp.sum(x, dtype=jnp.int32).astype(jnp.float32), axis)
+        for x, axis in zip(jax.tree.leaves(flags), axes, strict=True)
+    ]
+    share = _tree.safe_divide(
+        jnp.float32(sum(counts)), jnp.float32(_norms.size(raw, axis_name))
+    )
+    before = _norms.global_norm(raw, axis_name).value
+    after = _norms.global_norm(clipped, axis_name).value
+    return share, jnp.where(before == 0, 1, _tree.safe_divide(after, before)), raw
 
 
 def _update_threshold(threshold, sizes, b2, alpha):

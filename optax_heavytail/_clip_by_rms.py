@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _units
+from optax_heavytail import _base, _norms, _units
 from optax_heavytail._gclip import ClipByNormState
 from optax_heavytail._transform import transform
 
@@ -66,14 +66,15 @@ def clip_by_rms(
     units = _units.Units(scope, layer_axis, axis_name)
 
     def init(params):
-        del params
-        return ClipByNormState(jnp.zeros([], jnp.int32))
+        return ClipByNormState(jnp.zeros([], jnp.int32), units.all_kept(params))
 
     def update(updates, state):
         if nonfinite == "zero":
             updates = _units.zero_nonfinite(updates)
         limit = _base.at_count(threshold, state.count) * units.counts(updates) ** 0.5
-        clipped = units.clip(updates, units.norms(updates), limit)
-        return clipped, ClipByNormState(optax.safe_increment(state.count))
+        norms = units.norms(updates)
+        kept = units.report(_norms.clip_factor(norms, limit), updates)
+        count = optax.safe_increment(state.count)
+        return units.clip(updates, norms, limit), ClipByNormState(count, kept)
 
     return transform(init, update)

@@ -9,9 +9,12 @@ from optax_heavytail._transform import transform
 
 
 def ema(
-    decay: jax.typing.ArrayLike,
+    decay: _base.ScalarOrSchedule,
     debias: bool = True,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    init: str = "zero",
+    nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradients by their exponential moving average.
 
@@ -26,13 +29,19 @@ def ema(
     correction, ``debias=False``.
 
     Args:
-      decay: :math:`\beta` in [0, 1), per update. 0.9 spans about 10 updates.
-      debias: whether to divide by :math:`1 - \beta^k`.
+      decay: :math:`\beta` in [0, 1), per update. 0.9 spans about 10 updates. Or a
+        schedule of the count from 0, such as that of `normalized_momentum`.
+      debias: whether to divide by :math:`1 - \beta^k`. A schedule has no such number:
+        pass False, or ``init="first"``.
       accumulator_dtype: dtype of the average. ``None``: the parameter's own, but at
         least float32. "bfloat16" halves the memory; it is rounded stochastically, which
         keeps the average right on average, where rounding to the nearest neighbour
         would stop it as soon as its increments fall below 0.4%. Updates are made of
         the average before it is rounded.
+      init: "zero", or "first": :math:`m_1 = g_1`. The weights then sum to 1 from the
+        start, and there is nothing to debias.
+      nesterov: whether :math:`u_k = \beta m_k + (1 - \beta) g_k`, or, debiased, this
+        over :math:`1 - \beta^{k+1}`.
 
     Returns:
       A transform with an ``optax.EmaState``: ``count``, (), int32, updates seen, and
@@ -42,8 +51,8 @@ def ema(
       or NaN gradient stays in its coordinate's average for good.
 
     Raises:
-      ValueError: ``decay`` is a concrete number outside its range, or the dtype is not
-        floating-point.
+      ValueError: ``decay`` is a concrete number outside its range, or a schedule that
+        is to be debiased, ``init`` is unknown, or the dtype is not floating-point.
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
@@ -59,17 +68,31 @@ def ema(
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
     _base.check_flag("debias", debias)
     _base.check_dtype("accumulator_dtype", accumulator_dtype)
+    _base.check_choice("init", init, ("zero", "first"))
+    _base.check_flag("nesterov", nesterov)
+    if debias and init == "zero" and callable(decay):
+        raise ValueError(
+            "debias must be False where decay is a schedule, whose weights have no "
+            'closed sum; init="first" needs no correction.'
+        )
 
-    def init(params):
+    def init_fn(params):
         average = _tree.zeros_like(params, accumulator_dtype)
         return optax.EmaState(jnp.zeros([], jnp.int32), average)
 
     def update(grads, state):
         count = optax.safe_increment(state.count)
-        average = optax.tree.update_moment(grads, state.ema, decay, 1)
+        beta = _base.at_count(decay, state.count)
+        average = optax.tree.update_moment(grads, state.ema, beta, 1)
+        if init == "first":
+            average = jax.tree.map(
+                lambda m, g: jnp.where(state.count == 0, g, m), average, grads
+            )
         smoothed = average
-        if debias:
-            smoothed = optax.tree.bias_correction(average, decay, count)
+        if nesterov:
+            smoothed = optax.tree.update_moment(grads, average, beta, 1)
+        if debias and init == "zero":
+            smoothed = optax.tree.bias_correction(smoothed, beta, count + nesterov)
         return smoothed, optax.EmaState(count, average)
 
-    return transform(init, update, dtypes={"ema": accumulator_dtype})
+    return transform(init_fn, update, dtypes={"ema": accumulator_dtype})

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _units
+from optax_heavytail import _base, _norms, _units
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
@@ -17,6 +17,9 @@ class ClipByNormState(NamedTuple):
     """State of `clip_by_norm`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
+    #: share of the norm that the last update left, 1 where nothing was clipped: (), or
+    #: for the scope "leaf" one for each leaf; ``None`` of a transform that has none
+    kept: Any = None
 
 
 def clip_by_norm(
@@ -75,15 +78,16 @@ def clip_by_norm(
     units = _units.Units(scope, axis_name=axis_name)
 
     def init(params):
-        del params
-        return ClipByNormState(jnp.zeros([], jnp.int32))
+        return ClipByNormState(jnp.zeros([], jnp.int32), units.all_kept(params))
 
     def update(grads, state):
         tau = _base.at_count(threshold, state.count)
         if nonfinite == "zero":
             grads = _units.zero_nonfinite(grads)
-        clipped = units.clip(grads, units.norms(grads), tau)
-        return clipped, ClipByNormState(optax.safe_increment(state.count))
+        norms = units.norms(grads)
+        kept = units.report(_norms.clip_factor(norms, tau), grads)
+        count = optax.safe_increment(state.count)
+        return units.clip(grads, norms, tau), ClipByNormState(count, kept)
 
     return transform(init, update)
 

@@ -212,6 +212,12 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
 
 
+def clip_factor(norm: Norm, tau: Any) -> jax.Array:
+    """The product of `clip_factors`, for a report: 0 where it is no number."""
+    first, second, third = clip_factors(norm, tau)
+    return first * second * third
+
+
 def apply_factors(
     factors: tuple[jax.Array, ...], g: jax.Array, layer_axis: int | None = None
 ) -> jax.Array:

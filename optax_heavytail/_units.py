@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optax_heavytail import _base, _norms, _tree
 
-_SCOPES = ("global", "leaf")
+SCOPES = ("global", "leaf")
 NONFINITE = ("propagate", "zero")
 
 
@@ -28,7 +28,7 @@ class Units:
     axis_name: Any = None
 
     def __post_init__(self):
-        _base.check_choice("scope", self.scope, _SCOPES)
+        _base.check_choice("scope", self.scope, SCOPES)
         _base.check_static("layer_axis", self.layer_axis)
         if self.scope == "global" and self.layer_axis is not None:
             raise ValueError(
@@ -38,6 +38,11 @@ class Units:
     def shape(self, tree: Any) -> tuple[int, ...]:
         """The shape of an array with one number per unit of ``tree``."""
         return () if self.scope == "global" else (sum(self._sizes(tree)),)
+
+    def zeros(self, params: Any) -> jax.Array:
+        """A number for each unit, to be kept in a state."""
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        return jnp.zeros(self.shape(params), dtype)
 
     def norms(self, tree: Any) -> _norms.Norm:
         """The norm of each unit."""
@@ -56,6 +61,15 @@ class Units:
                 for part in zip(*norms, strict=True)
             )
         )
+
+    def spread(self, prefix: Any, tree: Any) -> jax.Array:
+        """One number, or a tree prefix of them, as a number for each unit."""
+        if self.scope == "global":
+            return jnp.asarray(prefix)
+        numbers = _tree.broadcast_prefix(prefix, tree, None)
+        rows = zip(numbers, self._sizes(tree), strict=True)
+        parts = [jnp.broadcast_to(jnp.asarray(x), (n,)) for x, n in rows]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
 
     def sums(self, tree: Any) -> jax.Array:
         """The sum over the entries of each unit."""
@@ -96,6 +110,11 @@ class Units:
         """What a state shows of them: one number, or those of each leaf."""
         return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
 
+    def all_kept(self, params: Any) -> Any:
+        """The `report` of clips before the first."""
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        return self.report(jnp.ones(self.shape(params), dtype), params)
+
     def clip(self, tree: Any, norms: _norms.Norm, limit: jax.Array) -> Any:
         """``tree`` with the length of each unit at most ``limit``.
 
@@ -131,18 +150,77 @@ class Units:
         return [1 if layer is None else x.shape[layer] for x, layer in pairs]
 
 
-def unit_vectors(units: Units, tree: Any, norms: _norms.Norm) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """As `Units`, for the scope in which each entry is a unit.
+
+    Their numbers are trees like the updates, or prefixes of these.
+    """
+
+    def zeros(self, params: Any) -> Any:
+        """A number for each unit, to be kept in a state."""
+        return _tree.zeros_like(params)
+
+    def spread(self, prefix: Any, tree: Any) -> Any:
+        """One number, or a tree prefix of them, as a tree."""
+        treedef = jax.tree.structure(tree)
+        numbers = _tree.broadcast_prefix(prefix, tree, None)
+        return treedef.unflatten([jnp.asarray(x) for x in numbers])
+
+    def norms(self, tree: Any) -> _norms.Norm:
+        """The size of each entry."""
+        return _norms.Norm(
+            jax.tree.map(jnp.abs, tree), jax.tree.map(jnp.ones_like, tree)
+        )
+
+    def clip(self, tree: Any, norms: _norms.Norm, limit: Any) -> Any:
+        """``tree`` with no entry larger than ``limit``; NaN for a size not finite."""
+
+        def clip(x, size, tau):
+            clipped = jnp.where(size > tau, jnp.sign(x) * tau, x)
+            return jnp.where(jnp.isfinite(size) & (tau >= 0), clipped, jnp.nan)
+
+        return self.map(clip, tree, norms.scaled, limit)
+
+    def where(self, condition: Any, tree: Any, other: float) -> Any:
+        """``tree``, and the number ``other`` in the entries without the condition."""
+        return self.map(lambda x, c: jnp.where(c, x, other), tree, condition)
+
+    def map(self, function: Callable[..., Any], tree: Any, *numbers: Any) -> Any:
+        """``function`` of each leaf and of its numbers."""
+        leaves, treedef = jax.tree.flatten(tree)
+        parts = [_tree.broadcast_prefix(x, tree, None) for x in numbers]
+        return treedef.unflatten(map(function, leaves, *parts))
+
+
+def of_scope(scope: str, layer_axis: Any = None, axis_name: Any = None) -> Any:
+    """The `Units` or `Coordinates` of a scope, after a check."""
+    _base.check_choice("scope", scope, ("coordinate", *SCOPES))
+    if scope != "coordinate":
+        return Units(scope, layer_axis, axis_name)
+    _base.check_static("layer_axis", layer_axis)
+    if layer_axis is not None:
+        raise ValueError('layer_axis needs scope "leaf": a coordinate has no layers.')
+    return Coordinates()
+
+
+def unit_vectors(units: Any, tree: Any, norms: _norms.Norm) -> Any:
     """``tree`` with each unit divided by its norm; 0 where that is 0.
 
     A unit whose norm is not finite becomes NaN.
     """
+    return divide(units, tree, norms, norms.scaled)
 
-    def divide(x, scaled, scale):
+
+def divide(units: Any, tree: Any, norms: _norms.Norm, lengths: Any) -> Any:
+    """As `unit_vectors`, by other lengths, each in the scale of its norm."""
+
+    def quotient(x, scaled, scale, length):
+        ratio = _tree.safe_divide(x * scale, length)
         # Without the NaN an infinite norm would zero every finite entry, silently.
-        unit = _tree.safe_divide(x * scale, scaled)
-        return jnp.where(jnp.isfinite(scaled), unit, jnp.nan)
+        return jnp.where(jnp.isfinite(scaled), ratio, jnp.nan)
 
-    return units.map(divide, tree, *norms)
+    return units.map(quotient, tree, *norms, lengths)
 
 
 def zero_nonfinite(tree: Any) -> Any:

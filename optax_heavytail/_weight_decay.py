@@ -26,7 +26,10 @@ class AddDecayedWeightsState(NamedTuple):
 
 
 def add_decayed_weights(
-    weight_decay: _base.ScalarOrSchedule = 0.0, mask: Mask | None = None
+    weight_decay: _base.ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    *,
+    cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the parameters, times the weight decay, to the updates.
 
@@ -41,6 +44,9 @@ def add_decayed_weights(
       mask: a tree of bools like the parameters, a prefix of it, or a function of the
         parameters that returns one, such as `decay_mask`: ``True`` where the leaf
         decays. ``None``: everywhere.
+      cautious: whether an entry decays only where :math:`g` and :math:`w` do not have
+        opposite signs. Then the decay never works against the step, which subtracts
+        :math:`g`. Put it in front of the learning rate, whose sign would reverse it.
 
     Returns:
       A transform with an `AddDecayedWeightsState` for a schedule and an empty state for
@@ -59,7 +65,12 @@ def add_decayed_weights(
       >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(params), params)
       >>> float(updates[0])
       3.0
+
+    References:
+      Chen et al., `Cautious weight decay <https://arxiv.org/abs/2510.12402>`_, 2025,
+      for ``cautious``.
     """
+    _base.check_flag("cautious", cautious)
     _base.check_range("weight_decay", weight_decay, 0.0, float("inf"))
     check_mask("mask", mask)
 
@@ -71,12 +82,18 @@ def add_decayed_weights(
             return AddDecayedWeightsState(jnp.zeros([], jnp.int32))
         return optax.EmptyState()
 
+    def add(g, decayed, w):
+        if not cautious:
+            return g + decayed
+        is_opposed = jnp.sign(g) * jnp.sign(w) < 0  # the product might underflow
+        return jnp.where(is_opposed, g, g + decayed)
+
     def update(updates, state, params):
         decay = weight_decay
         if callable(weight_decay):
             decay = _base.at_count(weight_decay, state.count)
             state = AddDecayedWeightsState(optax.safe_increment(state.count))
-        return jax.tree.map(lambda g, w: g + decay * w, updates, params), state
+        return jax.tree.map(lambda g, w: add(g, decay * w, w), updates, params), state
 
     if is_zero:
         tx = wrapper(

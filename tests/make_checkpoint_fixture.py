@@ -8,8 +8,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from experiments.training import trainer
 from tests import toy_task
+from tests.toy_runs import run_job
 
 OPTIMIZERS = {
     "acclip": {"kwargs": {}},
@@ -38,7 +38,7 @@ def main(target):
     with tempfile.TemporaryDirectory() as folder, tarfile.open(target, "w:gz") as out:
         for name in OPTIMIZERS:
             workdir = Path(folder) / name
-            trainer.run(config(name, steps=3), workdir, toy_task.source(), None)
+            run_job(config(name, steps=3), workdir, toy_task.source())
             for part in ("config.json", "checkpoints/3"):
                 out.add(workdir / part, f"{name}/{part}")
 

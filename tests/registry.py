@@ -37,6 +37,7 @@ class Whole(NamedTuple):
 
 
 DECAY = Range(r"\[0.0, 1.0\)", (-0.1, 1.0, 1), (0, 0.0, 0.999))
+SHARE = Range(r"\(0.0, 1.0\]", (0.0, 0, 1.1), (1e-30, 1, 0.5))
 CLOSED = Range(r"\[0.0, 1.0\]", (-0.1, 1.1), (0, 1, 0.5))
 ORDER = Range(r"\[1.0, 2.0\]", (0.99, 2.01, 0), (1, 2, 1.5))
 NONNEGATIVE = Range(r"\[0.0, inf\)", (-1e-9, -1), (0, 0.0, 1e30))
@@ -141,13 +142,22 @@ _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
 _DTYPES = ("mu_dtype", "threshold_dtype")
 _BF16 = {"drift": 2**-7}
+_RATE, _MOMENTUM = oht.normalized_momentum()
 
 CASES = {
     "ema": Case(
         oht.ema,
         {"decay": 0.9},
-        signature="decay, debias=True, accumulator_dtype=None",
+        signature=(
+            "decay, debias=True, accumulator_dtype=None, *, init='zero', nesterov=False"
+        ),
         ranges={"decay": DECAY},
+    ),
+    "ema-first": Case(
+        oht.ema,
+        {"decay": _MOMENTUM, "init": "first", "nesterov": True},
+        ("nesterov",),
+        variant=True,
     ),
     "ema-published": Case(oht.ema, {"decay": 0.9, "debias": False}, variant=True),
     "ema-bfloat16": Case(
@@ -159,7 +169,7 @@ CASES = {
     ),
     "decay-0": Case(
         oht.add_decayed_weights,
-        signature="weight_decay=0.0, mask=None",
+        signature="weight_decay=0.0, mask=None, *, cautious=False",
         ranges={"weight_decay": NONNEGATIVE},
         states={"AddDecayedWeightsState": ("count",)},
     ),
@@ -172,6 +182,75 @@ CASES = {
     ),
     "decay-schedule": Case(
         oht.add_decayed_weights, {"weight_decay": _half_life}, needs_params=True
+    ),
+    "decay-cautious": Case(
+        oht.add_decayed_weights,
+        {"weight_decay": 0.1, "cautious": True},
+        ("cautious",),
+        needs_params=True,
+        variant=True,
+    ),
+    "cautious": Case(
+        oht.cautious,
+        {"inner": oht.trace(0.9)},
+        signature=(
+            "inner, *, normalization='mean', floor=0.001, descent=False, "
+            "scope='leaf', layer_axis=None, axis_name=None"
+        ),
+        ranges={"floor": SHARE},
+    ),
+    "cautious-descent": Case(
+        oht.cautious,
+        {
+            "inner": oht.acclip(0.1, normalize=True),
+            "descent": True,
+            "floor": 0.5,
+            "layer_axis": _STACKED,
+        },
+        ("layer_axis",),
+        needs_params=True,
+        any_tree=False,
+    ),
+    "cautious-paper": Case(
+        oht.cautious,
+        {"inner": oht.ema(0.9), "normalization": "paper", "scope": "global"},
+        variant=True,
+    ),
+    "grams": Case(oht.grams, {"inner": oht.trace(0.9)}, signature="inner"),
+    "clipped_ema": Case(
+        oht.clipped_ema,
+        {"threshold": 0.5},
+        signature=(
+            "decay=0.9, threshold=None, *, relative=None, b2=0.99, init='zero', "
+            "inner=None, scope='coordinate', layer_axis=None, accumulator_dtype=None, "
+            "nonfinite='propagate', axis_name=None"
+        ),
+        ranges={"decay": DECAY, "threshold": POSITIVE, "b2": DECAY},
+        states={"ClippedEmaState": ("count", "ema", "distance", "inner_state")},
+    ),
+    "clipped_ema-relative": Case(
+        oht.clipped_ema,
+        {"relative": 2.0, "b2": 0.5, "nonfinite": "zero"},
+        variant=True,
+    ),
+    "clipped_ema-layers": Case(
+        oht.clipped_ema,
+        {
+            "relative": 1.5,
+            "init": "first",
+            "inner": oht.ema(0.5),
+            "scope": "leaf",
+            "layer_axis": _STACKED,
+            "accumulator_dtype": jnp.bfloat16,
+        },
+        ("layer_axis", "accumulator_dtype"),
+        any_tree=False,
+        **_BF16,
+    ),
+    "clipped_ema-global": Case(
+        oht.clipped_ema,
+        {"decay": 0.0, "threshold": _half_life, "scope": "global"},
+        variant=True,
     ),
     "lr": Case(
         oht.scale_by_learning_rate,
@@ -189,11 +268,21 @@ CASES = {
         oht.clip_by_moment,
         signature=(
             "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
-            "scope='coordinate', threshold_dtype=None, bias_correction=None, "
-            "normalize=False, axis_name=None"
+            "scope='coordinate', threshold_dtype=None, "
+            "bias_correction=None, normalize=False, report=False, "
+            "axis_name=None"
         ),
         ranges={"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
-        states={"ClipByMomentState": ("count", "threshold", "inner_state")},
+        states={
+            "ClipByMomentState": (
+                "count",
+                "threshold",
+                "clipped",
+                "kept",
+                "raw",
+                "inner_state",
+            )
+        },
     ),
     "moment-ema": Case(
         oht.clip_by_moment, {"inner": oht.ema(0.9, debias=False)}, variant=True
@@ -258,7 +347,8 @@ CASES = {
         oht.scale_by_acclip,
         signature=(
             "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
-            "bias_correction=None, normalize=False, mu_dtype=None, threshold_dtype=None"
+            "bias_correction=None, normalize=False, report=False, "
+            "mu_dtype=None, threshold_dtype=None"
         ),
         ranges={"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
     ),
@@ -324,7 +414,7 @@ CASES = {
             "threshold, *, scope='global', nonfinite='propagate', axis_name=None"
         ),
         ranges={"threshold": POSITIVE},
-        states={"ClipByNormState": ("count",)},
+        states={"ClipByNormState": ("count", "kept")},
     ),
     "norm-leaf": Case(oht.clip_by_norm, {"threshold": 1.0, "scope": "leaf"}),
     "norm-zero": Case(
@@ -528,7 +618,7 @@ CASES = {
     ),
     "monitor_clipping-bias": Case(
         oht.diagnostics.monitor_clipping,
-        {"clip": oht.scale_by_acclip(normalize=True), "bias": True},
+        {"clip": oht.scale_by_acclip(normalize=True, report=True), "bias": True},
         ("bias",),
         variant=True,
     ),
@@ -607,6 +697,161 @@ CASES = {
         },
         ("mask",),
         needs_params=True,
+    ),
+    "by_stable_adam": Case(
+        oht.scale_by_stable_adam,
+        signature=(
+            "b1=0.9, b2=0.99, eps=1e-06, *, threshold=1.0, layer_axis=None, "
+            "axis_name=None, mu_dtype=None, nu_dtype=None, after=None"
+        ),
+        ranges=_MOMENTS | {"threshold": POSITIVE},
+        states={"ScaleByStableAdamState": ("count", "mu", "nu", "inner_state")},
+    ),
+    "stable_adamw": Case(
+        oht.stable_adamw,
+        {"learning_rate": 0.1},
+        variant=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.99, eps=1e-06, weight_decay=0.0, *, "
+            "threshold=1.0, mask=None, layer_axis=None, mu_dtype=None, nu_dtype=None, "
+            "axis_name=None"
+        ),
+        ranges=_MOMENTS
+        | {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "threshold": POSITIVE,
+        },
+    ),
+    "stable_adamw-all": Case(
+        oht.stable_adamw,
+        {
+            "learning_rate": _half_life,
+            "b2": 0.5,
+            "weight_decay": 0.1,
+            "threshold": 0.5,
+            "mask": _matrices,
+            "layer_axis": _STACKED,
+            "mu_dtype": jnp.bfloat16,
+        },
+        ("mask", "layer_axis", "mu_dtype"),
+        needs_params=True,
+        any_tree=False,
+        **_BF16,
+    ),
+    "by_stable_norm": Case(
+        oht.scale_by_stable_norm,
+        signature=(
+            "b1=0.6, b2=0.999, eps=1e-12, *, max_ratio=None, scope='leaf', "
+            "layer_axis=None, nonfinite='propagate', axis_name=None"
+        ),
+        ranges=_MOMENTS | {"max_ratio": POSITIVE},
+        states={"ScaleByStableNormState": ("seen", "mean", "root")},
+    ),
+    "by_stable_norm-layers": Case(
+        oht.scale_by_stable_norm,
+        {"b2": 0.9, "max_ratio": 2.0, "layer_axis": _STACKED, "nonfinite": "zero"},
+        ("layer_axis",),
+        any_tree=False,
+    ),
+    "by_stable_norm-global": Case(
+        oht.scale_by_stable_norm,
+        {"b1": 0.7, "b2": 0.9, "eps": 0.0, "max_ratio": 3.0, "scope": "global"},
+        variant=True,
+    ),
+    "reset": Case(
+        oht.reset_moments,
+        {"inner": oht.scale_by_adam(), "period": 3, "warmup_steps": 2},
+        signature="inner, period=500, *, warmup_steps=150, warmup_start=0.01",
+        ranges={"period": Whole(1), "warmup_steps": Whole(0), "warmup_start": CLOSED},
+        states={"ResetMomentsState": ("count", "inner_state")},
+    ),
+    "spikes": Case(
+        oht.clip_spikes,
+        {"threshold": 9.0, "b2": 0.9, "grace": 2},
+        signature="threshold=5000.0, b2=0.999, *, grace=20, nu_dtype=None",
+        ranges={"threshold": POSITIVE, "b2": DECAY, "grace": Whole(0)},
+        states={"ClipSpikesState": ("count", "root")},
+    ),
+    "spikes-bfloat16": Case(
+        oht.clip_spikes,
+        {"threshold": 9.0, "b2": 0.9, "grace": 2, "nu_dtype": jnp.bfloat16},
+        ("nu_dtype",),
+        **_BF16,
+        variant=True,
+    ),
+    "by_spam": Case(
+        oht.scale_by_spam,
+        {"threshold": 9.0, "b2": 0.9, "grace": 2},
+        signature=(
+            "b1=0.9, b2=0.999, eps=1e-06, *, threshold=5000.0, grace=20, "
+            "mu_dtype=None, nu_dtype=None"
+        ),
+        ranges=_MOMENTS | {"threshold": POSITIVE, "grace": Whole(0)},
+        states={"ScaleBySpamState": ("count", "mu", "root")},
+    ),
+    "spam": Case(
+        oht.spam,
+        {"learning_rate": 0.1, "period": 3, "warmup_steps": 1},
+        variant=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-06, weight_decay=0.0, *, "
+            "threshold=5000.0, grace=20, period=500, warmup_steps=150, "
+            "warmup_start=0.01, mask=None, mu_dtype=None, nu_dtype=None"
+        ),
+        ranges=_MOMENTS
+        | {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "threshold": POSITIVE,
+            "grace": Whole(0),
+            "period": Whole(1),
+            "warmup_steps": Whole(0),
+            "warmup_start": CLOSED,
+        },
+    ),
+    "spam-all": Case(
+        oht.spam,
+        {
+            "learning_rate": _half_life,
+            "b2": 0.9,
+            "weight_decay": 0.1,
+            "threshold": 9.0,
+            "grace": 1,
+            "period": 2,
+            "mask": _matrices,
+            "mu_dtype": jnp.bfloat16,
+            "nu_dtype": jnp.bfloat16,
+        },
+        ("mask", "mu_dtype", "nu_dtype"),
+        needs_params=True,
+        **_BF16,
+    ),
+    "peak": Case(
+        oht.clip_by_peak,
+        {"decay": 0.5},
+        signature="decay=0.999, *, rescale=False, axis_name=None",
+        ranges={"decay": DECAY},
+        states={"ClipByPeakState": ("seen", "peak")},
+    ),
+    "peak-rescale": Case(
+        oht.clip_by_peak, {"decay": 0.5, "rescale": True}, ("rescale",), variant=True
+    ),
+    "stable_spam": Case(
+        oht.stable_spam,
+        {"learning_rate": 0.1, "weight_decay": 0.1, "period": 3},
+        needs_params=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0, *, "
+            "period=1000, mask=None, layer_axis=None, mu_dtype=None, nu_dtype=None, "
+            "axis_name=None"
+        ),
+        ranges=_MOMENTS
+        | {
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "period": Whole(1),
+        },
     ),
     "by_amsgrad": Case(
         oht.scale_by_amsgrad,
@@ -688,10 +933,165 @@ CASES = {
     ),
     "normalize": Case(
         oht.normalize_by_norm,
-        signature="offset=1e-08, *, axis_name=None",
+        signature=("offset=1e-08, *, scope='global', layer_axis=None, axis_name=None"),
         ranges={"offset": NONNEGATIVE},
     ),
+    "normalize-layers": Case(
+        oht.normalize_by_norm,
+        {"offset": 0.0, "scope": "leaf", "layer_axis": _STACKED},
+        ("layer_axis",),
+        any_tree=False,
+    ),
     "normalize-exactly": Case(oht.normalize_by_norm, {"offset": 0.0}, variant=True),
+    "smooth": Case(
+        oht.clip_smoothly,
+        {"threshold": 0.5},
+        signature=(
+            "threshold, *, shape='algebraic', scope='coordinate', layer_axis=None, "
+            "nonfinite='propagate', axis_name=None"
+        ),
+        ranges={"threshold": POSITIVE},
+    ),
+    "smooth-layers": Case(
+        oht.clip_smoothly,
+        {
+            "threshold": _half_life,
+            "shape": "tanh",
+            "scope": "leaf",
+            "layer_axis": _STACKED,
+            "nonfinite": "zero",
+        },
+        ("layer_axis",),
+        any_tree=False,
+    ),
+    "smooth-global": Case(
+        oht.clip_smoothly,
+        {"threshold": 1.0, "shape": "arctan", "scope": "global"},
+        variant=True,
+    ),
+    "smooth-softsign": Case(
+        oht.clip_smoothly, {"threshold": 1.0, "shape": "softsign"}, variant=True
+    ),
+    "by_adam_atan2": Case(
+        oht.scale_by_adam_atan2,
+        signature=(
+            "b1=0.9, b2=0.999, *, scale=1.2732395447351628, ratio=1.0, mu_dtype=None, "
+            "nu_dtype=None"
+        ),
+        ranges={"b1": DECAY, "b2": DECAY, "scale": POSITIVE, "ratio": POSITIVE},
+        states={"ScaleByAdamAtan2State": ("count", "mu", "root")},
+    ),
+    "adam_atan2": Case(
+        oht.adam_atan2,
+        {"learning_rate": 0.1},
+        variant=True,
+        signature=(
+            "learning_rate, b1=0.9, b2=0.999, weight_decay=0.0, *, "
+            "scale=1.2732395447351628, ratio=1.0, mask=None, mu_dtype=None, "
+            "nu_dtype=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "b1": DECAY,
+            "b2": DECAY,
+            "weight_decay": NONNEGATIVE,
+            "scale": POSITIVE,
+            "ratio": POSITIVE,
+        },
+    ),
+    "adam_atan2-all": Case(
+        oht.adam_atan2,
+        {
+            "learning_rate": _half_life,
+            "weight_decay": 0.1,
+            "ratio": 2.0,
+            "mask": _matrices,
+            "mu_dtype": jnp.bfloat16,
+            "nu_dtype": jnp.bfloat16,
+        },
+        ("mask", "mu_dtype", "nu_dtype"),
+        needs_params=True,
+        **_BF16,
+    ),
+    "interval": Case(
+        oht.clip_by_interval,
+        {"lower": 0.1, "upper": 1.0},
+        signature=(
+            "lower, upper, *, scope='coordinate', layer_axis=None, "
+            "nonfinite='propagate', axis_name=None"
+        ),
+    ),
+    "interval-layers": Case(
+        oht.clip_by_interval,
+        {
+            "lower": _PREFIX["bias"],
+            "upper": {"kernel": 1.0, "bias": 0.5},
+            "scope": "leaf",
+            "layer_axis": _STACKED,
+            "nonfinite": "zero",
+        },
+        ("layer_axis", "upper"),
+        any_tree=False,
+    ),
+    "biclip": Case(
+        oht.biclip,
+        {"learning_rate": 0.1, "lower": 0.1, "upper": 1.0},
+        variant=True,
+        signature=(
+            "learning_rate, lower, upper, weight_decay=0.0, *, scope='coordinate', "
+            "layer_axis=None, mask=None, axis_name=None"
+        ),
+        ranges={"learning_rate": NONNEGATIVE, "weight_decay": NONNEGATIVE},
+    ),
+    "biclip-global": Case(
+        oht.biclip,
+        {
+            "learning_rate": 0.1,
+            "lower": _half_life,
+            "upper": lambda count: 2 * _half_life(count),
+            "weight_decay": 0.1,
+            "scope": "global",
+        },
+        needs_params=True,
+        variant=True,
+    ),
+    "by_fast_belief": Case(
+        oht.scale_by_fast_belief,
+        signature=(
+            "b1=0.9, gamma=0.9, delta=0.01, *, amsgrad=True, step_decay=True, "
+            "mu_dtype=None, nu_dtype=None"
+        ),
+        ranges={
+            "b1": DECAY,
+            "gamma": SHARE,
+            "delta": NONNEGATIVE,
+        },
+        states={"ScaleByFastBeliefState": ("count", "mu", "nu", "nu_max")},
+    ),
+    "by_fast_belief-plain": Case(
+        oht.scale_by_fast_belief,
+        {"delta": 0.1, "amsgrad": False, "step_decay": False},
+        ("amsgrad", "step_decay"),
+        variant=True,
+    ),
+    "fast_adabelief": Case(
+        oht.fast_adabelief,
+        {"learning_rate": 0.1, "weight_decay": 0.1, "nu_dtype": jnp.bfloat16},
+        ("nu_dtype",),
+        needs_params=True,
+        **_BF16,
+        signature=(
+            "learning_rate, b1=0.9, gamma=0.9, delta=0.01, weight_decay=0.0, *, "
+            "amsgrad=True, step_decay=True, mask=None, mu_dtype=None, nu_dtype=None"
+        ),
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "b1": DECAY,
+            "gamma": SHARE,
+            "delta": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+        },
+    ),
     "clipped_gd": Case(
         oht.clipped_gd,
         {"learning_rate": 0.1, "max_update_norm": 0.5},
@@ -709,10 +1109,29 @@ CASES = {
         {"learning_rate": 0.1, "b1": 0.5},
         variant=True,
         signature=(
-            "learning_rate, offset=1e-08, b1=0.0, *, mu_dtype=None, axis_name=None"
+            "learning_rate, offset=1e-08, b1=0.0, *, init='zero', scope='global', "
+            "max_norm=None, nesterov=False, mu_dtype=None, axis_name=None"
         ),
-        ranges={"learning_rate": NONNEGATIVE, "offset": NONNEGATIVE, "b1": DECAY},
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "offset": NONNEGATIVE,
+            "b1": DECAY,
+            "max_norm": POSITIVE,
+        },
         golden={"normalized_gd": trajectories.NORMALIZED_GD},
+    ),
+    "normalized_gd-all": Case(
+        oht.normalized_gd,
+        {
+            "learning_rate": _RATE,
+            "b1": _MOMENTUM,
+            "init": "first",
+            "scope": "leaf",
+            "max_norm": 1.0,
+            "nesterov": True,
+        },
+        ("nesterov",),
+        variant=True,
     ),
     "ratio": Case(oht.scale_by_clipped_trust_ratio, needs_params=True),
     "ratio-unbounded": Case(

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from experiments.common import cli
-from experiments.training import trainer
 from tests import toy_task
+from tests.toy_runs import run_job
 
 
 def config(steps):
@@ -31,7 +31,7 @@ def main(options):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     workdir, built = Path(options["workdir"]), None
     for name in options["runs"]:
-        _, built = trainer.run(
+        _, built = run_job(
             config(options["steps"]), workdir / name, toy_task.source(), built
         )
 

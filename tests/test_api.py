@@ -78,6 +78,8 @@ SIGNATURES = {
     "clipping_threshold": "moment_bound, tail_order",
     "nonconvex_step": "scale, num_steps, tail_order",
     "nonconvex_threshold": "scale, num_steps, tail_order",
+    "normalized_momentum": "num_steps=None, tail_order=None, scale=1.0",
+    "batch_for_normalized": "num_steps, tail_order",
     "get_threshold": "state",
     "get_momentum": "state",
     "decay_mask": "params",
@@ -110,6 +112,7 @@ def test_signatures(name):
 FIELDS = {
     "BatchSizePlan": ("learning_rate", "batch_size"),
     "MaskCoverage": ("leaves", "total_leaves", "parameters", "total_parameters"),
+    "NormalizedMomentum": ("learning_rate", "momentum"),
     "StochasticRoundingState": ("key", "inner_state"),  # of every transform
 }
 

@@ -397,3 +397,36 @@ def test_the_estimator_passes_bad_numbers_on_and_leaves_them_out():
     updates, after = tx.update(jnp.array([np.nan, np.inf, 1.0]), state)
     np.testing.assert_array_equal(updates, [np.nan, np.inf, 1.0])
     np.testing.assert_array_equal(after.threshold, [0.5, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_report_tells_what_was_taken_away(scope, normalize):
+    make = functools.partial(
+        oht.clip_by_moment,
+        oht.ema(0.5, debias=False),
+        b2=0.5,
+        eps=0.0,
+        scope=scope,
+        normalize=normalize,
+    )
+    grads = heavy_gradients(6)
+    silent, told = (jitted(make(report=report)) for report in (False, True))
+    states = [tx.init(grads[0]) for tx in (silent, told)]
+    for g in grads:
+        want, states[0] = silent.update(g, states[0])
+        updates, states[1] = told.update(g, states[1])
+        assert_trees_close(updates, want, 1e-6)
+        state = states[1]
+        assert (states[0].clipped, states[0].kept, states[0].raw) == (None,) * 3
+        raw, out = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]).astype(float)
+            for t in (state.raw, updates)
+        )
+        norms = np.linalg.norm(out), np.linalg.norm(raw)
+        np.testing.assert_allclose(state.kept, norms[0] / norms[1], rtol=1e-5)
+        share = np.mean(np.abs(out) < 0.999 * np.abs(raw))
+        np.testing.assert_allclose(state.clipped, share, atol=1e-6)
+    if not normalize:  # without units it is the average itself
+        assert_trees_close(state.raw, oht.get_momentum(state), 1e-6)
+    assert 0 < state.kept <= 1

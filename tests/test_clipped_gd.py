@@ -95,6 +95,45 @@ def test_normalized_gd_follows_the_reference(momentum):
             assert_leaf_close(u[name], want, 1e-12, f"{name}, step {step}")
 
 
+def test_the_whole_of_normalised_momentum():
+    """Clip, average from the first gradient, look ahead, divide: in plain NumPy."""
+    grads = heavy_gradients(30)
+    rate, momentum = oht.normalized_momentum(scale=0.1)
+    with jax.enable_x64(True):
+        tx = oht.normalized_gd(
+            rate, 0.5, momentum, init="first", scope="leaf", max_norm=3.0, nesterov=True
+        )
+        got, _, _ = follow(tx, grads)
+    m = {}
+    for t, (u, g) in enumerate(zip(got, grads, strict=True), 1):
+        beta = 1 - t**-0.5
+        for name, x in g.items():
+            x = x * min(1.0, 3.0 / max(norm(x), 1e-300))
+            m[name] = beta * m.get(name, x) + (1 - beta) * x
+            ahead = beta * m[name] + (1 - beta) * x
+            want = -0.1 * t**-0.75 * ahead / (norm(ahead) + 0.5)
+            assert_leaf_close(u[name], want, 1e-12, f"{name}, step {t}")
+
+
+def test_each_leaf_or_layer_has_steps_of_one_length():
+    grads = {"w": jnp.array([[3.0, 4.0], [3e-20, 4e-20]]), "b": jnp.array([-1e20])}
+    tx = oht.normalize_by_norm(0.0, scope="leaf", layer_axis={"w": 0, "b": None})
+    got = one_step(tx, grads)
+    np.testing.assert_allclose(got["w"], [[0.6, 0.8]] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(got["b"], [-1.0])
+
+
+def test_compositions_with_a_clip_bit_for_bit():
+    parts = optax.chain(
+        oht.clip_by_norm(0.5, scope="leaf"),
+        oht.ema(0.5, init="first"),
+        oht.normalize_by_norm(1e-3, scope="leaf"),
+        oht.scale_by_learning_rate(0.1),
+    )
+    alias = oht.normalized_gd(0.1, 1e-3, 0.5, init="first", scope="leaf", max_norm=0.5)
+    assert_same_bits(alias, parts, make_grads(), make_params())
+
+
 def test_zero_gradients_stay_zero():
     zeros = jnp.zeros(3)
     assert np.all(np.isnan(one_step(optax.contrib.normalize(), zeros)))
@@ -176,3 +215,10 @@ def test_averages_of_gradients_whose_direction_is_steady_go_at_the_full_rate():
     for k in range(3):
         updates, state = tx.update(jnp.array([3.0, -4.0]) * 10.0**k, state)
         np.testing.assert_allclose(updates, [-0.06, 0.08], rtol=1e-6)
+
+
+def test_the_state_tells_which_share_of_the_step_was_kept():
+    tx = oht.clipped_gd(0.5, 1.0)
+    for length, want in ((1.0, 1.0), (8.0, 0.25), (0.0, 1.0)):
+        _, state = tx.update(jnp.array([length, 0.0]), tx.init(jnp.zeros(2)))
+        np.testing.assert_allclose(state.kept, want, rtol=1e-6)

@@ -16,9 +16,10 @@ DEEP = b"[" * 100_000
     [
         (b"{oops\n", r":1: not JSON \(Expecting property name"),
         (b'{"a": 1}\n[1]\n', r":2: a JSON object is needed, found \[1\]"),
-        (b"\n", ":1: not JSON"),
+        (b'\n{"a": 1}\n', ":1: not JSON"),
+        (b"\x89PNG\xff\x00", ": its last line is no part of a record"),
         (b'{"a": NaN}\n', ":1: not JSON .NaN is not a JSON number"),
-        (b"\x89PNG\xff\x00\n", ":1: not JSON .'utf-8' codec"),
+        (b"\x89PNG\x00\xff\n", ":1: not JSON .'utf-8' codec"),
         (b'{"a": ' + DEEP + b"\n", ":1: not a record .nested too deep"),
         (b'{"a": ' + b"9" * 5000 + b"}\n", ":1: not JSON"),
     ],
@@ -49,6 +50,8 @@ def test_what_a_killed_process_wrote_in_part_is_cut_off(tmp_path):
     assert json_files.read_lines(path) == ([{"a": 1}, {"a": 2}], True)
     json_files.append(path, {"a": 4})
     assert json_files.read_lines(path) == ([{"a": 1}, {"a": 2}, {"a": 4}], False)
+    path.write_bytes(path.read_bytes() + b"\0\0\n")
+    assert json_files.read_lines(path) == ([{"a": 1}, {"a": 2}, {"a": 4}], True)
     path.write_bytes(b'{"a"')  # the first one
     json_files.append(path, {"a": 5})
     assert json_files.read_lines(path) == ([{"a": 5}], False)

@@ -24,9 +24,10 @@ from experiments.training import (
     plan,
     sharding_rules,
     steps,
-    trainer,
 )
+from experiments.training.job import Job
 from tests.in_time import in_time
+from tests.toy_runs import run_job
 
 FOLDER = Path(experiments.configs.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -159,7 +160,7 @@ def test_full_size_step_keeps_its_shapes_and_fits_its_devices(name):
     shapes could not be had.
     """
     config = module(name).get_config()
-    trainer.check(config)
+    Job.of(config)
     layout = target_layout(config)
     functions, batch = SHAPES[config.task](config)
     task = tasks.without_data(functions)
@@ -281,7 +282,7 @@ def described(tree):
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
     config.num_devices = 1
-    final, _ = trainer.run(config, tmp_path / "run", tasks.load(config), None)
+    final, _ = run_job(config, tmp_path / "run", tasks.load(config))
     assert (final["status"], final["step"]) == ("complete", 2)
 
 

@@ -14,7 +14,8 @@ from experiments import diagnose, tasks
 from experiments.common.errors import UserError
 from experiments.diagnosis import curvature_figures, noise_figures, noise_page, points
 from experiments.diagnosis.curvature import Curvature
-from experiments.training import checkpoint_files
+from experiments.training import checkpoint_files, programs
+from experiments.training.job import Job
 from optax_heavytail import diagnostics
 from tests import toy_task
 from tests.commands import exit_code, refused
@@ -267,11 +268,8 @@ def test_a_hessian_that_is_not_finite_is_no_picture():
 
 
 def test_gradients_are_the_same_each_time_and_differ_between_batches(run):
-    config = toy()
-    task = toy_task.make()
-    built = diagnose.program.build(
-        diagnose.train.resolve(config, toy_task.source()), task
-    )
+    job = Job.of(toy()).on(toy_task.source())
+    built = programs.build(job, toy_task.make())
     batches = points.Batches(built, 3)
     state = built.init_state()
     grad_fn = points.gradients(built, 0)(state)

@@ -268,9 +268,12 @@ CLIPS = {
     "norm": (oht.clip_by_norm(2.0), lambda grads, _: grads),
     "leaf": (oht.clip_by_norm(2.0, scope="leaf"), lambda grads, _: grads),
     "optax": (optax.clip_by_global_norm(2.0), lambda grads, _: grads),
-    "acclip": (oht.scale_by_acclip(**ACCLIP), lambda grads, _: momenta(grads, False)),
+    "acclip": (
+        oht.scale_by_acclip(**ACCLIP, report=True),
+        lambda grads, _: momenta(grads, False),
+    ),
     "acclip, normalized": (
-        oht.scale_by_acclip(**ACCLIP, normalize=True),
+        oht.scale_by_acclip(**ACCLIP, normalize=True, report=True),
         # In units of the threshold, which a clip that is literal leaves out.
         lambda grads, clipped: [
             jax.tree.map(lambda m, u, v: m * _ratio(u, v), *trees)
@@ -356,7 +359,7 @@ def test_optimizers_with_a_watched_clip_are_the_aliases():
         ),
         (
             oht.acclip(0.1, weight_decay=0.1, normalize=True),
-            optax.chain(watch(oht.scale_by_acclip(normalize=True)), *rest),
+            optax.chain(watch(oht.scale_by_acclip(normalize=True, report=True)), *rest),
         ),
     ]
     grads = heavy_gradients(steps=10)
@@ -369,10 +372,10 @@ def test_a_clip_tells_what_it_clipped_through_wrappers():
     """A bfloat16 threshold and injected numbers are wrappers of their own."""
     grads = heavy_gradients(steps=10)
     watch = diagnostics.monitor_clipping
-    plain = after(watch(oht.scale_by_acclip()), grads)
+    plain = after(watch(oht.scale_by_acclip(report=True)), grads)
     for clip in (
-        optax.inject_hyperparams(oht.scale_by_acclip)(),
-        oht.scale_by_acclip(threshold_dtype=jnp.bfloat16),
+        optax.inject_hyperparams(oht.scale_by_acclip)(report=True),
+        oht.scale_by_acclip(threshold_dtype=jnp.bfloat16, report=True),
     ):
         found = after(watch(clip), grads)
         # Injected decays are float32, and a threshold in bfloat16 is off by 2^-8.
@@ -461,7 +464,9 @@ def test_where_no_leaf_has_a_ratio_there_is_none(inner):
     assert found.keys() == diagnostics.read_monitor(tx.init(VECTORS)).keys()
 
 
-@pytest.mark.parametrize("clip", [oht.clip_by_norm(0.5), oht.clip_by_moment()])
+@pytest.mark.parametrize(
+    "clip", [oht.clip_by_norm(0.5), oht.clip_by_moment(report=True)]
+)
 def test_a_clip_without_leaves(clip):
     """Its own monitor has nothing to tell of; the one outside goes on."""
     inner = _frozen(diagnostics.monitor_clipping(clip, bias=True))
@@ -581,15 +586,16 @@ def test_states_without_or_with_several_monitors():
 
 @pytest.mark.parametrize("size", [1, 2.0, jnp.int32(8)])
 def test_sizes_that_are_refused(size):
-    with pytest.raises(ValueError, match="reservoir_size"):
+    with pytest.raises((ValueError, TypeError), match="reservoir_size"):
         diagnostics.monitor(optax.sgd(0.1), reservoir_size=size)
     with pytest.raises(ValueError, match="window"):
         diagnostics.monitor_clipping(optax.clip(1.0), window=0.5)
 
 
 def wrapped_acclips():
-    clip = oht.scale_by_acclip()
+    clip = oht.scale_by_acclip(report=True)
     return {
+        "skipping": oht.skip_if_unsafe(clip),
         "chain": optax.chain(clip, oht.clip_by_norm(0.5)),
         "masked": optax.masked(clip, {"w": True}),
         "monitor": diagnostics.monitor(clip),
@@ -599,7 +605,13 @@ def wrapped_acclips():
 
 @pytest.mark.parametrize("name", wrapped_acclips())
 def test_a_clip_inside_something_else_is_refused(name):
-    """What it tells would reach transforms that take it for updates."""
+    """What it tells is of another update, or of other leaves, than what comes out."""
     tx = diagnostics.monitor_clipping(wrapped_acclips()[name])
     with pytest.raises(ValueError, match="around clip_by_moment or scale_by_acclip"):
+        tx.init({"w": jnp.zeros(2)})
+
+
+def test_a_clip_that_does_not_tell_is_refused_in_one_line():
+    tx = diagnostics.monitor_clipping(oht.scale_by_acclip())
+    with pytest.raises(ValueError, match=r"pass report=True to it, as in [^\n]*$"):
         tx.init({"w": jnp.zeros(2)})

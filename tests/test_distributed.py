@@ -18,9 +18,9 @@ from experiments.common import distributed
 from experiments.common.errors import UserError
 from experiments.configs import digits_zoo
 from experiments.runs import folders
-from experiments.training import trainer
 from tests.commands import ROOT, environment, refused
 from tests.in_time import in_time
+from tests.toy_runs import run_job
 
 ZOO = "experiments/configs/digits_zoo.py"
 
@@ -84,7 +84,7 @@ def test_two_processes_train_as_one(tmp_path, way):
     config.update({k: v for k, v in changes.items() if "." not in k})
     argv = [f"--config.{name}={value}" for name, value in changes.items()]
     processes = start(tmp_path / "two", 4, *argv)
-    trainer.run(config, tmp_path / "one", tasks.load(config), None)
+    run_job(config, tmp_path / "one", tasks.load(config))
     outputs = finish(processes)
     assert [p.returncode for p in processes] == [0, 0], outputs
     # One process alone speaks and writes.
@@ -107,7 +107,7 @@ def go_on_alone(workdir, config):
     metrics = workdir / "metrics.jsonl"
     *lines, _ = metrics.read_text().splitlines(keepends=True)  # but the final one
     metrics.write_text("".join(lines))
-    trainer.run(config, workdir, tasks.load(config), None)
+    run_job(config, workdir, tasks.load(config))
     assert not list(workdir.glob("interrupted-*"))
 
 

@@ -62,3 +62,54 @@ def test_accumulator_dtypes():
             oht.ema(0.9, debias=False).init(jnp.ones(3, jnp.float64)).ema.dtype
             == jnp.float64
         )
+
+
+def test_from_the_first_gradient_on():
+    for debias in (False, True):  # which has nothing to do
+        tx = oht.ema(0.75, debias, init="first")
+        state = tx.init(jnp.zeros(1))
+        for grad, want in ((4.0, 4.0), (8.0, 5.0)):
+            updates, state = tx.update(jnp.array([grad]), state)
+            assert float(updates[0]) == want
+
+
+def test_elsewhere_the_average_starts_at_the_weights():
+    """As public code for signum, SGD and normalised SGD with momentum has it."""
+    params, grads = jnp.array([100.0]), jnp.array([1.0])
+    buffer = params
+    for _ in range(10):
+        buffer = 0.9 * buffer + 0.1 * grads
+    assert float(buffer[0]) > 30  # of weights; the gradient is 1
+    for init in ("zero", "first"):
+        tx = oht.ema(0.9, debias=False, init=init)
+        state = tx.init(params)
+        for _ in range(10):
+            updates, state = tx.update(grads, state, params)
+            assert 0 < float(updates[0]) <= 1
+
+
+def test_nesterov_looks_ahead_and_its_weights_sum_to_1():
+    plain, ahead = (oht.ema(0.5, debias=False, nesterov=x) for x in (False, True))
+    states = [plain.init(jnp.zeros(1)), ahead.init(jnp.zeros(1))]
+    for grad in (4.0, -2.0):
+        (m, states[0]), (u, states[1]) = (
+            tx.update(jnp.array([grad]), s)
+            for tx, s in zip((plain, ahead), states, strict=True)
+        )
+        np.testing.assert_allclose(u, 0.5 * m + 0.5 * grad)
+    debiased = oht.ema(0.9, debias=True, nesterov=True)
+    state = debiased.init(jnp.zeros(1))
+    for _ in range(3):
+        updates, state = debiased.update(jnp.ones(1), state)
+        np.testing.assert_allclose(updates, 1.0, rtol=1e-6)
+
+
+def test_a_decay_may_be_a_schedule():
+    # The mean of all so far.
+    tx = oht.ema(lambda count: 1 - 1 / (count + 1), debias=False)
+    state = tx.init(jnp.zeros(1))
+    for grad, want in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0)):
+        updates, state = tx.update(jnp.array([grad]), state)
+        np.testing.assert_allclose(updates, want, rtol=1e-6)
+    with pytest.raises(ValueError, match="debias must be False where decay is a sch"):
+        oht.ema(lambda count: 0.9)

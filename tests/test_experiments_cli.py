@@ -5,9 +5,10 @@ import pytest
 
 from experiments import compare, sweep, tasks, train
 from experiments.common.errors import UserError
-from experiments.training import comparison, program, sweeps, trainer
+from experiments.training import comparison, programs, sweeps
 from tests import toy_task
 from tests.commands import exit_code, python, refused
+from tests.toy_runs import run_job
 
 # ml_collections loads config files in a way that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
@@ -51,19 +52,28 @@ ADAMW = "--config.optimizer.name=adamw"
             ["--config.optimizers.acclip.kwargs.alpha=-2"],
             ["optimizers.acclip: alpha", "-2"],
         ),
-        (["--config.steps=0"], ["config.steps=0", "1 or more"]),
+        (["--config.steps=0"], ["config.steps=0", "an integer in [1, 10000000]"]),
         (["--config.steps=many"], ["config.steps=many", "int"]),
-        (["--config.batch_size=-8"], ["config.batch_size=-8", "1 or more"]),
-        (["--config.log_every=0"], ["config.log_every=0", "1 or more"]),
-        (["--config.seed=-1"], ["config.seed=-1", "0 or more"]),
+        (["--config.batch_size=-8"], ["config.batch_size=-8", "[1, 2147483647]"]),
+        (["--config.log_every=0"], ["config.log_every=0", "[1, 2147483647]"]),
+        (["--config.seed=-1"], ["config.seed=-1", "[0, 4294967295]"]),
+        (["--config.seed=4294967296"], ["config.seed=4294967296", "4294967295]"]),
+        (["--config.max_batch_size=2147483648"], ["max_batch_size=2147483648"]),
+        (["--config.accumulate=300000000"], ["accumulate=300000000"]),
+        (["--config.report.loss_scale=loga"], ["loss_scale=loga", "linear, log"]),
+        (["--config.model.num_layers=1000000000"], ["num_layers=", "[1, 1000]"]),
+        (
+            ["--config.model.width=100000000"],
+            ["needs", "bytes of memory", "which has", "config.model"],
+        ),
         (["--config.warmup_fraction=2"], ["config.warmup_fraction=2", "[0, 1]"]),
-        (["--config.data.sequence_length=2"], ["sequence_length=2", "3 or more"]),
+        (["--config.data.sequence_length=2"], ["sequence_length=2", "[3, 1048576]"]),
         (["--config.data.vocab_size=5"], ["vocab_size=5", "[6, 1048576]"]),
-        (["--config.data.split_seed=-1"], ["split_seed=-1", "0 or more"]),
+        (["--config.data.split_seed=-1"], ["split_seed=-1", "[0, 4294967295]"]),
         (["--config.data.sha256=abc"], ["sha256=abc", "the data found has"]),
         (["--config.data.path=/no/such/text"], ["/no/such/text", "No such file"]),
         (["--config.model.num_heads=5"], ["num_heads=5", "width=64"]),
-        (["--config.model.width=0"], ["width=0", "1 or more"]),
+        (["--config.model.width=0"], ["width=0", "[1, 2147483647]"]),
         (["--config.model.dropout=1"], ["dropout=1", "[0, 1)"]),
         (["--config.model.dtype=int8"], ["dtype=int8", "bfloat16"]),
         (["--config.colour=red"], ["no field", "colour"]),
@@ -257,9 +267,9 @@ def toy_sweep(**grids):
 
 def test_sweep_compiles_once_per_optimizer(tmp_path, toy, monkeypatch):
     built = []
-    build = program.build
+    build = programs.build
     monkeypatch.setattr(
-        program, "build", lambda *args: built.append(args) or build(*args)
+        programs, "build", lambda *args: built.append(args) or build(*args)
     )
     config = toy_sweep(adamw=(0.1, 0.2, 0.4), momentum=(0.01, 0.02, 0.03))
     finals = sweeps.sweep(config, tmp_path, ("adamw", "momentum"))
@@ -288,7 +298,7 @@ def test_sweep_point_equals_a_run_of_its_own(tmp_path, toy):
     finals = sweeps.sweep(toy_sweep(adamw=(0.1, 0.2)), tmp_path / "sweep", ("adamw",))
     config = toy_task.config()
     config.optimizers.adamw.learning_rate = 0.2
-    final, _ = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    final, _ = run_job(config, tmp_path / "run", toy_task.source())
     assert final["loss"] == finals[1]["loss"]
 
 
@@ -384,7 +394,7 @@ def test_a_validation_part_shorter_than_a_sequence_is_refused(tmp_path):
 def test_a_vocabulary_beyond_reason_is_refused(tmp_path):
     size = "--config.data.vocab_size=1000000000"
     message = refused(train.main, SMOKE, size, f"--workdir={tmp_path / 'run'}")
-    assert "vocab_size=1000000000: must be in [6, 1048576]" in message
+    assert "vocab_size=1000000000: must be an integer in [6, 1048576]" in message
 
 
 def test_names_and_grids_are_checked_before_the_first_run(tmp_path):

@@ -16,8 +16,10 @@ from experiments import tasks
 from experiments.common.errors import UserError
 from experiments.configs import bert_tiny
 from experiments.runs import folders
-from experiments.training import plan, program, steps, trainer
+from experiments.training import plan, programs, steps, trainer
+from experiments.training.job import Job
 from tests import toy_task
+from tests.toy_runs import run_job
 
 TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
 
@@ -46,7 +48,7 @@ def smoke(tmp_path_factory):
     config.optimizer.name = "adamw"
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     source = tasks.load(config)
-    final, built = trainer.run(config, workdir, source, None)
+    final, built = run_job(config, workdir, source)
     return config, workdir, source, final, built
 
 
@@ -93,15 +95,15 @@ def test_saved_parameters_give_the_final_loss(smoke):
     shapes = jax.eval_shape(built.init_state).params
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(workdir / "params", shapes)
-    assert program.evaluate(built, params, {})["loss"] == final["loss"]
+    assert programs.evaluate(built, params, {})["loss"] == final["loss"]
 
 
 def test_equal_configs_give_equal_metrics_whatever_was_compiled_before(smoke, tmp_path):
     config, workdir, source, _, built = smoke
     config = config.copy_and_resolve_references()
     config.optimizers.adamw.learning_rate *= 3
-    trainer.run(config, tmp_path / "shared", source, built)
-    trainer.run(config, tmp_path / "fresh", tasks.load(config), None)
+    run_job(config, tmp_path / "shared", source, built)
+    run_job(config, tmp_path / "fresh", tasks.load(config))
     assert timeless(tmp_path / "shared") == timeless(tmp_path / "fresh")
     for kind in ("train", "eval"):
         slow, fast = by_kind(workdir, kind), by_kind(tmp_path / "fresh", kind)
@@ -114,7 +116,7 @@ def test_optimizers_see_the_same_weights_and_batches(tmp_path):
     for name in ("acclip", "adamw", "gclip"):
         config = toy_task.config(name, steps=4)
         config.optimizers[name].learning_rate = 1e-30
-        trainer.run(config, tmp_path / name, toy_task.source(), None)
+        run_job(config, tmp_path / name, toy_task.source())
         losses[name] = [r["loss"] for r in by_kind(tmp_path / name, "train")]
     assert losses["acclip"] == losses["adamw"] == losses["gclip"]
     assert len(set(losses["adamw"])) == 4
@@ -147,7 +149,7 @@ def test_one_trace_serves_every_learning_rate(tmp_path):
     for rate in (1e-3, 1e-1):
         config = toy_task.config(steps=3)
         config.optimizers.adamw.learning_rate = rate
-        final, built = trainer.run(config, tmp_path / str(rate), source, built)
+        final, built = run_job(config, tmp_path / str(rate), source, built)
         losses.append(final["loss"])
     assert len(traces) == 1
     assert losses[0] != losses[1]
@@ -181,7 +183,7 @@ def test_steps_are_those_of_a_plain_optax_loop(tmp_path, optimizer):
     config = toy_task.config(optimizer, steps=10, log_every=3, eval_every=10)
     config.optimizers[optimizer].learning_rate = 0.05
     config.optimizers[optimizer].weight_decay = 0.5
-    _, built = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    _, built = run_job(config, tmp_path / "run", toy_task.source())
     chosen = config.optimizers[optimizer]
     rates = optax.warmup_cosine_decay_schedule(0, chosen.learning_rate, 1, 10)
     mask = {"dense": {"kernel": True, "bias": False}}
@@ -220,7 +222,7 @@ def test_what_an_optimizer_found_is_evaluated_and_kept(tmp_path, name, kwargs, r
     config = toy_task.config(steps=10, log_every=1, eval_every=10, warmup_fraction=0.0)
     entry = {"transform": name, "learning_rate": 0.05, "kwargs": kwargs}
     config.optimizers.adamw = entry
-    final, built = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    final, built = run_job(config, tmp_path / "run", toy_task.source())
     rates = optax.warmup_cosine_decay_schedule(0.05, 0.05, 0, 10)
     tx = optax.with_extra_args_support(getattr(oht, name)(rates, **kwargs))
     params, state, losses = plain_loop(config, built.init_state().params, tx)
@@ -233,13 +235,13 @@ def test_what_an_optimizer_found_is_evaluated_and_kept(tmp_path, name, kwargs, r
     for got, leaf in zip(*map(jax.tree.leaves, (kept, want)), strict=True):
         np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-6)
     assert final["loss"] == pytest.approx(
-        program.evaluate(built, want, {})["loss"], 1e-4
+        programs.evaluate(built, want, {})["loss"], 1e-4
     )
 
 
 def test_validation_loss_weighs_batches_by_their_examples(tmp_path):
-    built = program.build(
-        trainer.resolve(toy_task.config(), toy_task.source()), toy_task.make()
+    built = programs.build(
+        Job.of(toy_task.config()).on(toy_task.source()), toy_task.make()
     )
     params = built.init_state().params
     small = {"x": np.zeros((1, 3), np.float32), "y": np.ones((1, 2), np.float32)}
@@ -250,7 +252,7 @@ def test_validation_loss_weighs_batches_by_their_examples(tmp_path):
     )
     sums = [built.task.eval_sums(params, {}, batch) for batch in batches]
     expected = float(sums[0]["loss"] + sums[1]["loss"]) / (16 + 2)
-    assert program.evaluate(uneven, params, {})["loss"] == pytest.approx(
+    assert programs.evaluate(uneven, params, {})["loss"] == pytest.approx(
         expected, rel=1e-6
     )
 
@@ -258,7 +260,7 @@ def test_validation_loss_weighs_batches_by_their_examples(tmp_path):
 def test_toy_is_learnt(tmp_path):
     config = toy_task.config(steps=200, log_every=50, eval_every=100)
     config.optimizers.adamw.learning_rate = 0.1
-    final, _ = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    final, _ = run_job(config, tmp_path / "run", toy_task.source())
     assert final["loss"] < 0.05
     assert final["accuracy"] > 0.8
 
@@ -285,7 +287,7 @@ def test_schedule_warms_up_and_falls_to_zero(steps, fraction, step, expected):
 def test_non_finite_loss_ends_the_run_with_its_step(tmp_path, poisoned, log_every):
     config = toy_task.config(steps=10, log_every=log_every, eval_every=10)
     source = toy_task.source(poisoned_step=poisoned)
-    final, _ = trainer.run(config, tmp_path / "run", source, None)
+    final, _ = run_job(config, tmp_path / "run", source)
     assert (final["status"], final["step"]) == ("diverged", poisoned)
     assert final["loss"] is None
     kept = [record["step"] for record in by_kind(tmp_path / "run", "train")]
@@ -299,7 +301,7 @@ def test_unsafe_steps_are_skipped_and_counted(tmp_path, log_every):
     config = toy_task.config(steps=10, log_every=log_every, eval_every=10)
     config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 2}
     source = toy_task.source(poisoned_step=5)
-    final, _ = trainer.run(config, tmp_path / "run", source, None)
+    final, _ = run_job(config, tmp_path / "run", source)
     assert (final["status"], final["step"]) == ("complete", 10)
     assert (final["num_nonfinite"], final["num_spikes"]) == (1, 0)
     logged = by_kind(tmp_path / "run", "train")
@@ -316,7 +318,7 @@ def test_too_many_unsafe_steps_end_the_run(tmp_path):
     config = toy_task.config(steps=10, log_every=4, eval_every=10)
     config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 1}
     source = toy_task.source(poisoned_step=5)
-    final, _ = trainer.run(config, tmp_path / "run", source, None)
+    final, _ = run_job(config, tmp_path / "run", source)
     assert (final["status"], final["step"]) == ("diverged", 5)
     assert final["num_nonfinite"] >= 1
     assert not (tmp_path / "run" / "params").exists()
@@ -335,7 +337,7 @@ def test_bad_arguments_of_an_optimizer_are_one_line(transform, change):
     entry = {"transform": transform, "learning_rate": 0.1, "kwargs": {}, **change}
     config.optimizers.adamw = entry
     with pytest.raises(UserError, match=r"config.optimizers.adamw") as error:
-        trainer.resolve(config, toy_task.source())
+        Job.of(config).on(toy_task.source())
     assert "\n" not in str(error.value)
 
 
@@ -347,20 +349,20 @@ def test_the_decay_of_a_sign_rule_may_be_none():
         "kwargs": {"sign_decay": None},
     }
     config.optimizers.adamw = entry
-    trainer.resolve(config, toy_task.source())
+    Job.of(config).on(toy_task.source())
 
 
 def test_bad_arguments_of_skipping_are_one_line():
     config = toy_task.config()
     config.optimizers.adamw.skip_if_unsafe = {"window": 0}
     with pytest.raises(UserError, match=r"optimizers.adamw: window must be an integer"):
-        trainer.resolve(config, toy_task.source())
+        Job.of(config).on(toy_task.source())
 
 
 def test_diverged_run_is_not_run_again(tmp_path):
     config = toy_task.config(steps=3)
-    first, _ = trainer.run(config, tmp_path / "run", toy_task.source(2), None)
-    second, built = trainer.run(config, tmp_path / "run", toy_task.source(2), None)
+    first, _ = run_job(config, tmp_path / "run", toy_task.source(2))
+    second, built = run_job(config, tmp_path / "run", toy_task.source(2))
     assert first == second
     assert built is None
 
@@ -368,16 +370,16 @@ def test_diverged_run_is_not_run_again(tmp_path):
 def test_last_update_that_breaks_the_model_is_noticed(tmp_path):
     config = toy_task.config("momentum", steps=1)
     config.optimizers.momentum.learning_rate = 1e38
-    final, _ = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    final, _ = run_job(config, tmp_path / "run", toy_task.source())
     assert (final["status"], final["step"]) == ("diverged", 1)
     assert len(by_kind(tmp_path / "run", "train")) == 1  # its loss was finite
 
 
 def test_finished_run_is_used_again(tmp_path, capsys):
     config = toy_task.config(steps=3)
-    first, _ = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    first, _ = run_job(config, tmp_path / "run", toy_task.source())
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    second, built = trainer.run(config, tmp_path / "run", toy_task.source(), None)
+    second, built = run_job(config, tmp_path / "run", toy_task.source())
     assert "already complete" in capsys.readouterr().out
     assert first == second
     assert built is None
@@ -387,21 +389,21 @@ def test_finished_run_is_used_again(tmp_path, capsys):
 @pytest.mark.parametrize("cut", [b"", b'{"kind": "train", "st'])
 def test_run_without_a_checkpoint_starts_again_and_keeps_its_metrics(tmp_path, cut):
     config, workdir = toy_task.config(steps=3), tmp_path / "run"
-    trainer.run(config, workdir, toy_task.source(), None)
+    run_job(config, workdir, toy_task.source())
     whole = timeless(workdir)
     metrics = workdir / "metrics.jsonl"
     lines = metrics.read_bytes().splitlines(keepends=True)
     left = b"".join(lines[:2]) + cut
     metrics.write_bytes(left)
     shutil.rmtree(workdir / "checkpoints")
-    trainer.run(config, workdir, toy_task.source(), None)
+    run_job(config, workdir, toy_task.source())
     assert timeless(workdir) == whole
     aside = workdir / "interrupted-1"
     assert (aside / "metrics.jsonl").read_bytes() == left
     assert (aside / "params").is_dir()
     metrics.write_bytes(left)
     shutil.rmtree(workdir / "checkpoints")
-    trainer.run(config, workdir, toy_task.source(), None)
+    run_job(config, workdir, toy_task.source())
     assert (workdir / "interrupted-2").is_dir()
     assert (aside / "metrics.jsonl").read_bytes() == left
 
@@ -409,8 +411,8 @@ def test_run_without_a_checkpoint_starts_again_and_keeps_its_metrics(tmp_path, c
 def test_folder_in_use_by_another_process_is_refused(tmp_path):
     config, workdir = toy_task.config(steps=3), tmp_path / "run"
     with folders.locked(workdir), pytest.raises(UserError, match="another process"):
-        trainer.run(config, workdir, toy_task.source(), None)
-    final, _ = trainer.run(config, workdir, toy_task.source(), None)
+        run_job(config, workdir, toy_task.source())
+    final, _ = run_job(config, workdir, toy_task.source())
     assert final["status"] == "complete"
 
 
@@ -419,26 +421,26 @@ def test_failed_start_leaves_the_folder_free(tmp_path):
         raise UserError("too short")
 
     with pytest.raises(UserError, match="too short"):
-        trainer.run(toy_task.config(), tmp_path, tasks.Source("1" * 64, fail), None)
+        run_job(toy_task.config(), tmp_path, tasks.Source("1" * 64, fail))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("left", [b"", b'{"kind": "train"', b"\x00\x00\n"])
 def test_run_killed_at_its_first_record_starts_again(tmp_path, left):
     config, workdir = toy_task.config(steps=3), tmp_path / "run"
-    folders.claim(workdir, trainer.resolve(config, toy_task.source()))
+    folders.claim(workdir, Job.of(config).on(toy_task.source()).config)
     (workdir / "metrics.jsonl").write_bytes(left)
-    final, _ = trainer.run(config, workdir, toy_task.source(), None)
+    final, _ = run_job(config, workdir, toy_task.source())
     assert final["status"] == "complete"
 
 
 def test_folder_of_another_config_is_refused_by_field(tmp_path):
     workdir = tmp_path / "run"
-    trainer.run(toy_task.config(steps=3), workdir, toy_task.source(), None)
+    run_job(toy_task.config(steps=3), workdir, toy_task.source())
     before = (workdir / "metrics.jsonl").read_bytes()
     other = toy_task.config("momentum", steps=4)
     with pytest.raises(UserError) as caught:
-        trainer.run(other, workdir, toy_task.source(), None)
+        run_job(other, workdir, toy_task.source())
     message = str(caught.value)
     assert "\n" not in message
     assert "config.steps was 3, now 4" in message
@@ -448,31 +450,31 @@ def test_folder_of_another_config_is_refused_by_field(tmp_path):
 
 
 def test_folder_with_another_text_is_refused(tmp_path):
-    trainer.run(toy_task.config(steps=3), tmp_path, toy_task.source(), None)
+    run_job(toy_task.config(steps=3), tmp_path, toy_task.source())
     source = dataclasses.replace(toy_task.source(), sha256="1" * 64)
     with pytest.raises(UserError, match=r"config.data.sha256 was 000.*, now 111"):
-        trainer.run(toy_task.config(steps=3), tmp_path, source, None)
+        run_job(toy_task.config(steps=3), tmp_path, source)
 
 
 def test_changes_that_do_not_touch_the_run_are_accepted(tmp_path):
     config = toy_task.config(steps=3)
-    trainer.run(config, tmp_path, toy_task.source(), None)
+    run_job(config, tmp_path, toy_task.source())
     config.optimizers.gclip.learning_rate = 123.0
     config.sweep.learning_rates.adamw = (1.0,)
-    final, _ = trainer.run(config, tmp_path, toy_task.source(), None)
+    final, _ = run_job(config, tmp_path, toy_task.source())
     assert final["status"] == "complete"
 
 
 def test_broken_config_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json: not JSON"):
-        trainer.run(toy_task.config(), tmp_path, toy_task.source(), None)
+        run_job(toy_task.config(), tmp_path, toy_task.source())
 
 
 def test_unwritable_work_directory_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.run: Not a directory"):
-        trainer.run(toy_task.config(), tmp_path / "file/run", toy_task.source(), None)
+        run_job(toy_task.config(), tmp_path / "file/run", toy_task.source())
 
 
 def test_dropout_follows_seed_and_step():
@@ -481,7 +483,7 @@ def test_dropout_follows_seed_and_step():
     optimizer = trainer.optimizers.build(toy_task.config().optimizers.adamw)
     step_fn = steps.make_train_step(task, optimizer, lambda step: 0.0, step_key)
     start = steps.new_state(task, optimizer, step_key)
-    batch = program.stack([toy_task.batch(0)])
+    batch = programs.stack([toy_task.batch(0)])
 
     def loss_at(step):
         state = start._replace(position=jnp.int32(step))

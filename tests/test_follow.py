@@ -16,7 +16,8 @@ from experiments.common import json_files
 from experiments.common.errors import UserError
 from experiments.diagnosis import trajectory, trajectory_figures
 from experiments.follow import Settings
-from experiments.training import program, trainer
+from experiments.training import programs, trainer
+from experiments.training.job import Job
 from tests import toy_task
 from tests.commands import refused
 from tests.toy_runs import assert_same, go, read, toy
@@ -27,8 +28,8 @@ SETTINGS = Settings(spectra=3, points=4, loss_batches=2, lanczos_steps=8)
 
 @pytest.fixture(scope="module")
 def built():
-    config = trainer.resolve(toy("momentum"), toy_task.source())
-    return config, program.build(config, toy_task.make())
+    config = Job.of(toy("momentum")).on(toy_task.source())
+    return config, programs.build(config, toy_task.make())
 
 
 def dense(built, params):
@@ -76,8 +77,8 @@ def test_instruments_agree_with_the_dense_hessian(built):
 def test_it_is_the_training_of_the_trainer(mode, tmp_path):
     config = toy("momentum", parallel=mode, num_devices=2)
     _, made = go(config, tmp_path)
-    resolved = trainer.resolve(config, toy_task.source())
-    points = trajectory.follow(made, resolved, made.init_state(), [0, 12], [1, 2, 11])
+    resolved = Job.of(config).on(toy_task.source())
+    points = trajectory.follow(resolved, made, made.init_state(), [0, 12], [1, 2, 11])
     at = {}
     for step, params, _, update in points:
         assert (update is None) == (step in (0, 12))

@@ -247,3 +247,16 @@ def test_dtypes_mixed_within_a_tree():
     total = (9 * 300**2 + 400**2) ** 0.5
     np.testing.assert_allclose(got["a"], 300 / total, rtol=2**-10)
     np.testing.assert_allclose(got["b"], 400 / total, rtol=1e-6)
+
+
+def test_the_state_tells_which_share_of_the_norm_was_kept():
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.6, 0.8]), "c": jnp.zeros(2)}
+    for scope, want in (
+        ("global", (4 / 26) ** 0.5),
+        ("leaf", {"a": 0.4, "b": 1.0, "c": 1.0}),
+    ):
+        tx = oht.clip_by_norm(2.0, scope=scope)
+        state = tx.init(grads)
+        assert all(float(x) == 1 for x in jax.tree.leaves(state.kept))
+        _, state = tx.update(grads, state)
+        assert_trees_close(state.kept, jax.tree.map(np.float32, want), 1e-6)

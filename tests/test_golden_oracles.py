@@ -95,6 +95,12 @@ def _as_transform(function, kwargs):
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def _read(state, name):
+    """Its own field of this name, or the only one within."""
+    own = getattr(state, name, None)
+    return optax.tree.get(state, name) if own is None else own
+
+
 @functools.cache
 def _run(spec, fields, x64):
     """The compiled loop over all steps, for all gradients of a configuration."""
@@ -109,7 +115,7 @@ def _run(spec, fields, x64):
         params, state = carry
         updates, state = tx.update(now["grads"], state, params, **now.get("extra", {}))
         params = optax.apply_updates(params, updates)
-        read = {name: optax.tree.get(state, name) for name in fields}
+        read = {name: _read(state, name) for name in fields}
         return (params, state), {"updates": updates, "params": params, "aux": read}
 
     return jax.jit(lambda p, inputs: jax.lax.scan(step, (p, tx.init(p)), inputs)[1])

@@ -53,6 +53,11 @@ SCHEDULES = {
         _nonconvex,
         {"scale": POSITIVE, "num_steps": COUNT, "tail_order": TAIL},
     ),
+    "normalized_momentum": (
+        oht.normalized_momentum,
+        _nonconvex,
+        {"scale": POSITIVE, "num_steps": COUNT, "tail_order": TAIL},
+    ),
 }
 RANGES = SCHEDULES | {
     name: (case.factory, case.kwargs, case.ranges) for name, case in RECORDS.items()
@@ -308,6 +313,7 @@ FURTHER = {
     "outer_learning_rate": (functools.partial(oht.neumann_two_loop, 0.1, 2), -1.0),
     "maximum": (oht.neumann_momentum, 1.0),
     "t_mult": (functools.partial(oht.warm_restarts, 1.0, 2), 0.5),
+    "relative": (oht.clipped_ema, -1.0),
 }
 
 

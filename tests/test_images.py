@@ -16,6 +16,7 @@ from experiments import tasks
 from experiments.common.errors import UserError
 from experiments.configs import digits_zoo, resnet_digits
 from experiments.data import decoding, image_files, images, stores, stream
+from experiments.training.job import Job
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -583,23 +584,31 @@ def test_a_task_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.image_size", 0, r"image_size=0: must be in \[1, 8192\]"),
+        ("data.image_size", 0, "image_size=0: must be an integer in .1, 8192"),
         ("data.image_size", 32, "8x8 .*; name a folder or a tar"),
         ("data.augment", "resized_crop", "8x8 .*; name a folder or a tar"),
         ("data.augment", "turn", "augment=turn: must be one of none, shift, resized"),
-        ("data.split_seed", -1, "split_seed=-1: must be 0 or more"),
-        ("data.std", (0.0,), r"std=\(0.0,\): must be equally many"),
+        ("data.split_seed", -1, "split_seed=-1: must be an integer in .0, "),
+        (
+            "data.std",
+            (0.0,),
+            r"std=\(0.0,\): must be 1 or more .* above 0",
+        ),
         ("data.std", (1.0, 1.0), "must be equally many"),
-        ("data.mean", (float("nan"),), "must be equally many"),
-        ("label_smoothing", 1.0, r"label_smoothing=1.0: must be in \[0, 1\)"),
+        ("data.mean", (float("nan"),), r"mean=\(nan,\): must be .* a finite number"),
+        ("label_smoothing", 1.0, r"label_smoothing=1.0: .* in \[0, 1\)"),
         ("batch_size", 2000, "batch_size=2000: must be at most 1438"),
         ("accumulate", 3, "accumulate=3: must be 1 or more and divide"),
         ("model.name", "vgg", "name=vgg: must be one of perceptron, resnet"),
-        ("model.width", 0, "width=0: must be 1 or more"),
-        ("model.stages", (1, 0), r"stages=\(1, 0\): must be numbers of blocks"),
-        ("model.stages", (), "must be numbers of blocks"),
-        ("model.stages", (1.5,), "must be numbers of blocks"),
-        ("data.mean", ("a",), "must be equally many"),
+        ("model.width", 0, "width=0: must be an integer in .1, "),
+        (
+            "model.stages",
+            (1, 0),
+            r"stages=\(1, 0\): .* each an integer in \[1, 1",
+        ),
+        ("model.stages", (), "must be 1 or more items"),
+        ("model.stages", (1.5,), "each an integer"),
+        ("data.mean", ("a",), "each a finite number"),
         ("model.block", "wide", "block=wide: must be one of basic, bottleneck"),
         ("model.stem", "big", "stem=big: must be one of cifar, imagenet"),
         ("model.dtype", "int8", "dtype=int8: must be one of float32, bfloat16"),
@@ -610,7 +619,7 @@ def test_bad_values_are_refused(tmp_path, field, value, message):
     *folder, name = field.split(".")
     (config[folder[0]] if folder else config)[name] = value
     with pytest.raises(UserError, match=message) as error:
-        build(config, tmp_path)
+        build(Job.of(config).config, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -624,5 +633,5 @@ def test_numbers_for_channels_must_fit(tmp_path):
 def test_hidden_layers_of_a_perceptron_are_checked(tmp_path):
     config = linear()
     config.model.num_layers = -1
-    with pytest.raises(UserError, match="num_layers=-1: must be 0 or more"):
-        build(config, tmp_path)
+    with pytest.raises(UserError, match=r"num_layers=-1: must be an integer in \[0, "):
+        Job.of(config)

@@ -43,6 +43,8 @@ SHARED = {
         "accuracy_name": "masked accuracy",
     },
 }
+# What a comparison has, and its runs have not.
+COMPARISON = {**SHARED, "optimizers": {"acclip": {}, "adamw": {}, "nadam": {}}}
 
 
 def config_of(name):
@@ -109,7 +111,7 @@ def write_run(workdir, name, records, config=None):
 def write_comparison(workdir, **end_losses):
     """One complete run per name, with its final validation loss."""
     workdir.mkdir(exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(SHARED))
+    (workdir / "config.json").write_text(json.dumps(COMPARISON))
     for name, loss in end_losses.items():
         write_run(workdir, name, records_of(loss))
     return list(end_losses)
@@ -189,7 +191,7 @@ def test_page_tells_what_was_run_on_what(comparison):
         "2-core x86_64 CPU",
         "python 3.11.9, jax 0.10.2, optax_heavytail 0.1",
         "python -m experiments.compare --config=a.py --workdir=b",
-        json.dumps(SHARED, indent=2, sort_keys=True),
+        json.dumps(COMPARISON, indent=2, sort_keys=True),
     ):
         assert fact in text
 
@@ -250,7 +252,8 @@ def test_only_unfinished_runs(tmp_path):
 def test_texts_are_escaped(tmp_path):
     name = "<script>alert(1)& $x$"
     names = write_comparison(tmp_path, **{name: 4.4})
-    (tmp_path / "config.json").write_text('{"path": "</pre><img src=x>"}')
+    config = {"optimizers": {}, "path": "</pre><img src=x>"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     report.write_report(tmp_path, names)
     page = page_of(tmp_path)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
@@ -470,7 +473,7 @@ def test_no_runs(tmp_path):
 def test_a_run_without_metrics(tmp_path):
     names = write_comparison(tmp_path, adamw=4.4)
     (tmp_path / "adamw/metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"adamw/metrics.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"adamw/metrics.jsonl: No such file"):
         report.write_report(tmp_path, names)
 
 

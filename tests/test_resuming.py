@@ -13,7 +13,8 @@ import pytest
 from experiments import tasks
 from experiments.common.errors import UserError
 from experiments.runs import folders
-from experiments.training import checkpoint_files, checkpoints, program, trainer
+from experiments.training import checkpoint_files, checkpoints, programs
+from experiments.training.job import Job
 from tests import make_checkpoint_fixture, toy_task
 from tests.toy_runs import (
     ROOT,
@@ -127,7 +128,7 @@ def test_changes_that_are_interrupted_leave_no_finished_run(
     tmp_path, whole, monkeypatch, start_at
 ):
     """Whatever file operation is the last, no old result passes for the new config."""
-    changed = trainer.resolve(growing(seed=1), toy_task.source())
+    changed = Job.of(growing(seed=1)).on(toy_task.source()).config
     for last in range(20):
         workdir, calls = tmp_path / str(last), []
         shutil.copytree(whole[0], workdir)
@@ -159,7 +160,7 @@ def test_how_many_gradients_an_aggregation_has_is_part_of_the_config():
 
     def resolved(devices, **changes):
         config = toy(parallel="shard_map", num_devices=devices, accumulate=4, **changes)
-        return folders.plain(trainer.resolve(config, toy_task.source()))
+        return folders.plain(Job.of(config).on(toy_task.source()).config)
 
     median = {"aggregation": {"name": "coordinate_median", "kwargs": {}}}
     with pytest.raises(UserError, match=r"num_gradients was \[4\], now \[8\]$"):
@@ -219,8 +220,8 @@ def test_a_run_moves_to_other_devices(tmp_path, parallel_, fsdp):
     cut_short(laid_out(8), tmp_path / "run", built, 5)
     before = arrays_of(tmp_path / "run", 4)
     four = laid_out(4)
-    built = program.build(trainer.resolve(four, source), without_dropout())
-    resolved = trainer.resolve(four, source)
+    built = programs.build(Job.of(four).on(source), without_dropout())
+    resolved = Job.of(four).on(source).config
     resumed = checkpoints.Keeper(built, resolved, tmp_path / "run").resume(False)
     found = checkpoint_files.by_path((resumed.state, resumed.window))
     assert_same(found, before)

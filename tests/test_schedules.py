@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_heavytail as oht
-from optax_heavytail._schedules import batch_growth, survey, theory
+from optax_heavytail._schedules import batch_growth, normalized, survey, theory
 
 COUNTS = (0, 1, 2, 9, 999, 10**6)
 
@@ -32,6 +32,38 @@ def _check(schedule, formula):
 def test_strongly_convex_step():
     _check(oht.strongly_convex_step(0.5), lambda k: 4 / (0.5 * (k + 1)))
     assert float(oht.strongly_convex_step(4.0)(0)) == 0.5  # 2 / mu
+
+
+@pytest.mark.parametrize(
+    ("order", "rate", "weight"),
+    [(2.0, 3 / 4, 1 / 2), (1.5, 0.8, 0.6), (None, 0.75, 0.5)],
+)
+def test_normalized_momentum_of_a_known_length(order, rate, weight):
+    """And the rate of the mean gradient norm: 1/4 for order 2, 1/5 for 1.5."""
+    eta, beta = oht.normalized_momentum(10_000, order, scale=3.0)
+    _check(eta, lambda k: 3.0 * 10_000**-rate)
+    _check(beta, lambda k: 1 - 10_000**-weight)
+    # What must balance: 1 / (eta T), eta / (1 - beta), (1 - beta)^((p - 1) / p).
+    if order is not None:
+        np.testing.assert_allclose(
+            [1 - rate, rate - weight], [weight * (order - 1) / order] * 2
+        )
+
+
+def test_normalized_momentum_of_an_unknown_length():
+    eta, beta = oht.normalized_momentum()
+    _check(eta, lambda k: k**-0.75)
+    _check(beta, lambda k: 1 - k**-0.5)
+    with pytest.raises(ValueError, match=r"tail_order=1\.5 needs num_steps"):
+        oht.normalized_momentum(tail_order=1.5)
+
+
+def test_batch_for_normalized():
+    assert oht.batch_for_normalized(100, 2.0) == 100
+    assert oht.batch_for_normalized(101, 4 / 3) == 101**2  # a power just above it
+    assert oht.batch_for_normalized(10, 1.5) == 32  # of 31.6
+    with pytest.raises(ValueError, match="must be further above 1"):
+        oht.batch_for_normalized(1e6, 1.001)
 
 
 @pytest.mark.parametrize("order", [1.2, 1.5, 2.0, 2])
@@ -276,10 +308,10 @@ def test_all_are_exported():
     """But for the two helpers that tell where cycles start and end."""
     public = {
         name
-        for module in (theory, survey, batch_growth)
+        for module in (theory, normalized, survey, batch_growth)
         for name, value in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_") and value.__module__ == module.__name__
     }
     public -= {"restarts", "cycle_at"}
     assert public <= set(oht.__all__)
-    assert len(public) == 8
+    assert len(public) == 10

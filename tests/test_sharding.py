@@ -1,6 +1,7 @@
 """Sharded equals replicated: under jit, and by hand in shard_map and pmap."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
 from tests.compare import assert_trees_close
-from tests.registry import make_grads, make_params
+from tests.registry import CASES, make_grads, make_params
 from tests.test_contract import each_structure, run, run_case
 
 SPECS = {"kernel": P("x", "y"), "bias": [P("y"), P()]}
@@ -110,6 +111,15 @@ WITH_NORMS = {
     "neumann": functools.partial(
         oht.neumann, 0.1, repulsive=0.01, repulsive_scale="params", reset_interval=2
     ),
+}
+WITH_NORMS |= {  # all others that say over which axes a sum goes
+    name: functools.partial(case.factory, **case.kwargs)
+    for name, case in CASES.items()
+    if "axis_name" in inspect.signature(case.factory).parameters
+    and case.any_tree
+    and not case.variant
+    and "inner" not in case.kwargs  # which would have to be told too
+    and case.factory not in {make.func for make in WITH_NORMS.values()}
 }
 
 

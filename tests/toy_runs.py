@@ -12,6 +12,8 @@ from etils import epath
 
 from experiments.common.errors import UserError
 from experiments.training import trainer
+from experiments.training.job import Job
+from experiments.training.programs import Programs
 from tests import toy_task
 
 TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
@@ -36,8 +38,17 @@ def growing(**changes):
     return toy(**{"steps": 15, "max_batch_size": 32, **changes})
 
 
+def run_job(config, workdir, source, program=None, **kwargs):
+    """The final record, and the program if one was needed."""
+    job, programs = Job.of(config).on(source), Programs(source)
+    if program is not None:
+        programs.keep(job, program)
+    outcome = trainer.run(job, workdir, programs, **kwargs)
+    return outcome.record, programs.last
+
+
 def go(config, workdir, built=None, source=None, **kwargs):
-    return trainer.run(config, workdir, source or toy_task.source(), built, **kwargs)
+    return run_job(config, workdir, source or toy_task.source(), built, **kwargs)
 
 
 def timeless(workdir):

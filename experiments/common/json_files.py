@@ -1,7 +1,8 @@
 """JSON documents and JSON lines; what is not one is refused in one line.
 
-A file of JSON lines has one object a line. What a killed process wrote in part is a
-last line without its end: readers leave it out, and the next `append` cuts it off.
+A file of JSON lines has one object a line. What a killed process or a power cut left is
+a last line without its end, or of zeros: readers leave it out, and the next `append`
+cuts it off.
 """
 
 import json
@@ -32,12 +33,24 @@ def read_lines(path: Path) -> Lines:
     """
     if not path.exists():
         return Lines([], is_cut=False)
-    *lines, rest = _read(path).split(b"\n")
+    content = _read(path)
+    whole = _whole(content)
+    rest = content[len(whole) :].strip(b"\0\n")
+    if rest and not rest.startswith(b"{"):
+        raise UserError(f"{path}: its last line is no part of a record")
     records = [
         _object(line, f"{path}:{i}", parse_constant=_refuse)
-        for i, line in enumerate(lines, 1)
+        for i, line in enumerate(whole.split(b"\n")[:-1], 1)
     ]
-    return Lines(records, is_cut=bool(rest))
+    return Lines(records, is_cut=len(whole) < len(content))
+
+
+def _whole(content: bytes) -> bytes:
+    """All but a last line without its end, or of zeros, as a power cut leaves it."""
+    kept = content.rstrip(b"\0\n")
+    if content[len(kept) : len(kept) + 1] == b"\n":
+        return kept + b"\n"
+    return kept[: kept.rfind(b"\n") + 1]
 
 
 def read_object(path: Path) -> Record:
@@ -110,7 +123,8 @@ def append(path: Path, record: Record) -> None:
 
 
 def _cut_off_the_rest(path: Path, descriptor: int) -> None:
-    """Removes a last line that has no end."""
+    """Removes what `_whole` leaves out."""
     size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+    end = os.pread(descriptor, 2, max(size - 2, 0))
+    if size and (not end.endswith(b"\n") or end[0] in b"\0\n"):
+        os.ftruncate(descriptor, len(_whole(path.read_bytes())))

@@ -26,7 +26,7 @@ TURNS = {
 # Pillow warns from 89 million pixels on, and reads them.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 # Many photos have damaged EXIF; it says nothing then, also not on the terminal.
-warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 def decode(data: bytes, name: str) -> Image.Image:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import json_files
-from experiments.common.types import Config
 from experiments.diagnosis import trajectory
 from experiments.diagnosis.points import Batches
 from experiments.diagnosis.trajectory import Record
-from experiments.training.program import Program
+from experiments.training.job import Job
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState
 from optax_heavytail.diagnostics import SmoothnessFit, Spectrum
 
@@ -56,16 +56,16 @@ class Probe:
     """Measures the curvature at points of a run; compiled once for all.
 
     Args:
-      built: the run's steps.
-      config: the resolved one.
+      job: what the run does.
+      built: its steps.
     """
 
-    def __init__(self, built: Program, config: Config):
-        self._built, self._rate = built, np.float32(config.optimizer.learning_rate)
+    def __init__(self, job: Job, built: Program):
+        self._built, self._rate = built, np.float32(job.learning_rate)
         params = jax.eval_shape(built.init_state).params
         number = sum(x.size for x in jax.tree.leaves(params))
         self._instruments = trajectory.Instruments(
-            built, _NUM_BATCHES, min(LANCZOS_STEPS, number), config.seed
+            built, _NUM_BATCHES, min(LANCZOS_STEPS, number), job.config.seed
         )
 
     def at(self, state: TrainState, done: Callable[[], None]) -> Curvature:

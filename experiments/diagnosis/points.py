@@ -13,8 +13,8 @@ from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.runs import folders
 from experiments.tasks import Batch, PyTree
-from experiments.training import aggregate, checkpoint_files, program, steps
-from experiments.training.program import Program
+from experiments.training import aggregate, checkpoint_files, programs, steps
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState
 
 INITIAL = 0  # the step of the parameters before training
@@ -164,7 +164,7 @@ class Batches:
         size = int(plan.microbatches[0])
         stream = self.built.task.train_batches(plan.position(plan.num_steps))
         for index in range(self.number):
-            stacked = program.stack([next(stream) for _ in range(size)])
+            stacked = programs.stack([next(stream) for _ in range(size)])
             yield index, self.built.layout.place(stacked)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.errors import UserError
-from experiments.common.types import Config
 from experiments.tasks import Batch, PyTree
-from experiments.training import parallel, program
-from experiments.training.program import Program
+from experiments.training import parallel, programs
+from experiments.training.job import Job
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState
 from optax_heavytail import diagnostics
 
@@ -36,7 +36,7 @@ class Instruments:
         self._task, self._lanczos_steps = built.task, lanczos_steps
         self._key = jax.random.key(seed)
         stream = built.task.train_batches(built.plan.position(built.plan.num_steps))
-        stacked = program.stack(list(itertools.islice(stream, batches)))
+        stacked = programs.stack(list(itertools.islice(stream, batches)))
         rows = built.layout.sharding(None, parallel.ROWS)
         self._batches = jax.device_put(stacked, rows)
         self._spectrum = jax.jit(self._make_spectrum)
@@ -113,8 +113,8 @@ class Point(NamedTuple):
 
 
 def follow(
+    job: Job,
     built: Program,
-    config: Config,
     state: TrainState,
     steps: Sequence[int],
     updates: Sequence[int],
@@ -122,8 +122,8 @@ def follow(
     """Trains on from a state, as far as is wanted.
 
     Args:
-      built: of ``config``.
-      config: a resolved one.
+      job: what is trained.
+      built: its steps.
       state: where to start; it is used up.
       steps: steps after which to yield a point.
       updates: steps after which to yield one with the update that comes next.
@@ -136,7 +136,7 @@ def follow(
     """
     layout, plan = built.layout, built.plan
     last = max([*steps, *(step + 1 for step in updates)])
-    rate = np.float32(config.optimizer.learning_rate)
+    rate = np.float32(job.learning_rate)
     stream = built.task.train_batches(int(state.position))
     first = int(state.step)
     state, window = layout.enter(state), layout.enter(built.new_window())
@@ -148,7 +148,7 @@ def follow(
             return
         before = _copy(layout.leave(state)) if step in updates else None
         count = int(plan.microbatches[step])
-        batch = program.stack([next(stream) for _ in range(count)])
+        batch = programs.stack([next(stream) for _ in range(count)])
         state, window = layout.settle(
             built.train_step(count)(state, window, layout.place(batch), rate)
         )

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.common.errors import UserError
-from experiments.common.types import Config
 
 SIZES = {
     "tiny": {"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 256},
@@ -41,35 +40,13 @@ class BertConfig:
     attention: bool = True  # False: layers are their perceptrons alone
     inputs: str = "tokens"  # or "gaussian": noise in place of the tokens' embeddings
 
-
-def check_sizes(model: Config) -> None:
-    """Refuses a ``config.model`` that no model can have.
-
-    Raises:
-      UserError: the first field that is out of range.
-    """
-    for name in ("num_layers", "width", "num_heads", "mlp_width"):
-        if model[name] < 1:
-            raise UserError(f"config.model.{name}={model[name]}: must be 1 or more")
-    if model.width % model.num_heads:
-        raise UserError(
-            f"config.model.num_heads={model.num_heads}: must divide "
-            f"config.model.width={model.width}"
-        )
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"config.model.dropout={model.dropout}: must be in [0, 1)")
-    if model.dtype not in ("float32", "bfloat16"):
-        raise UserError(
-            f"config.model.dtype={model.dtype}: must be float32 or bfloat16"
-        )
-    if not isinstance(model.get("attention", True), bool):
-        raise UserError(
-            f"config.model.attention={model.attention}: must be True or False"
-        )
-    if model.get("inputs", "tokens") not in INPUTS:
-        raise UserError(
-            f"config.model.inputs={model.inputs}: must be one of {', '.join(INPUTS)}"
-        )
+    def __post_init__(self):
+        """Refuses heads that do not divide the width."""
+        if self.width % self.num_heads:
+            raise UserError(
+                f"config.model.num_heads={self.num_heads}: must divide "
+                f"config.model.width={self.width}"
+            )
 
 
 def _init(config: BertConfig) -> nnx.Initializer:

@@ -119,11 +119,11 @@ def draw(
             continue
         style = line_style(i)
         axes.plot(steps, losses, color=color(i), linestyle=style, linewidth=1.8)
-        if run.is_complete:
+        if run.outcome.is_complete:
             labels.append(Label(losses[-1], run.name, color(i)))
         else:
             axes.plot(steps[-1], losses[-1], "x", color=color(i))
-            text = f"{run.name} ({run.end})"
+            text = f"{run.name} ({run.outcome.status})"
             labels.append(Label(losses[-1], text, color(i), reaches_end=False))
     for name, value in baselines.items():
         axes.axhline(value, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
@@ -133,7 +133,7 @@ def draw(
     if runs[0].loss_scale == "log":
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(0, max(1, *(run.last_step for run in runs)))
+    axes.set_xlim(0, max(1, *(run.outcome.step for run in runs)))
     _limit_height(axes, runs, baselines)
     _write_labels(axes, labels)
 

@@ -40,7 +40,7 @@ def _row(run: Run, baselines: Mapping[str, float]) -> Row:
         "optimizer": run.name,
         **{k: v for k, v in run.config["optimizer"].items() if k != "name"},
         "status": run.status,
-        "step": run.last_step,
+        "step": run.outcome.step,
         "loss": loss,
         "differences": {
             name: None if loss is None else loss - value
@@ -49,7 +49,7 @@ def _row(run: Run, baselines: Mapping[str, float]) -> Row:
         "accuracy": final.get("accuracy"),
         "train_seconds": seconds,
         "compile_seconds": final.get("compile_seconds"),
-        "steps_per_second": run.last_step / seconds if seconds else None,
+        "steps_per_second": run.outcome.step / seconds if seconds else None,
     }
 
 

@@ -203,7 +203,9 @@ def differences(old: Any, new: Any, name: str = "config") -> list[str]:
                 old.get(key, "none"), new.get(key, "none"), f"{name}.{key}"
             )
         ]
-    return [] if old == new else [f"{name} was {old}, now {new}"]
+    # As JSON, where a NaN is what it was.
+    same = old == new or json.dumps(old) == json.dumps(new)
+    return [] if same else [f"{name} was {old}, now {new}"]
 
 
 def numbered(workdir: Path, name: str) -> Path:

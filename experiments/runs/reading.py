@@ -7,6 +7,7 @@ from typing import Any, Literal
 from experiments.common import json_files
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
+from experiments.runs.outcome import Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,29 +37,18 @@ class Run:
         return self.config["report"]["accuracy_name"]
 
     @property
-    def end(self) -> str:
-        """How the run ended: "complete", "diverged" or "interrupted"."""
-        return "interrupted" if self.final is None else self.final["status"]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run got to its last step."""
-        return self.end == "complete"
-
-    @property
-    def last_step(self) -> int:
-        """The last step there is a record of."""
-        final = [] if self.final is None else [self.final]
-        steps = [record["step"] for record in self.train + self.eval + final]
-        return max(steps, default=0)
+    def outcome(self) -> Outcome:
+        """How the run ended, or how far it came."""
+        if self.final is not None:
+            return Outcome.of(self.final)
+        steps = [record["step"] for record in self.train + self.eval]
+        return Outcome("interrupted", max(steps, default=0))
 
     @property
     def status(self) -> str:
         """How and where the run ended, in words."""
-        if self.is_complete:
-            return "complete"
-        cut = " (last record cut short)" if self.is_cut else ""
-        return f"{self.end} at step {self.last_step:,}{cut}"
+        is_noted = self.is_cut and not self.outcome.is_complete
+        return f"{self.outcome}{' (last record cut short)' if is_noted else ''}"
 
 
 def read_run(run_dir: Path) -> Run:
@@ -71,7 +61,7 @@ def read_run(run_dir: Path) -> Run:
     """
     metrics = run_dir / "metrics.jsonl"
     if not metrics.exists():
-        raise UserError(f"{metrics}: no such file; a finished run has it")
+        raise UserError(f"{metrics}: No such file; a finished run has it")
     records, is_cut = json_files.read_lines(metrics)
     for number, record in enumerate(records, 1):
         _check(record, f"{metrics}:{number}")
@@ -93,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Reads ``config.json``, the resolved config of a run or a comparison."""
     path = folder / "config.json"
     if not path.exists():
-        raise UserError(f"{path}: no such file; a finished run has it")
+        raise UserError(f"{path}: No such file; a finished run has it")
     return json_files.read_object(path)
 
 

@@ -37,6 +37,7 @@ class Writer(Recorder):
     def __init__(self, workdir: Path, step: int):
         self._workdir = workdir
         self._metrics = workdir / folders.METRICS_FILE
+        self._metrics.touch()  # an interruption before the first record is one too
         # Without the thread of tensorboardX, which a full disk ends unnoticed.
         name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{step}"
         self._events = RecordWriter(str(workdir / name))

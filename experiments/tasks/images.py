@@ -1,7 +1,6 @@
 """Classification of images."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from flax import nnx
 from experiments.common import axes
 from experiments.common.errors import UserError
 from experiments.common.types import Config
-from experiments.data import decoding, images, stream
+from experiments.data import images, stream
 from experiments.models import resnet
 from experiments.models.losses import cross_entropy
 from experiments.models.perceptron import Perceptron
@@ -26,12 +25,14 @@ from experiments.tasks.base import (
     weighted_sums,
 )
 
-LARGEST_SIDE = math.isqrt(decoding.LARGEST_IMAGE)
-
 
 def load(config: Config) -> Source:
     """Reads the images that ``config.data`` names."""
-    _check(config)
+    mean, std = config.data.mean, config.data.std
+    if len(mean) != len(std):
+        raise UserError(
+            f"config.data.mean={mean}, config.data.std={std}: must be equally many"
+        )
     data = images.load(config.data)
     if len(config.data.mean) not in (1, data.channels):
         raise UserError(
@@ -39,62 +40,6 @@ def load(config: Config) -> Source:
             f"of {data.channels} channels"
         )
     return Source(data.sha256, lambda workdir: _build(config, data))
-
-
-def _check(config: Config) -> None:
-    data, model = config.data, config.model
-    if not 1 <= data.image_size <= LARGEST_SIDE:
-        raise UserError(
-            f"config.data.image_size={data.image_size}: must be in [1, {LARGEST_SIDE}]"
-        )
-    if data.split_seed < 0:
-        raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
-    _check_choice("data.augment", data.augment, images.AUGMENTATIONS)
-    is_finite = all(_is_number(x) and math.isfinite(x) for x in (*data.mean, *data.std))
-    if (
-        not is_finite
-        or len(data.mean) != len(data.std)
-        or min(data.std, default=1) <= 0
-    ):
-        raise UserError(
-            f"config.data.mean={data.mean}, config.data.std={data.std}: must be "
-            "equally many finite numbers, the latter above 0"
-        )
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(
-            f"config.label_smoothing={config.label_smoothing}: must be in [0, 1)"
-        )
-    _check_choice("model.name", model.name, MODELS)
-    if model.width < 1:
-        raise UserError(f"config.model.width={model.width}: must be 1 or more")
-    if model.name == "resnet":
-        _check_resnet(model)
-    elif model.num_layers < 0:
-        raise UserError(
-            f"config.model.num_layers={model.num_layers}: must be 0 or more"
-        )
-
-
-def _check_resnet(model: Config) -> None:
-    _check_choice("model.block", model.block, resnet.BLOCKS)
-    _check_choice("model.stem", model.stem, resnet.STEMS)
-    _check_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-    if not model.stages or any(
-        type(blocks) is not int or blocks < 1 for blocks in model.stages
-    ):
-        raise UserError(
-            f"config.model.stages={model.stages}: must be numbers of blocks, each 1 or "
-            "more"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_choice(field: str, value: str, allowed) -> None:
-    if value not in allowed:
-        raise UserError(f"config.{field}={value}: must be one of {', '.join(allowed)}")
 
 
 def _build(config: Config, data: images.Images) -> Task:
@@ -150,6 +95,11 @@ def _resnet(config: Config, num_classes: int, channels: int) -> Callable:
 
 
 MODELS = {"perceptron": _perceptron, "resnet": _resnet}
+
+
+def smallest(config: Config) -> dict[str, Callable[..., Any]]:
+    """The functions of a model for grey images of one class."""
+    return model_functions(config, 1, 1, 1)
 
 
 def model_functions(

@@ -26,22 +26,8 @@ from experiments.tasks.base import (
 
 def load(config: Config) -> Source:
     """Reads the text that ``config.data`` names."""
-    _check(config)
     corpus = text.load_corpus(config.data.path, config.data.separator)
     return Source(corpus.sha256, lambda workdir: _build(config, corpus, workdir))
-
-
-def _check(config: Config) -> None:
-    data = config.data
-    if data.sequence_length < 3:
-        raise UserError(
-            f"config.data.sequence_length={data.sequence_length}: must be 3 or more, "
-            "for [CLS], a token and [SEP]"
-        )
-    tokenizer.check_vocab_size(data.vocab_size)
-    if data.split_seed < 0:
-        raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
-    bert.check_sizes(config.model)
 
 
 def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
@@ -104,6 +90,13 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
             "validation_tokens": num_validation,
         },
         save_assets=lambda folder: tokenizer.save(tokens, folder),
+    )
+
+
+def smallest(config: Config) -> dict[str, Callable[..., Any]]:
+    """The functions of a model that knows no word."""
+    return model_functions(
+        bert.BertConfig(1, config.data.sequence_length, **config.model)
     )
 
 

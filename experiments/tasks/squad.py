@@ -43,9 +43,6 @@ def load(config: Config) -> Source:
 
 def _check(config: Config) -> None:
     data = config.data
-    for name in ("question_length", "stride", "answer_length"):
-        if data[name] < 1:
-            raise UserError(f"config.data.{name}={data[name]}: must be 1 or more")
     smallest = squad_windows.SPECIAL + data.question_length + 1
     if data.sequence_length < smallest:
         raise UserError(
@@ -53,15 +50,11 @@ def _check(config: Config) -> None:
             "or more, for [CLS], config.data.question_length="
             f"{data.question_length} tokens, [SEP], a token and [SEP]"
         )
-    if not 1 <= data.n_best <= data.sequence_length:
+    if data.n_best > data.sequence_length:
         raise UserError(
-            f"config.data.n_best={data.n_best}: must be in [1, {data.sequence_length}],"
-            " config.data.sequence_length"
+            f"config.data.n_best={data.n_best}: must be at most "
+            f"config.data.sequence_length={data.sequence_length}"
         )
-    if data.split_seed < 0:
-        raise UserError(f"config.data.split_seed={data.split_seed}: must be 0 or more")
-    tokenizer.check_vocab_size(data.vocab_size)
-    bert.check_sizes(config.model)
 
 
 def _pretrained(config: Config) -> Pretrained:
@@ -193,6 +186,12 @@ def _judge(
         losses.append(cross_entropy(logits, place))
         hits.append(jnp.argmax(logits, axis=-1) == place)
     return (losses[0] + losses[1]) / 2, hits[0] & hits[1]
+
+
+def smallest(config: Config) -> dict[str, Callable[..., Any]]:
+    """The functions of a model that knows no word."""
+    model = bert.BertConfig(1, config.data.sequence_length, **config.model)
+    return model_functions(model, 1, 1, None)
 
 
 def model_functions(

@@ -27,7 +27,7 @@ import optax_heavytail as oht
 from experiments.common import distributed
 from experiments.common.errors import UserError, one_line
 from experiments.training import fingerprints, parallel
-from experiments.training.program import Program
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState, Window
 
 FORMAT = 1

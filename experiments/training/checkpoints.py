@@ -14,7 +14,7 @@ from experiments.common.types import Config
 from experiments.runs import folders
 from experiments.training import checkpoint_files
 from experiments.training.checkpoint_files import DamagedError, Progress, Resumed
-from experiments.training.program import Program
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState, Window
 
 

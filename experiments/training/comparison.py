@@ -21,17 +21,17 @@ def compare(config: Config, workdir: Path, with_changes: bool = False) -> str:
     """
     names = config.compare.optimizers
     check_distinct("config.compare.optimizers", names)
-    configs = {name: optimizers.select(config, name) for name in names}
-    source = trainer.load(list(configs.values()))
+    chosen = [optimizers.select(config, name) for name in names]
+    jobs, programs = trainer.prepare(chosen)
     # Refuses the folder of another comparison.
     distributed.by_main(lambda: folders.finished(workdir, config, with_changes))
-    ends = []
-    for name, chosen in configs.items():
-        final, _ = trainer.run(chosen, workdir / name, source, None, with_changes)
-        ends.append(final["status"])
+    outcomes = [
+        trainer.run(job, workdir / name, programs, with_changes)
+        for name, job in zip(names, jobs, strict=True)
+    ]
     distributed.by_main(lambda: folders.write_config(workdir, config))
     table = distributed.by_main(lambda: report.write_report(workdir, names))
-    if "complete" not in ends:
+    if not any(outcome.is_complete for outcome in outcomes):
         distributed.say(table)
         raise UserError(f"every run diverged; the report is in {workdir}")
     return table

@@ -1,6 +1,5 @@
 """The steps of a run, and what happens between them."""
 
-import dataclasses
 import math
 import time
 from typing import NamedTuple
@@ -9,22 +8,13 @@ import numpy as np
 
 from experiments.common import distributed, progress
 from experiments.common.errors import UserError
-from experiments.common.types import Config
 from experiments.runs import records
-from experiments.training import checkpoints, optimizers, program
+from experiments.runs.outcome import Outcome
+from experiments.training import checkpoints, optimizers, programs
 from experiments.training.checkpoint_files import Progress, Resumed
-from experiments.training.program import Program
+from experiments.training.job import Job
+from experiments.training.programs import Program
 from experiments.training.steps import TrainState, Window
-
-
-@dataclasses.dataclass
-class Outcome:
-    """How the loop ended."""
-
-    state: TrainState
-    progress: Progress
-    lost_step: int = 0  # the step that ended the run early, or 0
-    stop: bool = False  # SIGTERM has come in the last step
 
 
 class Todo(NamedTuple):
@@ -43,8 +33,8 @@ class Loop:
     run is noticed at the next record or checkpoint.
 
     Args:
-      built: the steps.
-      config: a resolved one.
+      job: what is to be done.
+      program: its steps.
       recorder: what writes the records.
       bar: what shows how far the run is.
       keeper: what saves the checkpoints.
@@ -53,20 +43,22 @@ class Loop:
 
     def __init__(
         self,
-        built: Program,
-        config: Config,
+        job: Job,
+        program: Program,
         recorder: records.Recorder,
         bar: progress.RunBar,
         keeper: checkpoints.Keeper,
         resumed: Resumed | None = None,
     ):
-        self._built, self._config, self._layout = built, config, built.layout
+        self._job, self._program = job, program
+        self._config, self._layout = job.config, job.layout
+        self._peak = np.float32(job.learning_rate)
         self._recorder, self._bar, self._keeper = recorder, bar, keeper
         state, window, self._at = resumed or Resumed(
-            built.init_state(), built.new_window(), Progress()
+            program.init_state(), program.new_window(), Progress()
         )
         self._state, self._window = map(self._layout.enter, (state, window))
-        self._microbatches = built.task.train_batches(self._at.position)
+        self._microbatches = program.task.train_batches(self._at.position)
 
     def fit(self) -> Outcome:
         """Runs the steps.
@@ -75,7 +67,7 @@ class Loop:
           UserError: a checkpoint cannot be written, or SIGTERM has come; then the last
             step is saved.
         """
-        at, num_steps = self._at, self._built.plan.num_steps
+        at, num_steps = self._at, self._job.plan.num_steps
         # What a stopped run has left out.
         missed = at.evaluated < at.step and at.step % self._config.eval_every == 0
         todo = Todo(evaluate=missed)
@@ -99,24 +91,31 @@ class Loop:
 
     def _outcome(self, lost_step: int, todo: Todo) -> Outcome:
         self._keeper.wait()
-        state = self._layout.leave(self._state)
-        return Outcome(state, self._at, lost_step, todo.stop)
+        at, is_stopped = self._at, todo.stop
+        if lost_step:
+            return Outcome("diverged", lost_step, {}, at.seconds, is_stopped)
+        return Outcome("complete", at.step, at.metrics, at.seconds, is_stopped)
+
+    @property
+    def state(self) -> TrainState:
+        """That after the last step."""
+        return self._layout.leave(self._state)
 
     def _step(self, step: int) -> None:
-        count = int(self._built.plan.microbatches[step - 1])
-        batch = program.stack([next(self._microbatches) for _ in range(count)])
+        count = int(self._job.plan.microbatches[step - 1])
+        batch = programs.stack([next(self._microbatches) for _ in range(count)])
         self._state, self._window = self._layout.settle(
-            self._built.train_step(count)(
+            self._program.train_step(count)(
                 self._state,
                 self._window,
                 self._layout.place(batch),
-                np.float32(self._config.optimizer.learning_rate),
+                self._peak,
             )
         )
         self._at.step, self._at.position = step, self._at.position + count
 
     def _todo(self, step: int, wants_stop: bool) -> Todo:
-        config, is_last = self._config, step == self._built.plan.num_steps
+        config, is_last = self._config, step == self._job.plan.num_steps
         evaluate = is_last or step % config.eval_every == 0
         return Todo(
             record=evaluate or step % config.log_every == 0,
@@ -131,18 +130,18 @@ class Loop:
         at, state = self._at, self._layout.leave(self._state)
         if todo.record:
             self._record(state, window)
-            window = self._built.new_window()
+            window = self._program.new_window()
             self._window = self._layout.enter(window)
         if todo.evaluate:
-            params = self._built.eval_params(state)
-            at.metrics = program.evaluate(self._built, params, state.model_state)
+            params = self._program.eval_params(state)
+            at.metrics = programs.evaluate(self._program, params, state.model_state)
             at.evaluated = at.step
             if not math.isfinite(at.metrics["loss"]):
                 return False
             self._recorder.write("eval", at.step, **at.metrics)
         if todo.save:
             self._keeper.save(state, window, at)
-        if todo.stop and at.step < self._built.plan.num_steps:
+        if todo.stop and at.step < self._job.plan.num_steps:
             self._keeper.wait()
             raise UserError(
                 f"stopped by SIGTERM after step {at.step}, which is saved; the same "
@@ -154,13 +153,11 @@ class Loop:
         at, num_losses = self._at, int(window.num_losses)
         if num_losses:  # none: all were skipped, and the limit is further on
             loss = float(window.loss_sum) / num_losses
-            rate = self._config.optimizer.learning_rate
             self._recorder.write(
                 "train",
                 at.step,
                 loss=loss,
-                learning_rate=rate
-                * float(np.asarray(self._built.plan.factor(at.step - 1))),
+                learning_rate=self._job.rate(at.step),
                 steps_per_second=(at.step - at.recorded)
                 / (at.seconds - at.seconds_recorded),
                 **optimizers.skipped(state.opt_state),

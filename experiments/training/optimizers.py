@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 
 import optax_heavytail as oht
+from experiments.common import fields
 from experiments.common.errors import UserError
 from experiments.common.types import Config
+from experiments.configs import fields as tables
 from optax_heavytail import diagnostics
 
 
@@ -52,14 +54,17 @@ def weighted_iterate_average(
 BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acclip": oht.acclip,
     "adabelief": optax.adabelief,
+    "adam_atan2": oht.adam_atan2,
     "adamw": optax.adamw,
     "adamw_decoupled": oht.adamw_decoupled,
     "adashift": oht.adashift,
     "addsign": oht.addsign,
     "amsgrad": oht.amsgrad,
+    "biclip": oht.biclip,
     "cclip": oht.cclip,
     "clip_by_moment": clip_by_moment,
     "clipped_gd": oht.clipped_gd,
+    "fast_adabelief": oht.fast_adabelief,
     "gclip": oht.gclip,
     "lamb": optax.lamb,
     "lambc": oht.lambc,
@@ -72,6 +77,9 @@ BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "novograd": optax.novograd,
     "powersign": oht.powersign,
     "sgdw": oht.sgdw,
+    "spam": oht.spam,
+    "stable_adamw": oht.stable_adamw,
+    "stable_spam": oht.stable_spam,
     "weighted_iterate_average": weighted_iterate_average,
 }
 
@@ -108,41 +116,21 @@ def settings(config: Config) -> Config:
     if name not in config.optimizers:
         allowed = ", ".join(config.optimizers)
         raise UserError(f"config.optimizer.name={name}: must be one of {allowed}")
-    chosen = config.optimizers[name]
-    where = f"config.optimizers.{name}"
+    chosen, where = config.optimizers[name], f"config.optimizers.{name}"
+    fields.check(config, {f"optimizers.{name}": fields.mapping()})
+    fields.check(chosen, tables.OPTIMIZER, where)
+    # Here, since optax itself takes any.
+    fields.check(chosen.kwargs, tables.KWARGS, f"{where}.kwargs")
     if chosen.transform not in BUILDERS:
         allowed = ", ".join(BUILDERS)
         raise UserError(
             f"{where}.transform={chosen.transform}: must be one of {allowed}"
         )
     try:
-        _check_ranges(where, chosen)
         build(chosen)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
     return chosen
-
-
-def _check_ranges(where: str, chosen: Config) -> None:
-    """Checks numbers here, since optax itself takes any."""
-    rate, decay = chosen.learning_rate, chosen.get("weight_decay", 0.0)
-    if not (math.isfinite(rate) and rate > 0):
-        raise UserError(
-            f"{where}.learning_rate={rate}: must be a finite number above 0"
-        )
-    if not (math.isfinite(decay) and decay >= 0):
-        raise UserError(
-            f"{where}.weight_decay={decay}: must be a finite number, 0 or more"
-        )
-    for name, value in chosen.kwargs.items():
-        if not isinstance(value, int | float):
-            continue
-        if name in ("b1", "b2", "decay") and not 0 <= value < 1:
-            raise UserError(f"{where}.kwargs.{name}={value}: must be in [0, 1)")
-        if name == "eps" and not (math.isfinite(value) and value >= 0):
-            raise UserError(
-                f"{where}.kwargs.eps={value}: must be a finite number, 0 or more"
-            )
 
 
 def build(

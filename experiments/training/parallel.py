@@ -23,7 +23,6 @@ from experiments.training import plan, sharding_rules
 from experiments.training.sharding_rules import Rule
 
 PyTree = Any
-MODES = ("jit", "shard_map", "pmap")
 ROWS = (DATA, FSDP)  # the rows of a batch are cut along both
 
 
@@ -224,16 +223,10 @@ def check(config: Config) -> None:
     Raises:
       UserError: no such way, or numbers that do not divide.
     """
-    if config.parallel not in MODES:
-        raise UserError(
-            f"config.parallel={config.parallel}: must be one of {', '.join(MODES)}"
-        )
     _check_devices(config)
     count, fsdp = len(devices(config)), config.fsdp
-    if fsdp < 1 or count % fsdp:
-        raise UserError(
-            f"config.fsdp={fsdp}: must be 1 or more and divide the {count} device(s)"
-        )
+    if count % fsdp:
+        raise UserError(f"config.fsdp={fsdp}: must divide the {count} device(s)")
     if fsdp > 1 and config.parallel != "jit":
         raise UserError(
             f"config.fsdp={fsdp}: parameters are sharded under config.parallel=jit "

@@ -7,6 +7,7 @@ import optax
 
 import optax_heavytail as oht
 from experiments.common.errors import UserError
+from experiments.common.fields import LARGEST
 from experiments.common.types import Config
 from experiments.data import stream
 
@@ -36,6 +37,11 @@ def make(config: Config) -> Plan:
     factor = schedule(config.steps, config.warmup_fraction)
     size = stream.microbatch_size(config)
     largest = config.max_batch_size
+    if config.steps * config.accumulate > LARGEST:
+        raise UserError(
+            f"config.steps={config.steps}, config.accumulate={config.accumulate}: "
+            f"their product, the microbatches of the run, must be at most {LARGEST}"
+        )
     if not largest:
         return Plan(factor, np.full(config.steps, config.accumulate))
     if largest < config.batch_size:

@@ -10,6 +10,7 @@ from experiments.common.errors import UserError, check_distinct
 from experiments.common.types import Config
 from experiments.runs import reading
 from experiments.training import optimizers, trainer
+from experiments.training.job import Job
 
 # What RESULTS.jsonl has of each run; what they share is at the head of RESULTS.md.
 POINT = (
@@ -35,17 +36,16 @@ def sweep(
       The final record of every run.
     """
     check_distinct("--optimizers", names)
-    grids = {name: grid_configs(config, name) for name in names}
-    source = trainer.load([chosen for grid in grids.values() for chosen in grid])
-    finals = []
-    for name, grid in grids.items():
-        program = None
-        for chosen in grid:
-            rate = chosen.optimizers[name].learning_rate
-            folder = workdir / name / f"{rate:g}"
-            final, program = trainer.run(chosen, folder, source, program, with_changes)
-            finals.append(final)
-    return finals
+    configs = [chosen for name in names for chosen in grid_configs(config, name)]
+    jobs, programs = trainer.prepare(configs)
+    return [
+        trainer.run(job, workdir / _folder(job), programs, with_changes).record
+        for job in jobs
+    ]
+
+
+def _folder(job: Job) -> str:
+    return f"{job.config.optimizer.name}/{job.learning_rate:g}"
 
 
 def grid_configs(config: Config, name: str) -> list[Config]:

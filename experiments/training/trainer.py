@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,146 +14,99 @@ from experiments import tasks
 from experiments.common import distributed, progress, provenance
 from experiments.common.errors import UserError
 from experiments.common.types import Config
-from experiments.runs import folders, reading, records
+from experiments.runs import folders, records
+from experiments.runs.outcome import Outcome
 from experiments.tasks import PyTree
-from experiments.training import (
-    aggregate,
-    checkpoint_files,
-    checkpoints,
-    loop,
-    optimizers,
-    parallel,
-    plan,
-    program,
-)
+from experiments.training import checkpoint_files, checkpoints, loop, optimizers, room
 from experiments.training.checkpoint_files import Resumed
-from experiments.training.program import Program
+from experiments.training.job import Job
+from experiments.training.programs import Program, Programs
+from experiments.training.steps import TrainState
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "grain", "tokenizers", "numpy")
-MOST_STEPS = 10**7  # a plan has some bytes for each
 
 
-def resolve(config: Config, source: tasks.Source) -> Config:
-    """The config of one run: its optimizer alone, and the hash of its data.
+def prepare(configs: Sequence[Config]) -> tuple[list[Job], Programs]:
+    """Checks all configs, and only then reads the data that they share.
 
-    Where gradients are not summed, it also has how many of them a step has, which
-    depends on the devices and changes the result.
+    Raises:
+      UserError: a config that no run can have, or data that are none.
     """
-    resolved = config.copy_and_resolve_references()
-    chosen = optimizers.settings(config).copy_and_resolve_references()
-    with resolved.unlocked():
-        resolved.optimizer.update(chosen)
-        for key in ("optimizers", "compare", "sweep"):
-            del resolved[key]
-        resolved.data.sha256 = source.sha256
-        if resolved.aggregation.name != "mean":
-            numbers = parallel.layout(config).gradients(plan.make(config))
-            resolved.aggregation.num_gradients = sorted(numbers)
-    return resolved
 
+    def checked() -> list[Job]:
+        jobs = [Job.of(config) for config in configs]
+        for job in {job.program_key: job for job in jobs}.values():
+            smallest = tasks.smallest(job.config)
+            if smallest is not None:
+                room.check(job, smallest)
+        return jobs
 
-def load(configs: Sequence[Config]) -> tasks.Source:
-    """Checks all configs, then reads the data that they share."""
-
-    def prepare() -> tasks.Source:
-        for config in configs:
-            check(config)
-        return tasks.load(configs[0])
-
-    return distributed.by_all(prepare)
-
-
-def check(config: Config) -> None:
-    """Refuses what no run can have, before its data are read."""
-    for name in ("steps", "batch_size", "log_every", "eval_every"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}={config[name]}: must be 1 or more")
-    for name in ("every", "keep"):
-        if config.checkpoint[name] < 1:
-            raise UserError(
-                f"config.checkpoint.{name}={config.checkpoint[name]}: must be 1 or more"
-            )
-    if config.steps > MOST_STEPS:
-        raise UserError(f"config.steps={config.steps}: must be at most {MOST_STEPS}")
-    if config.seed < 0:
-        raise UserError(f"config.seed={config.seed}: must be 0 or more")
-    if not 0 <= config.warmup_fraction <= 1:
-        raise UserError(
-            f"config.warmup_fraction={config.warmup_fraction}: must be in [0, 1]"
-        )
-    optimizers.settings(config)
-    layout = parallel.layout(config)
-    aggregate.build(config, layout.gradients(plan.make(config)))
+    jobs = distributed.by_all(checked)
+    source = distributed.by_all(lambda: tasks.load(jobs[0].config))
+    return [job.on(source) for job in jobs], Programs(source)
 
 
 def run(
-    config: Config,
-    workdir: Path,
-    source: tasks.Source,
-    built: Program | None,
-    with_changes: bool = False,
-) -> tuple[reading.Record, Program | None]:
+    job: Job, workdir: Path, programs: Programs, with_changes: bool = False
+) -> Outcome:
     """Trains in ``workdir``, or reads what a finished run left there.
 
     An interrupted run goes on from its newest checkpoint.
 
     Args:
-      config: with ``config.optimizer.name`` set.
+      job: on the data of ``programs``.
       workdir: folder of this run.
-      source: the data of ``config``.
-      built: of a config that differs in nothing but the learning rate, if at hand.
+      programs: the data, and the program of the last run, which may be that of this.
       with_changes: go on with a run of another config.
 
-    Returns:
-      The final record, and the program if there is one.
+    Raises:
+      UserError: what the config, the folder or the disk does not allow.
     """
-    check(config)
-    resolved = resolve(config, source)
-    folders.check_agreement(resolved)
+    folders.check_agreement(job.config)
     final = distributed.by_main(
-        lambda: folders.finished(workdir, resolved, with_changes)
+        lambda: folders.finished(workdir, job.config, with_changes)
     )
     if final is not None:
         distributed.say(f"{workdir}: already {final['status']}")
-        return final, built
-    if built is None:
-        task = distributed.by_all(lambda: source.build(workdir))
-    else:
-        task = built.task
+        return Outcome.of(final)
+    task = programs.task(job, workdir)
     with folders.locked(workdir):
         # What cannot be built leaves no folder behind that is taken.
-        built = built or program.build(resolved, task)
-        distributed.by_main(lambda: folders.claim(workdir, resolved))
-        return _run(built, resolved, workdir, with_changes), built
+        program = programs.compiled(job, task)
+        distributed.by_main(lambda: folders.claim(workdir, job.config))
+        return _train(job, program, workdir, with_changes)
 
 
-def _run(
-    built: Program, config: Config, workdir: Path, with_changes: bool
-) -> reading.Record:
-    keeper = checkpoints.Keeper(built, config, workdir)
+def _train(job: Job, program: Program, workdir: Path, with_changes: bool) -> Outcome:
+    keeper = checkpoints.Keeper(program, job.config, workdir)
     resumed = keeper.resume(with_changes)
     changes = distributed.by_main(
-        lambda: folders.changes(workdir, config, with_changes)
+        lambda: folders.changes(workdir, job.config, with_changes)
     )
-    check_goes_on(workdir, built.plan.num_steps, resumed, changes)
+    check_goes_on(workdir, job.plan.num_steps, resumed, changes)
     step = resumed.progress.step if resumed else None
-    distributed.by_main(lambda: folders.start(workdir, config, step))
-    distributed.by_main(lambda: built.task.save_assets(workdir))
-    distributed.say(describe(built, config))
-    label = f"{config.optimizer.name} {config.optimizer.learning_rate:g}"
+    distributed.by_main(lambda: folders.start(workdir, job.config, step))
+    distributed.by_main(lambda: program.task.save_assets(workdir))
+    distributed.say(describe(job, program))
+    label = f"{job.config.optimizer.name} {job.learning_rate:g}"
     with (
         records.recorder(workdir, step or 0) as recorder,
-        progress.run_bar(label, built.plan.num_steps, distributed.console()) as bar,
+        progress.run_bar(label, job.plan.num_steps, distributed.console()) as bar,
         keeper.opened(),
     ):
-        outcome = loop.Loop(built, config, recorder, bar, keeper, resumed).fit()
-        final = finish(built, config, workdir, recorder, outcome)
-    if outcome.stop:
+        trained = loop.Loop(job, program, recorder, bar, keeper, resumed)
+        outcome = trained.fit()
+        if outcome.is_complete:
+            save(program, trained.state, workdir)
+        record = recorder.write(
+            "final", outcome.step, **facts(job, program, trained.state, outcome)
+        )
+    if outcome.is_stopped:
         raise UserError(
-            f"stopped by SIGTERM; {workdir} is {final['status']}, and the same command "
+            f"stopped by SIGTERM; {workdir} is {outcome.status}, and the same command "
             "does what is left"
         )
-    return final
+    return Outcome.of(record)
 
 
 def check_goes_on(
@@ -184,38 +138,37 @@ def check_goes_on(
         )
 
 
-def finish(
-    built: Program,
-    config: Config,
-    workdir: Path,
-    recorder: records.Recorder,
-    outcome: loop.Outcome,
-) -> reading.Record:
-    """Saves the parameters and writes the final record."""
-    state, at = outcome.state, outcome.progress
-    if outcome.lost_step:
-        ending = {"status": "diverged", "loss": None}
-    else:
-        save_params(workdir / folders.PARAMS_FOLDER, built.eval_params(state))
-        if state.model_state:
-            save_params(workdir / folders.MODEL_STATE_FOLDER, state.model_state)
-        ending = {"status": "complete", **at.metrics}
-    return recorder.write(
-        "final",
-        outcome.lost_step or built.plan.num_steps,
-        **ending,
+def save(program: Program, state: TrainState, workdir: Path) -> None:
+    """Saves the parameters to use, and the running statistics if there are any.
+
+    Raises:
+      UserError: not writable.
+    """
+    save_params(workdir / folders.PARAMS_FOLDER, program.eval_params(state))
+    if state.model_state:
+        save_params(workdir / folders.MODEL_STATE_FOLDER, state.model_state)
+
+
+def facts(
+    job: Job, program: Program, state: TrainState, outcome: Outcome
+) -> dict[str, Any]:
+    """What the final record of a run says."""
+    return {
+        "status": outcome.status,
+        "loss": None,
+        **outcome.metrics,
         **optimizers.skipped(state.opt_state),
-        optimizer=config.optimizer.name,
-        learning_rate=config.optimizer.learning_rate,
-        train_seconds=at.seconds,
-        compile_seconds=built.compile_seconds,
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-        baselines=built.task.baselines,
-        data=built.task.description,
-        versions=versions(),
-        hardware=provenance.hardware(),
-        command=provenance.command(),
-    )
+        "optimizer": job.config.optimizer.name,
+        "learning_rate": job.learning_rate,
+        "train_seconds": outcome.seconds,
+        "compile_seconds": program.compile_seconds,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "baselines": program.task.baselines,
+        "data": program.task.description,
+        "versions": versions(),
+        "hardware": provenance.hardware(),
+        "command": provenance.command(),
+    }
 
 
 def save_params(folder: Path, params: PyTree) -> None:
@@ -239,17 +192,18 @@ def _on_host(x: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
-def describe(built: Program, config: Config) -> str:
+def describe(job: Job, program: Program) -> str:
     """What is trained on what, where, and what decays."""
-    params = jax.eval_shape(built.init_state).params
-    facts = ", ".join(f"{k} {v}" for k, v in built.task.description.items())
+    config, devices = job.config, job.layout.mesh.size
+    facts = ", ".join(f"{k} {v}" for k, v in program.task.description.items())
     lines = [f"data: {facts}"]
-    if built.layout.mesh.size > 1:
+    if devices > 1:
         lines.append(
-            f"devices: {built.layout.mesh.size} of {jax.process_count()} process(es), "
+            f"devices: {devices} of {jax.process_count()} process(es), "
             f"config.parallel={config.parallel}, config.fsdp={config.fsdp}"
         )
     if "weight_decay" in config.optimizer:
+        params = jax.eval_shape(program.init_state).params
         coverage = oht.mask_coverage(oht.decay_mask(params), params)
         lines.append(f"weight decay: {coverage}")
     return "\n".join(lines)

@@ -58,5 +58,7 @@ CASES = [
         "adam_atan2",
         ALIAS,
         {"wd0p25": ({"learning_rate": 0.0625, "weight_decay": 0.25}, "normal zeros")},
+        # In the leaf of one entry direction and decay cancel to a twentieth.
+        loose=(1e-10, 1e-5),
     ),
 ]

@@ -23,10 +23,12 @@ import time
 from tests.planted_faults import (
     aggregation,
     clipping,
+    data,
     diagnostics,
     neumann,
     parts,
     rates_and_signs,
+    spikes,
     trainer,
 )
 
@@ -36,10 +38,12 @@ GROUPS = (
     parts,
     clipping,
     rates_and_signs,
+    spikes,
     neumann,
     aggregation,
     diagnostics,
     trainer,
+    data,
 )
 FAULTS = [fault for group in GROUPS for fault in group.FAULTS]
 

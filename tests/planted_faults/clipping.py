@@ -243,15 +243,15 @@ FAULTS = [
     Fault(
         "clipping: compared with the gradient, not the momentum",
         "optax_heavytail/_clip_by_moment.py",
-        "both = _base.Clipping(moment, ",
-        "both = _base.Clipping(grads, ",
+        "_in_units(moment, limit, eps) if normalize else moment",
+        "_in_units(moment, limit, eps) if normalize else grads",
         ("tests/test_diagnostics_monitor.py", "-k", "shares_and_cosine and acclip"),
     ),
     Fault(
         "clipping: not in the units of the output",
         "optax_heavytail/_clip_by_moment.py",
-        "return both if with_raw else",
-        "return both._replace(raw=moment) if with_raw else",
+        "_in_units(moment, limit, eps) if normalize else moment",
+        "moment",
         ("tests/test_diagnostics_monitor.py", "-k", "shares_and_cosine and normalized"),
     ),
 ]

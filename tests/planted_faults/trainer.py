@@ -27,7 +27,7 @@ FAULTS = [
     ),
     Fault(
         "trainer: an aggregation without gradients of its own",
-        "experiments/training/trainer.py",
+        "experiments/training/job.py",
         'if resolved.aggregation.name != "mean":',
         "if False:",
         ("tests/test_resuming.py", "-k", "gradients"),
@@ -63,7 +63,7 @@ FAULTS = [
     Fault(
         "trainer: a stop is not told",
         "experiments/training/trainer.py",
-        "    if outcome.stop:",
+        "    if outcome.is_stopped:",
         "    if False:",
         ("tests/test_checkpoints.py", "-k", "sigterm"),
     ),

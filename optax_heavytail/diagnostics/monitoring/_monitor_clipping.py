@@ -7,15 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _readers, _tree
-from optax_heavytail._clip_by_moment import ClipByMomentState
-from optax_heavytail._skip_if_unsafe import SkipIfUnsafeState
+from optax_heavytail._clip_by_moment import ClipByMomentState, is_clipped
 from optax_heavytail._stochastic_rounding import StochasticRoundingState
 from optax_heavytail._transform import wrapper
 from optax_heavytail.diagnostics.monitoring import _rows
 
-# Of its size, what a coordinate that is clipped has at most: that of another is the
-# same but for rounding, and for the eps of `clip_by_moment`.
-_CLIPPED = 0.999
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
@@ -69,12 +65,13 @@ def monitor_clipping(
         rest = (oht.add_decayed_weights(1e-4), oht.scale_by_learning_rate(0.1))
         gclip = optax.chain(momentum, watch(oht.clip_by_norm(1.0)), *rest)
         cclip = optax.chain(momentum, watch(oht.clip_by_value(0.1)), *rest)
-        acclip = optax.chain(watch(oht.scale_by_acclip()), *rest)
+        acclip = optax.chain(watch(oht.scale_by_acclip(report=True)), *rest)
 
     Args:
       clip: the transform. What is clipped are the updates that it receives, but for
         `~optax_heavytail.clip_by_moment` and `~optax_heavytail.scale_by_acclip`, where
-        it is what ``inner`` makes of them, in the units of the output.
+        it is what ``inner`` makes of them, in the units of the output. These two must
+        tell it: make them with ``report=True``.
       window: about how many updates the averages span, at least 1.
       bias: whether to measure the cosine, which takes two more copies of the
         parameters in float32 or wider.
@@ -89,7 +86,8 @@ def monitor_clipping(
 
     Raises:
       ValueError: ``window`` is outside its range, or ``clip`` has
-        ``clip_by_moment`` or ``scale_by_acclip`` inside a chain, a mask or a partition.
+        ``clip_by_moment`` or ``scale_by_acclip`` inside a chain, a mask, a partition or
+        another wrapper, or without ``report``.
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
@@ -114,13 +112,7 @@ def monitor_clipping(
     def init(params):
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)
         inner_state = inner_tx.init(params)
-        if _readers.get_states(inner_state, ClipByMomentState) and not _tells(
-            inner_state
-        ):
-            raise ValueError(
-                "monitor_clipping must be around clip_by_moment or scale_by_acclip "
-                "alone, not around a chain, mask or partition that contains it."
-            )
+        _check_told(inner_state)
         return MonitorClippingState(
             coordinate_shares=jnp.zeros(rows, dtype),
             norm_shares=jnp.zeros(rows, dtype),
@@ -131,19 +123,15 @@ def monitor_clipping(
             inner_state=inner_state,
         )
 
-    def update(updates, state, params, *, with_raw=False, **extra_args):
-        is_told = _tells(state.inner_state)
-        if is_told:  # nobody else must see what comes back
-            extra_args["with_raw"] = True
+    def update(updates, state, params, **extra_args):
         out, inner_state = inner_tx.update(
             updates, state.inner_state, params, **extra_args
         )
-        found: Any = out if is_told else _base.Clipping(updates, out)
-        raw, clipped = map(_tree.at_least_float32, found)
+        told = _told(inner_state)
+        raw = _tree.at_least_float32(updates if told is None else told.raw)
+        clipped = _tree.at_least_float32(out)
         before, after = (_rows.norms(t, per_leaf, axis_name) for t in (raw, clipped))
-        shrunk = jax.tree.map(
-            lambda m, u: jnp.abs(u) < _CLIPPED * jnp.abs(m), raw, clipped
-        )
+        shrunk = jax.tree.map(is_clipped, raw, clipped)
         measured = {
             "coordinate_shares": _rows.shares(shrunk, per_leaf, axis_name),
             "norm_shares": jnp.where(before == 0, 1, _tree.safe_divide(after, before)),
@@ -159,18 +147,31 @@ def monitor_clipping(
 
         averages = _tree.cast_like(jax.tree.map(average, averages, measured), averages)
         new_state = state._replace(**averages, inner_state=inner_state)
-        return found if with_raw else found.clipped, new_state
+        return out, new_state
 
     return wrapper(init, update)
 
 
-def _tells(state: Any) -> bool:
-    """Whether what a state belongs to returns a `Clipping` if it is asked to.
+def _told(state: Any) -> ClipByMomentState | None:
+    """The state of `clip_by_moment`, alone or where numbers or a dtype wrap it."""
+    wrappers = (StochasticRoundingState, MonitorClippingState, *_INJECTED)
+    while isinstance(state, wrappers):
+        state = state.inner_state
+    return state if isinstance(state, ClipByMomentState) else None
 
-    It does alone, and in wrappers that hand its answer on as it is.
-    """
-    if isinstance(state, (StochasticRoundingState, SkipIfUnsafeState, *_INJECTED)):
-        return _tells(state.inner_state)
-    if isinstance(state, optax.MultiStepsState):
-        return _tells(state.inner_opt_state)
-    return isinstance(state, (ClipByMomentState, MonitorClippingState))
+
+def _check_told(state: Any) -> None:
+    """Raises where what is clipped is neither the input nor told."""
+    if not _readers.get_states(state, ClipByMomentState):
+        return
+    told = _told(state)
+    if told is None:
+        raise ValueError(
+            "monitor_clipping must be around clip_by_moment or scale_by_acclip alone, "
+            "not around a chain, mask, partition or wrapper that contains it."
+        )
+    if told.raw is None:
+        raise ValueError(
+            "monitor_clipping cannot see what this transform clips: pass report=True "
+            "to it, as in `monitor_clipping(scale_by_acclip(report=True))`."
+        )

@@ -1,17 +1,19 @@
-"""A task and its compiled steps on the devices at hand."""
+"""The compiled steps of a job on its data."""
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.common.types import Config
-from experiments.tasks import Batch, PyTree, Task
-from experiments.training import aggregate, optimizers, parallel, plan, steps
+from experiments.common import distributed
+from experiments.tasks import Batch, PyTree, Source, Task
+from experiments.training import optimizers, parallel, plan, room, steps
+from experiments.training.job import Job
 from experiments.training.steps import TrainState, Window
 
 Sums = dict[str, jax.Array]
@@ -19,7 +21,7 @@ Sums = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a run needs, usable for every peak learning rate.
+    """The compiled steps of jobs that differ in nothing but the peak learning rate.
 
     States and windows are global arrays; `parallel.Layout.enter` and ``leave`` change
     them to what the steps take and return.
@@ -37,11 +39,10 @@ class Program:
     compile_seconds: float
 
 
-def build(config: Config, task: Task) -> Program:
-    """Compiles the steps of a resolved config."""
+def build(job: Job, task: Task) -> Program:
+    """Compiles the steps of a job."""
     started = time.perf_counter()
-    layout, its_plan = parallel.layout(config), plan.make(config)
-    optimizer = optimizers.build(config.optimizer, config.monitor)
+    config, layout, optimizer = job.config, job.layout, job.optimizer
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def new_state() -> TrainState:
@@ -52,10 +53,10 @@ def build(config: Config, task: Task) -> Program:
     step = steps.make_train_step(
         task,
         optimizer,
-        its_plan.factor,
+        job.plan.factor,
         step_key,
         layout.axis_name,
-        aggregate.build(config, layout.gradients(its_plan)),
+        job.aggregate,
     )
     microbatch = next(task.train_batches(0))
 
@@ -78,12 +79,12 @@ def build(config: Config, task: Task) -> Program:
         return optimizers.eval_params(transform, state.opt_state, state.params)
 
     has_readout = config.optimizer.transform in optimizers.READOUTS
-    train_step(int(its_plan.microbatches[0]))
+    train_step(int(job.plan.microbatches[0]))
     init_state = jax.jit(new_state, out_shardings=shardings)
     init_state()
     return Program(
         task=task,
-        plan=its_plan,
+        plan=job.plan,
         layout=layout,
         init_state=init_state,
         new_window=jax.jit(steps.new_window, out_shardings=layout.sharding()),
@@ -97,6 +98,43 @@ def build(config: Config, task: Task) -> Program:
         ),
         compile_seconds=time.perf_counter() - started,
     )
+
+
+class Programs:
+    """The data of some jobs, and the program of the last one.
+
+    A job that differs from the one before in nothing but its learning rate gets the
+    same program: the points of a sweep are compiled once.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.last: Program | None = None
+        self._key = ""
+
+    def task(self, job: Job, workdir: Path) -> Task:
+        """The task of a job, which fits into the memory.
+
+        Raises:
+          UserError: it does not, or the data are too few.
+        """
+        if self.last is not None and self._key == job.program_key:
+            return self.last.task
+        task = distributed.by_all(lambda: self.source.build(workdir))
+        room.check(job, task)
+        return task
+
+    def compiled(self, job: Job, task: Task) -> Program:
+        """The program of a job, compiled if the last one was another."""
+        if self.last is None or self.last.task is not task:
+            self.last = None  # the next one may need its memory
+            self.keep(job, build(job, task))
+        assert self.last is not None
+        return self.last
+
+    def keep(self, job: Job, program: Program) -> None:
+        """Takes a program for jobs like this one."""
+        self.last, self._key = program, job.program_key
 
 
 def stack(microbatches: list[Batch]) -> Batch:

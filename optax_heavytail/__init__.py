@@ -47,6 +47,7 @@ from optax_heavytail._neumann_two_loop import (
     neumann_two_loop,
 )
 from optax_heavytail._orthogonalize import orthogonalize
+from optax_heavytail._qk_clip import QKClipState, qk_clip, qk_clip_factors
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._reset_moments import ResetMomentsState, reset_moments
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
@@ -138,6 +139,7 @@ __all__ = [
     "NeumannInnerLoopState",
     "NeumannState",
     "NormalizedMomentum",
+    "QKClipState",
     "ResetMomentsState",
     "ScaleByAdamAtan2State",
     "ScaleByAdashiftState",
@@ -201,6 +203,8 @@ __all__ = [
     "normalized_momentum",
     "orthogonalize",
     "powersign",
+    "qk_clip",
+    "qk_clip_factors",
     "reset_moments",
     "scale_by_acclip",
     "scale_by_adam",

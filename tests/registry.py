@@ -137,6 +137,7 @@ def _grad_fn(params, k=0):
 _CANCELS = {"drift": 2e-5}
 # Iterations for a polar factor lift the rounding of small singular values.
 _POLAR = {"drift": 1e-4}
+_LOGITS = {"kernel": jnp.array([50.0, 400.0]), "bias": jnp.array([jnp.nan, 200.0])}
 _STACKED = {"kernel": 0, "bias": None}
 _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
@@ -458,6 +459,20 @@ CASES = {
         ("matrix_axes", "steps"),
         **_POLAR,
         variant=True,
+    ),
+    "qk": Case(
+        oht.qk_clip,
+        {
+            "exponents": {"kernel": 0.5, "bias": [1.0, None]},
+            "head_axes": {"kernel": 0, "bias": 0},
+        },
+        ("head_axes",),
+        needs_params=True,
+        extra_args={"max_logits": _LOGITS},
+        any_tree=False,
+        signature="exponents, *, head_axes, threshold=100.0",
+        ranges={"threshold": POSITIVE},
+        states={"QKClipState": ("count", "num_clipped", "num_nonfinite")},
     ),
     "spectral": Case(
         oht.clip_by_spectral_norm,

@@ -194,10 +194,10 @@ def is_norm(x: Any) -> bool:
 
 
 def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
-    """Two factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
+    """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
 
-    The product itself may be too small a number where the clipped update is not: the
-    second factor is a power of two that keeps everything in range on the way. Both are
+    The product itself may be too small a number where the clipped update is not: two of
+    the factors are powers of two that keep everything in range on the way. All are
     quotients at last: of those XLA makes no copy in each leaf's own program.
     """
     scaled, scale = norm
@@ -205,20 +205,23 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
     tau = jnp.asarray(tau, scaled.dtype)
     over = scaled > tau * scale
-    is_far = over & (tau * scale < scaled * far)
+    is_far = over & (tau < scaled * far)
     # 1 where it is not used: an infinite one there has a slope that is NaN.
     lifted = jnp.where(is_far, tau * lift, jnp.where(over, tau, 1))
-    length = lifted * jnp.where(over, scale, 1)
     # Without this an infinite norm would zero every finite entry, silently.
     # A schedule's bad threshold is loud too.
-    length = jnp.where(jnp.isfinite(scaled) & (tau >= 0), length, jnp.nan)
-    return length / jnp.where(over, scaled, 1), 1 / jnp.where(is_far, lift, 1)
+    lifted = jnp.where(jnp.isfinite(scaled) & (tau >= 0), lifted, jnp.nan)
+    return (
+        1 / jnp.where(over, 1 / scale, 1),
+        lifted / jnp.where(over, scaled, 1),
+        1 / jnp.where(is_far, lift, 1),
+    )
 
 
 def clip_factor(norm: Norm, tau: Any) -> jax.Array:
     """The product of `clip_factors`, for a report: 0 where it is no number."""
-    first, second = clip_factors(norm, tau)
-    return first * second
+    first, second, third = clip_factors(norm, tau)
+    return first * second * third
 
 
 def apply_factors(

@@ -29,6 +29,7 @@ from optax_heavytail._clip_by_moment import (
 from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._decay_mask import MaskCoverage, decay_mask, mask_coverage
 from optax_heavytail._ema import ema
 from optax_heavytail._fast_belief import (
     ScaleByFastBeliefState,
@@ -102,10 +103,7 @@ from optax_heavytail._trust_ratio import (
 )
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
-    MaskCoverage,
     add_decayed_weights,
-    decay_mask,
-    mask_coverage,
 )
 
 if _typing.TYPE_CHECKING:

@@ -194,8 +194,8 @@ FAULTS = [
     Fault(
         "offset not rescaled with the norm",
         "optax_heavytail/_clipped_gd.py",
-        "norm.scaled + offset * norm.scale",
-        "norm.scaled + offset",
+        "norms.scaled + offset * norms.scale",
+        "norms.scaled + offset",
         ("tests/test_clipped_gd.py", "-k", "extreme"),
     ),
     Fault(

@@ -27,6 +27,7 @@ from optax_heavytail._clip_by_moment import (
     clip_by_moment,
 )
 from optax_heavytail._clip_by_rms import clip_by_rms
+from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
 from optax_heavytail._decay_mask import MaskCoverage, decay_mask, mask_coverage
@@ -46,6 +47,8 @@ from optax_heavytail._neumann_two_loop import (
     neumann_inner_loop,
     neumann_two_loop,
 )
+from optax_heavytail._orthogonalize import orthogonalize
+from optax_heavytail._qk_clip import QKClipState, qk_clip, qk_clip_factors
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._reset_moments import ResetMomentsState, reset_moments
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
@@ -134,6 +137,7 @@ __all__ = [
     "NeumannInnerLoopState",
     "NeumannState",
     "NormalizedMomentum",
+    "QKClipState",
     "ResetMomentsState",
     "ScaleByAdamAtan2State",
     "ScaleByAdashiftState",
@@ -165,6 +169,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_peak",
     "clip_by_rms",
+    "clip_by_spectral_norm",
     "clip_by_value",
     "clip_smoothly",
     "clip_spikes",
@@ -194,7 +199,10 @@ __all__ = [
     "normalize_by_norm",
     "normalized_gd",
     "normalized_momentum",
+    "orthogonalize",
     "powersign",
+    "qk_clip",
+    "qk_clip_factors",
     "reset_moments",
     "scale_by_acclip",
     "scale_by_adam",

@@ -116,7 +116,11 @@ def by_largest():
 
 
 def by_rows():
-    return each_leaf(lambda g: g / g.shape[0])
+    def update(grads, params):
+        rows = jax.tree.leaves(grads)[0].shape[0]
+        return jax.tree.map(lambda g: g / rows, grads)
+
+    return stateless(update)
 
 
 def strict_arguments():
@@ -200,6 +204,67 @@ def by_position():
     return each_leaf(lambda g: g * jnp.arange(1, g.size + 1.0).reshape(g.shape))
 
 
+def keeps_the_start():
+    """The state begins as the parameters themselves."""
+    return optax.GradientTransformation(
+        lambda params: params, lambda g, start, p=None: (g, start)
+    )
+
+
+def keeps_a_key_of_its_own():
+    """One array for all states: donated with the first, it is gone."""
+    key = jax.random.key_data(jax.random.key(0))
+    return optax.GradientTransformation(
+        lambda params: {"key": key}, lambda g, s, p=None: (g, s)
+    )
+
+
+def keeps_zeros_twice():
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return zeros, zeros
+
+    return optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
+
+
+def fails_from_step_5():
+    def update(grads, count, params=None):
+        factor = jnp.where(count < 5, 1.0, jnp.nan)
+        scaled = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
+        return scaled, count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros([], jnp.int32), update)
+
+
+def counts_in(dtype):
+    return counting(lambda: jnp.zeros([], dtype), lambda s: s + jnp.ones([], dtype))
+
+
+def remembers_the_last_init():
+    kept = {}
+
+    def init(params):
+        kept["start"] = params
+        return optax.EmptyState()
+
+    def update(grads, state, params=None):
+        return jax.tree.map(lambda g, w: g - w, grads, kept["start"]), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def remembers_the_first_sizes():
+    kept = {}
+
+    def update(grads, params):
+        sizes = jax.tree.map(jnp.size, grads)
+        kept.setdefault(jax.tree.structure(sizes), sizes)
+        kept_sizes = kept[jax.tree.structure(sizes)]
+        return jax.tree.map(lambda g, n: g / max(n, 1), grads, kept_sizes)
+
+    return stateless(update)
+
+
 class Fault(NamedTuple):
     law: str
     make: object
@@ -246,6 +311,20 @@ FAULTS = [
     Fault(
         "numpy", counts_in_the_structure, "after numpy, state has the tree structure"
     ),
+    Fault("donated", keeps_the_start, "is the same array as params['bias']"),
+    Fault("donated", keeps_a_key_of_its_own, "as init's state['key']: they cannot"),
+    Fault("donated", keeps_zeros_twice, "init's state[1]['bias'] is the same array as"),
+    Fault(
+        "many_steps", fails_from_step_5, "after step 6 of 300, update['bias'] is not"
+    ),
+    Fault(
+        "many_steps", lambda: counts_in(jnp.bfloat16), "stands still at 256 after 300"
+    ),
+    Fault("many_steps", lambda: counts_in(jnp.int8), "in int8, and is -128 after 128"),
+    Fault(
+        "two_models", remembers_the_last_init, "with another model between the steps"
+    ),
+    Fault("two_models", remembers_the_first_sizes, "updates of the second model", {}),
     Fault("sharding", on_the_first_device, "incompatible devices"),
     Fault("sharding", gathers, "has SingleDeviceSharding"),
     Fault("zero", normalizes, "is [nan, nan], which is not finite"),
@@ -253,6 +332,12 @@ FAULTS = [
     Fault("mixed_dtypes", decays_blindly, "update['bias'] is float32[2] and not"),
     Fault("float16", squares, "which is not finite"),
     Fault("huge", squares, "which is not finite"),
+    *(
+        Fault(
+            law, lambda: optax.clip_by_global_norm(1.0), "is 0 everywhere, and is not"
+        )
+        for law in ("float16", "huge")
+    ),
     Fault("inf", optax.identity, "which is not finite"),
     Fault("nan", optax.identity, "which is not finite"),
     Fault(

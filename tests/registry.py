@@ -135,6 +135,9 @@ def _grad_fn(params, k=0):
 
 # w - v has lost about one digit of its parameters' seven.
 _CANCELS = {"drift": 2e-5}
+# Iterations for a polar factor lift the rounding of small singular values.
+_POLAR = {"drift": 1e-4}
+_LOGITS = {"kernel": jnp.array([50.0, 400.0]), "bias": jnp.array([jnp.nan, 200.0])}
 _STACKED = {"kernel": 0, "bias": None}
 _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
@@ -439,6 +442,54 @@ CASES = {
         {"threshold": 0.5, "layer_axis": _STACKED, "nonfinite": "zero"},
         ("layer_axis",),
         any_tree=False,
+    ),
+    "orthogonalize": Case(
+        oht.orthogonalize,
+        signature=(
+            "*, matrix_axes=(-2, -1), steps=5, coefficients='polar_express', "
+            "shape_scale='width', eps=1e-08"
+        ),
+        ranges={"eps": NONNEGATIVE},
+        static_args=("matrix_axes", "steps"),
+        **_POLAR,
+    ),
+    "orthogonalize-quintic": Case(
+        oht.orthogonalize,
+        {"coefficients": "quintic", "shape_scale": "rms", "matrix_axes": (-1, -2)},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        variant=True,
+    ),
+    "qk": Case(
+        oht.qk_clip,
+        {
+            "exponents": {"kernel": 0.5, "bias": [1.0, None]},
+            "head_axes": {"kernel": 0, "bias": 0},
+        },
+        ("head_axes",),
+        needs_params=True,
+        extra_args={"max_logits": _LOGITS},
+        any_tree=False,
+        signature="exponents, *, head_axes, threshold=100.0",
+        ranges={"threshold": POSITIVE},
+        states={"QKClipState": ("count", "num_clipped", "num_nonfinite")},
+    ),
+    "spectral": Case(
+        oht.clip_by_spectral_norm,
+        {"threshold": 1.0},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        signature=(
+            "threshold, *, soft=True, steps=12, matrix_axes=(-2, -1), shape_scale=None"
+        ),
+        ranges={"threshold": POSITIVE},
+    ),
+    "spectral-hard": Case(
+        oht.clip_by_spectral_norm,
+        {"threshold": _half_life, "soft": False, "shape_scale": "width"},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        variant=True,
     ),
     "value": Case(
         oht.clip_by_value,

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from optax_heavytail import testing
-from optax_heavytail.testing import _run
+from optax_heavytail.testing import _compare, _run, _search
 from tests.in_time import in_time
 from tests.lawbreakers import FAULTS, branches, each_leaf, squares, stateless
 from tests.registry import CASES, make_params
@@ -48,6 +48,7 @@ def test_a_planted_fault_is_caught_by_the_name_of_its_law(fault):
 
 def test_every_law_has_a_fault_and_a_function():
     assert {fault.law for fault in FAULTS} == set(ALL_LAWS) == set(_run.BODIES)
+    assert not set(testing.DEFAULT_LAWS) & set(testing.OPTIONAL_LAWS)
     functions = {name for name in testing.__all__ if name.startswith("check_")}
     assert functions == {"check_transformation", *(f"check_{x}" for x in ALL_LAWS)}
     assert testing.__all__ == sorted(testing.__all__)
@@ -126,20 +127,15 @@ print(testing.check_sharding(optax.sgd(0.1)))
     assert "status='skipped', detail='needs two devices, and jax has one here'" in out
 
 
-def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does():
+def test_the_kit_needs_no_hypothesis():
     code = """
 import sys
 sys.modules["hypothesis"] = None
-import optax_heavytail
-assert "optax_heavytail.testing" not in sys.modules
-import optax_heavytail.testing
+import optax
+from optax_heavytail import testing
+print(testing.check_zero(optax.sgd(0.1)).status)
 """
-    done = _python(code)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "ImportError: optax_heavytail.testing needs hypothesis: "
-        "pip install 'optax_heavytail[testing]'"
-    )
+    assert _python(code).stdout == "passed\n"
 
 
 def _python(code, **environment):
@@ -190,7 +186,8 @@ def test_arguments_that_a_transform_needs_are_passed_to_every_update():
     kwargs = {"max_learning_rate": 1.0}
     tx = optax.polyak_sgd(**kwargs)
     laws = ["jit", "scan", "vmap", "injected", "masked", "multi_steps", "extra_args"]
-    with pytest.raises(AssertionError, match="law 'jit' is broken: raised TypeError"):
+    message = "law 'runs' is broken: cannot run: raised TypeError.*'value'$"
+    with pytest.raises(AssertionError, match=message):
         testing.check_transformation(tx, laws=laws, max_examples=3)
     testing.check_transformation(
         tx,
@@ -253,29 +250,84 @@ def test_pytest_shows_where_a_transform_raised():
     assert caught.value.__cause__ is None
 
 
-def refuses_the_large(updates, params):
-    if max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(updates)) > 1:
-        raise RuntimeError("too large")
-    return updates
+def test_a_failure_begins_where_the_transform_does():
+    with pytest.raises(AssertionError) as caught:
+        testing.check_transformation(branches(), laws="jit")
+    cause = caught.value.__cause__
+    assert isinstance(cause, jax.errors.TracerBoolConversionError)
+    files = [f.filename for f in traceback.extract_tb(cause.__traceback__)]
+    assert not [name for name in files if "optax_heavytail/testing" in name]
+    assert any(name.endswith("lawbreakers.py") for name in files)
 
 
-def test_the_shrinking_leaves_no_trace_in_a_traceback():
-    with pytest.raises(AssertionError, match=r"'scale'\] = 2$") as caught:
-        testing.check_pure(stateless(refuses_the_large))
-    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
-    assert frames[-1].name == "refuses_the_large"
-    assert len(frames) < 10
-    assert not [f for f in frames if "/hypothesis/" in f.filename]
+PLUGGED = """
+import jax
+import optax
+from optax_heavytail import testing
 
 
-def test_the_search_is_its_own_whatever_the_profile():
-    hypothesis.settings.register_profile("none", phases=[hypothesis.Phase.explicit])
-    hypothesis.settings.load_profile("none")
-    try:
-        with pytest.raises(AssertionError, match="law 'odd' is broken: reflected"):
-            testing.check_odd(squares())
-    finally:
-        hypothesis.settings.load_profile("tests")
+def test_passes(check_transformation):
+    assert len(jax.devices()) == 8
+    report = check_transformation(optax.sgd(0.1), laws=["zero", "sharding"])
+    assert len(report.with_status("passed")) == 2
+
+
+def test_cannot_run(check_transformation):
+    check_transformation(optax.stateless(lambda g, p: g["none"]))
+
+
+def test_one_law():
+    testing.check_odd(optax.stateless_with_tree_map(lambda g, p: g * g))
+"""
+
+
+def test_the_plugin_has_devices_and_no_frame_of_the_kit_is_shown(tmp_path):
+    (tmp_path / "test_mine.py").write_text(PLUGGED)
+    (tmp_path / "conftest.py").write_text(
+        'pytest_plugins = ["optax_heavytail.testing.plugin"]\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."],
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "2 failed, 1 passed" in done.stdout
+    assert "law 'runs' is broken: cannot run: raised KeyError: 'none'" in done.stdout
+    assert "law 'odd' is broken: reflected" in done.stdout
+    assert "_check.py" not in done.stdout
+    assert "_run.py" not in done.stdout
+
+
+@hypothesis.given(hypothesis.strategies.sampled_from([0.1, 0.5]))
+@hypothesis.settings(max_examples=2)
+def test_it_can_be_asked_inside_of_a_search(learning_rate):
+    testing.check_transformation(optax.sgd(learning_rate), laws=["jit", "scan", "odd"])
+    with pytest.raises(AssertionError, match="law 'odd' is broken: reflected"):
+        testing.check_odd(squares())
+
+
+def test_a_profile_says_how_many_examples_there_are(monkeypatch):
+    tried = []
+    run = _search.Search.run
+    monkeypatch.setattr(
+        _search.Search, "run", lambda self, n: (tried.append(n), run(self, n))
+    )
+    hypothesis.settings.register_profile("three", max_examples=3)
+    for profile, options in (
+        ("three", {}),
+        ("default", {}),
+        ("three", {"max_examples": 2}),
+    ):
+        hypothesis.settings.load_profile(profile)
+        try:
+            testing.check_odd(optax.identity(), **options)
+            testing.check_jit(optax.identity(), **options)
+        finally:
+            hypothesis.settings.load_profile("tests")
+    assert tried == [3, 3, 10, 3, 2, 2]
 
 
 def test_one_trace_is_skipped_where_jit_is_off():
@@ -293,6 +345,67 @@ def test_a_state_of_no_numbers_is_named_and_without_addresses():
     assert [o.law for o in report.with_status("broken")] == ["arrays", "jit"]
     assert "init's state is a PjitFunction and not a jax array" in str(report)
     assert " at 0x" not in str(report)
+
+
+def test_digits_are_shown_until_there_is_a_difference():
+    one = jnp.float32(-0.0035)
+    with pytest.raises(_compare.Broken) as caught:
+        _compare.same_bits(one, jnp.nextafter(one, jnp.float32(0)), "update")
+    shown = re.fullmatch(r"update is (.+) and not (.+)", str(caught.value))
+    assert shown[1] != shown[2]
+    assert float(shown[1]) == pytest.approx(-0.0035)
+    right = {"w": jnp.ones((2, 9))}
+    wrong = {"w": right["w"].at[1, 7].set(2)}
+    with pytest.raises(_compare.Broken, match=r"\['w'\]\[1, 7\] is 2. and not 1."):
+        _compare.same_bits(wrong, right, "update")
+
+
+def only_positive(learning_rate=0.1):
+    if learning_rate > 0:
+        return optax.scale(-learning_rate)
+    raise ValueError("must be positive")
+
+
+def test_the_hyperparameter_is_named():
+    with pytest.raises(AssertionError, match=r"raised Tracer.*\['learning_rate'\]\.\n"):
+        testing.check_injected(only_positive(), factory=only_positive)
+
+
+def long_error(updates, state, params=None):
+    raise ValueError(f"{'a long story ' * 50} about learning_rate")
+
+
+def test_the_end_of_a_long_message_is_there():
+    tx = optax.GradientTransformation(lambda params: (), long_error)
+    with pytest.raises(AssertionError, match=r" \.\.\. .* about learning_rate$"):
+        testing.check_transformation(tx)
+
+
+@pytest.mark.parametrize(
+    ("update", "says"),
+    [
+        (lambda params, grads: (params, grads), r"update takes \(params, grads\)"),
+        (lambda g, s, p=None: g, r"update returned a dict and not"),
+    ],
+    ids=["arguments", "result"],
+)
+def test_another_api_gets_one_line(update, says):
+    report = testing.examine(optax.GradientTransformation(lambda p: (), update))
+    first, *rest = report.outcomes
+    assert (first.law, first.status) == ("runs", "broken")
+    assert re.search(f"^cannot run: its API is not Optax's: {says}", first.detail)
+    assert {o.status for o in rest} == {"skipped"}
+    assert len(rest) == len(testing.DEFAULT_LAWS)
+
+
+def test_what_is_compiled_is_dropped_before_it_fills_the_process(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: dropped.append(1))
+    testing.check_zero(optax.sgd(0.1))
+    assert not dropped
+    monkeypatch.setattr(_run, "_MOST_MAPS", 10)
+    testing.check_zero(optax.sgd(0.1))
+    assert dropped
 
 
 def test_one_name_is_as_good_as_a_list():
@@ -315,14 +428,17 @@ def test_large_leaves_repeat_what_was_drawn():
     assert re.search(r", and \d+ more$", str(caught.value))
 
 
+VARIED = ("pure", "arrays", "jit", "scan", "vmap", "grad", "extra_args", "many_steps")
+
+
 class VariantsTest(chex.TestCase):
     """In the classes of other projects."""
 
-    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    @chex.all_variants
     def test_update(self):
         tx = optax.adam(0.1)
         varied = optax.GradientTransformation(tx.init, self.variant(tx.update))
-        testing.check_transformation(varied)
+        testing.check_transformation(varied, laws=VARIED)
         bad = branches()
         varied = optax.GradientTransformation(bad.init, self.variant(bad.update))
         with pytest.raises(AssertionError, match="law 'scan' is broken"):

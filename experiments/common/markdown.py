@@ -32,6 +32,13 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).splitlines()).replace("|", r"\|")
 
 
+def block(page: str, name: str) -> str:
+    """What is between the marks of a block; empty without such a block."""
+    marks = rf"<!-- begin {name} -->\n(.*?)\n<!-- end {name} -->"
+    found = re.search(marks, page, re.DOTALL)
+    return found[1] if found else ""
+
+
 def fill(page: str, blocks: Mapping[str, str]) -> str:
     """Puts each block between its marks in a page.
 

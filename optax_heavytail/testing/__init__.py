@@ -1,21 +1,11 @@
 """A conformance kit for gradient transformations, of this package or any other.
 
-    from optax_heavytail import testing
+from optax_heavytail import testing
 
-    def test_my_transform():
-        kwargs = {"learning_rate": 0.1}
-        testing.check_transformation(mine(**kwargs), factory=mine, kwargs=kwargs)
-
-It needs the extra ``optax_heavytail[testing]``.
+def test_my_transform():
+    kwargs = {"learning_rate": 0.1}
+    testing.check_transformation(mine(**kwargs), factory=mine, kwargs=kwargs)
 """
-
-try:
-    import hypothesis as _hypothesis  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "optax_heavytail.testing needs hypothesis: "
-        "pip install 'optax_heavytail[testing]'"
-    ) from error
 
 from optax_heavytail.testing._check import (
     DEFAULT_LAWS,
@@ -29,6 +19,7 @@ from optax_heavytail.testing._jax_laws import (
     check_scan,
     check_vmap,
 )
+from optax_heavytail.testing._long_laws import check_many_steps, check_two_models
 from optax_heavytail.testing._optax_laws import (
     check_extra_args,
     check_injected,
@@ -52,6 +43,7 @@ from optax_heavytail.testing._run import Outcome, Report
 from optax_heavytail.testing._state_laws import (
     check_abstract,
     check_arrays,
+    check_donated,
     check_numpy,
     check_one_trace,
     check_pure,
@@ -74,6 +66,7 @@ __all__ = [
     "Report",
     "check_abstract",
     "check_arrays",
+    "check_donated",
     "check_empty",
     "check_extra_args",
     "check_float16",
@@ -84,6 +77,7 @@ __all__ = [
     "check_injected",
     "check_jit",
     "check_leaf_separable",
+    "check_many_steps",
     "check_masked",
     "check_missing_params",
     "check_mixed_dtypes",
@@ -103,6 +97,7 @@ __all__ = [
     "check_sharding",
     "check_stable",
     "check_transformation",
+    "check_two_models",
     "check_vmap",
     "check_zero",
     "examine",

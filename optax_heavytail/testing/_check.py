@@ -1,16 +1,18 @@
 """All laws on one transform."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from optax_heavytail.testing import (
     _jax_laws,
+    _long_laws,
     _optax_laws,
     _optional_laws,
     _run,
     _state_laws,
     _tree_laws,
 )
+from optax_heavytail.testing._trial import Trial, assert_runs
 
 #: The laws that `check_transformation` checks unless ``laws`` says otherwise.
 DEFAULT_LAWS = (
@@ -33,8 +35,11 @@ DEFAULT_LAWS = (
     "missing_params",
     "multi_steps",
     "numpy",
+    "donated",
     "sharding",
     "zero",
+    "many_steps",
+    "two_models",
 )
 
 #: The laws that hold for some transforms only.
@@ -63,13 +68,13 @@ def check_transformation(
     extra_args: Mapping[str, Any] | None = None,
     laws: str | Iterable[str] = DEFAULT_LAWS,
     rtol: float = 1e-4,
-    max_examples: int = 10,
+    max_examples: int | None = None,
 ) -> _run.Report:
     r"""Checks that a gradient transformation keeps the laws all others rely on.
 
     Each law is also a function of its own, ``check_<law>``, which says what it asks and
-    takes the same arguments but ``laws``. Gradients are drawn by hypothesis, the same
-    in every run, and shrunk when a law is broken. Two ways of computing one thing are
+    takes the same arguments but ``laws``. Gradients are drawn, the same in every run,
+    and shrunk when a law is broken. Two ways of computing one thing are
     compared in float32 or wider, types on the parameters as they are.
 
     Args:
@@ -88,15 +93,18 @@ def check_transformation(
         Hyperparameters in float32 alone cost 6e-5: a decay of 0.999 leaves 1 - 0.999
         with so much error. A state that is narrower than float32 has two roundings
         of its own more.
-      max_examples: inputs tried per law, in [1, inf).
+      max_examples: inputs tried per law, in [1, inf). ``None``: 10, or as many as the
+        loaded profile of hypothesis says. Laws that compile at every call, as they
+        run outside of ``jit``, try 3 at most.
 
     Returns:
       A `Report`: for each law whether it was passed or skipped, and why.
 
     Raises:
-      AssertionError: laws are broken, or the transform itself fails. The message names
-        each of these laws, with the smallest input found; its ``__cause__`` is what the
-        transform raised.
+      AssertionError: laws are broken. The message names each of these, with the
+        smallest input found; its ``__cause__`` is what the transform raised. A
+        transform that cannot take a step at all breaks the law ``runs``, and no other
+        is looked at.
       ValueError: a law is unknown, or ``params`` has a leaf that is not real
         floating-point, or ``kwargs`` comes without ``factory``, or ``rtol`` or
         ``max_examples`` is out of range.
@@ -124,6 +132,7 @@ def check_transformation(
       law 'odd' is broken: reflected, update is -1. and not -2.
         smallest input found: 1 step, gradients 0 but for step 1 = 2
     """
+    __tracebackhide__ = True
     report = examine(
         tx,
         params,
@@ -149,7 +158,8 @@ def examine(
     extra_args: Mapping[str, Any] | None = None,
     laws: str | Iterable[str] = DEFAULT_LAWS,
     rtol: float = 1e-4,
-    max_examples: int = 10,
+    max_examples: int | None = None,
+    progress: Callable[[_run.Outcome], None] | None = None,
 ) -> _run.Report:
     """As `check_transformation`, with broken laws in the report in place of an error.
 
@@ -163,6 +173,7 @@ def examine(
       laws: names of laws.
       rtol: how far two ways of computing may differ.
       max_examples: inputs tried per law.
+      progress: called with each `Outcome` as soon as it is known.
 
     Returns:
       A `Report` with every law: passed, broken or skipped.
@@ -179,7 +190,7 @@ def examine(
       >>> tx = optax.GradientTransformation(lambda params: 0, count)
       >>> print(testing.examine(tx, laws=["jit", "arrays"]))
       jit     passed
-      arrays  broken   init's state is a int and ...; smallest input found: 1 step, ...
+      arrays  broken   init's state is a int and not a jax array
     """
     laws = (laws,) if isinstance(laws, str) else tuple(laws)
     unknown = [law for law in laws if law not in _run.BODIES]
@@ -187,11 +198,35 @@ def examine(
         known = ", ".join(DEFAULT_LAWS + OPTIONAL_LAWS)
         named = ", ".join(map(repr, unknown)) or "nothing"
         raise ValueError(f"laws has {named}; the laws are {known}")
-    trial = _run.Trial(
+    trial = Trial(
         tx, params, factory, kwargs, static_args, extra_args or {}, rtol, max_examples
     )
-    return _run.Report(tuple(_run.judge(law, _run.BODIES[law], trial) for law in laws))
+    outcomes = []
+    for outcome in _outcomes(trial, laws):
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome)
+    return _run.Report(tuple(outcomes))
+
+
+def _outcomes(trial: Trial, laws: tuple[str, ...]) -> Iterator[_run.Outcome]:
+    """Of each law, or of none but ``runs`` where no update goes through."""
+    runs = _run.judge("runs", assert_runs, trial)
+    if runs.status == _run.BROKEN:
+        yield runs._replace(detail=f"cannot run: {runs.detail}")
+    for law in laws:
+        if runs.status == _run.BROKEN:
+            yield _run.Outcome(law, _run.SKIPPED, "it cannot run")
+        else:
+            yield _run.judge(law, _run.BODIES[law], trial)
 
 
 # Imported for the laws that they define.
-_MODULES = (_state_laws, _jax_laws, _optax_laws, _tree_laws, _optional_laws)
+_MODULES = (
+    _state_laws,
+    _jax_laws,
+    _optax_laws,
+    _tree_laws,
+    _long_laws,
+    _optional_laws,
+)

@@ -1,15 +1,38 @@
 """What two answers of a transform may not differ in."""
 
 import itertools
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_SHOWN = 8  # entries of a leaf
+
 
 class Broken(Exception):  # noqa: N818 - an outcome of a law, not an error of the kit
     """A law does not hold; the text says what happened instead."""
+
+
+def explain(error: Exception) -> str:
+    """An error in a line: its first paragraph, and which argument it is about.
+
+    JAX explains itself at length; the name of a hyperparameter stands further down.
+    """
+    if isinstance(error, Broken):
+        return str(error)
+    whole = " ".join(str(error).split())
+    text = " ".join(str(error).strip().split("\n\n")[0].split())
+    text = re.sub(r" (The error occurred while tracing|See https?://).*", "", text)
+    text = text if len(text) <= 300 else f"{text[:200]} ... {text[-100:]}"
+    about = re.search(
+        r"depends on the values? of the arguments? .+?(?=\.? |\.?$)", whole
+    )
+    if about and about[0] not in text:
+        text += f" It {about[0]}."
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # another one in every run
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "")
 
 
 class Tolerance(NamedTuple):
@@ -76,7 +99,7 @@ def same_bits(got: Any, want: Any, what: str) -> None:
     same_types(got, want, what)
     for (path, a), b in zip(with_paths(got), jax.tree.leaves(want), strict=True):
         if not np.array_equal(numbers(a), numbers(b), equal_nan=is_float(a)):
-            raise Broken(f"{what}{path} is {_short(a)} and not {_short(b)}")
+            raise Broken(_differ(f"{what}{path}", a, b))
 
 
 def close(got: list[Any], want: list[Any], tolerance: Tolerance, what: str) -> None:
@@ -103,10 +126,7 @@ def _close_leaf(got, want, tolerance, what):
             raise Broken(f"{what} has shape {a.shape} and not {array.shape}")
         if not np.allclose(a, array, rtol=0, atol=allowed, equal_nan=True):
             when = f" after step {step}" if len(got) > 1 else ""
-            raise Broken(
-                f"{what}{when} is {_short(got[step - 1])} "
-                f"and not {_short(want[step - 1])}"
-            )
+            raise Broken(_differ(what, got[step - 1], want[step - 1], when))
 
 
 def _largest(array):
@@ -132,8 +152,32 @@ def finite(tree: Any, what: str, start: Any = None) -> None:
             raise Broken(f"{what}{path} is {_short(leaf)}, which is not finite")
 
 
+def _differ(what, got, want, when=""):
+    """In words, with as many digits as it takes to see it."""
+    a, b = numbers(got), numbers(want)
+    if a.shape == b.shape and a.size > _SHOWN:
+        with np.errstate(invalid="ignore"):  # of infs
+            unequal = ~((a == b) | (is_float(got) & np.isnan(a) & np.isnan(b)))
+            distance = np.where(unequal, np.nan_to_num(np.abs(a - b), nan=np.inf), -1)
+        worst = np.unravel_index(np.argmax(distance), a.shape)
+        what += str([int(place) for place in worst])
+        a, b = a[worst], b[worst]
+    for digits in (8, 12, 17, None):
+        texts = [_text(x, digits) for x in (a, b)]
+        if texts[0] != texts[1]:
+            break
+    return f"{what}{when} is {texts[0]} and not {texts[1]}"
+
+
 def _short(leaf):
-    array = numbers(leaf)
+    return _text(numbers(leaf), 8)
+
+
+def _text(array, digits):
+    """Rounded to so many places, or in full as Python writes numbers."""
+    if digits is None:
+        return str(np.asarray(array).tolist())
+    array = np.asarray(array)
     return np.array2string(
-        array, precision=8, threshold=8, edgeitems=3, separator=", "
+        array, precision=digits, threshold=_SHOWN, edgeitems=3, separator=", "
     ).replace("\n", "")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail.testing import _compare, _inputs
-from optax_heavytail.testing._run import Trial, close, law, steps
+from optax_heavytail.testing._run import close, law
+from optax_heavytail.testing._trial import Trial, steps
 
 
 @law
@@ -24,7 +25,7 @@ def check_jit(trial: Trial) -> None:
         compiled = steps(trial.jitted, grads, state, trial.wide)
         close(compiled, eager, trial.tolerance, "under jit")
 
-    trial.search(holds, trial.wide)
+    trial.search(holds, trial.wide, 2, is_eager=True)
 
 
 @law

@@ -9,7 +9,8 @@ import numpy as np
 from optax_heavytail.testing import _compare, _inputs
 from optax_heavytail.testing._compare import Broken
 from optax_heavytail.testing._jax_laws import derivative_by_all
-from optax_heavytail.testing._run import Trial, close_updates, law
+from optax_heavytail.testing._run import close_updates, law
+from optax_heavytail.testing._trial import Trial
 
 _NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
 
@@ -42,16 +43,23 @@ def check_mixed_dtypes(trial: Trial) -> None:
 
 @law
 def check_float16(trial: Trial) -> None:
-    """All in float16: gradients from 6e-8 to 65504 leave updates and state finite."""
+    """All in float16: gradients from 6e-8 to 65504 leave updates and state finite.
+
+    And a large gradient, whose square is no number any more, is not lost: where the
+    update is 0 in all entries, so is that of a smaller multiple of the gradients.
+    """
     params = _inputs.cast(trial.params, jnp.float16)
-    values = (0.0, 1.0, 300.0, -65504.0, 6e-8)
-    _assert_finite(trial, params, values)
+    _assert_finite(trial, params, (0.0, 1.0, 300.0, -65504.0, 6e-8), keeps_large=True)
 
 
 @law
 def check_huge(trial: Trial) -> None:
-    """Float32 gradients of 1e30 and 1e-30 leave updates and state finite."""
-    _assert_finite(trial, trial.wide, (0.0, 1.0, 1e30, -1e30, 1e-30))
+    """Float32 gradients of 1e30 and 1e-30 leave updates and state finite.
+
+    And a large gradient is not lost, as in `check_float16`.
+    """
+    values = (0.0, 1.0, 1e30, -1e30, 1e-30)
+    _assert_finite(trial, trial.wide, values, keeps_large=True)
 
 
 @law
@@ -66,14 +74,39 @@ def check_nan(trial: Trial) -> None:
     _assert_finite(trial, trial.wide, (0.0, 1.0, float("nan")))
 
 
-def _assert_finite(trial, params, values):
+def _assert_finite(trial, params, values, *, keeps_large=False):
     def holds(grads):
         start = trial.tx.init(params)
-        for updates, state in trial.history(grads, params):
+        history = trial.history(grads, params)
+        for updates, state in history:
             _compare.finite(updates, "update")
             _compare.finite(state, "state", start)
+        if keeps_large:
+            _assert_not_lost(trial, params, grads, history)
 
     trial.search(holds, params, 2, values=values)
+
+
+def _assert_not_lost(trial, params, grads, history):
+    """Breaks if an update is 0 because the gradient is large."""
+    is_zero = [not np.any(_entries(updates)) for updates, _ in history]
+    largest = max(float(np.max(np.abs(_entries(g)), initial=0)) for g in grads)
+    if largest <= 1 or not any(is_zero):
+        return
+    # A power of 2, so that the digits stay.
+    scale = 2.0 ** -np.ceil(np.log2(largest))
+    smaller = [jax.tree.map(lambda x: (x * scale).astype(x.dtype), g) for g in grads]
+    for k, (updates, _) in enumerate(trial.history(smaller, params)):
+        if is_zero[k] and np.any(_entries(grads[k])) and np.any(_entries(updates)):
+            raise Broken(
+                f"update after step {k + 1} is 0 everywhere, and is not for gradients "
+                f"{scale:g} times as large: they are too large, and lost"
+            )
+
+
+def _entries(tree):
+    leaves = [_compare.numbers(x).ravel() for x in jax.tree.leaves(tree)]
+    return np.concatenate([np.zeros(0), *leaves])
 
 
 @law

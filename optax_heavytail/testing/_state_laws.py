@@ -5,36 +5,28 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from optax_heavytail.testing import _compare, _inputs
+from optax_heavytail.testing import _compare
 from optax_heavytail.testing._compare import Broken
-from optax_heavytail.testing._run import Skipped, Trial, law, steps
+from optax_heavytail.testing._run import Skipped, law
+from optax_heavytail.testing._trial import Trial
 
 
 @law
 def check_pure(trial: Trial) -> None:
     """Equal calls give equal bits, and what is passed in is left as it was.
 
-    For ``init`` and, at every step, ``update``: two calls with the same arguments agree
-    in every bit, and the containers passed to it hold the same leaves afterwards.
+    For ``init`` and, at each of three steps, ``update``: two calls with the same
+    arguments agree in every bit, and the containers passed to it hold the same leaves
+    afterwards.
     """
-
-    def holds(grads):
-        state = trial.tx.init(trial.params)
-        _compare.same_bits(trial.tx.init(trial.params), state, "init's second state")
-        for g in grads:
-            arguments = (g, state, trial.params)
-            before = jax.tree.flatten(arguments)
-            first = trial.update(*arguments)
-            after = jax.tree.flatten(arguments)
-            unchanged = all(a is b for a, b in zip(before[0], after[0], strict=False))
-            if before[1] != after[1] or not unchanged:
-                raise Broken("update changed its arguments in place")
-            second = trial.update(*arguments)
-            _compare.same_bits(second[0], first[0], "the same call's second update")
-            _compare.same_bits(second[1], first[1], "the same call's second state")
-            state = first[1]
-
-    trial.search(holds, trial.params)
+    start = trial.eager[0].before
+    _compare.same_bits(trial.tx.init(trial.params), start, "init's second state")
+    for step in trial.eager:
+        if not step.left_arguments:
+            raise Broken("update changed its arguments in place")
+        second = trial.update(step.grads, step.before, trial.params)
+        _compare.same_bits(second[0], step.updates, "the same call's second update")
+        _compare.same_bits(second[1], step.after, "the same call's second state")
 
 
 @law
@@ -44,20 +36,14 @@ def check_arrays(trial: Trial) -> None:
     Python numbers, NumPy arrays and other objects change their type at the first step
     under ``jit``, and cannot be placed on devices.
     """
-
-    def holds(grads):
-        state = trial.tx.init(trial.params)
-        later = [s for _, s in steps(trial.update, grads, state, trial.params)]
-        for name, tree in [("init's state", state)] + [
-            ("update's state", s) for s in later
-        ]:
-            for path, leaf in _compare.with_paths(tree):
-                if not isinstance(leaf, jax.Array):
-                    raise Broken(
-                        f"{name}{path} is a {type(leaf).__name__} and not a jax array"
-                    )
-
-    trial.search(holds, trial.params)
+    states = [("init's state", trial.eager[0].before)]
+    states += [("update's state", step.after) for step in trial.eager]
+    for name, tree in states:
+        for path, leaf in _compare.with_paths(tree):
+            if not isinstance(leaf, jax.Array):
+                raise Broken(
+                    f"{name}{path} is a {type(leaf).__name__} and not a jax array"
+                )
 
 
 @law
@@ -67,16 +53,9 @@ def check_stable(trial: Trial) -> None:
     The state's are those of ``init`` after every step, the updates' are the gradients'.
     That their shardings stay too belongs to `check_sharding`.
     """
-
-    def holds(grads):
-        state = trial.tx.init(trial.params)
-        for g, (updates, new) in zip(
-            grads, steps(trial.update, grads, state, trial.params), strict=True
-        ):
-            _compare.same_types(updates, g, "update")
-            _compare.same_types(new, state, "state")
-
-    trial.search(holds, trial.params)
+    for step in trial.eager:
+        _compare.same_types(step.updates, step.grads, "update")
+        _compare.same_types(step.after, trial.eager[0].before, "state")
 
 
 @law
@@ -86,31 +65,34 @@ def check_one_trace(trial: Trial) -> None:
     A second trace compiles the training step once more. It comes from a state whose
     types, or whose weakness of type, differ after the first step.
     """
-    traces = []
-
-    @jax.jit
-    def update(grads, state, params):
-        if not isinstance(jax.tree.leaves(grads)[0], jax.core.Tracer):
-            raise Skipped("needs jit, which is turned off here")
-        traces.append(_strict_types(state))
-        return trial.update(grads, state, params)
-
-    state = trial.tx.init(trial.params)
-    steps(update, _inputs.fixed_gradients(trial.params, 3), state, trial.params)
-    if len(traces) != 1:
-        changed = sorted(set(traces[1].items()) - set(traces[0].items()))
+    if _jit_is_off():
+        raise Skipped("needs jit, which is turned off here")
+    state, seen = trial.tx.init(trial.params), []
+    for grads in trial.fixed:
+        types = _strict_types(state)
+        if types not in seen:
+            seen.append(types)
+        _, state = trial.jitted(grads, state, trial.params)
+    if len(seen) != 1:
+        changed = sorted(set(seen[1].items()) - set(seen[0].items()))
         why = "".join(
-            f"; state{path} was {traces[0].get(path, 'absent')}, then {then}"
+            f"; state{path} was {seen[0].get(path, 'absent')}, then {then}"
             for path, then in changed[:1]
         )
-        raise Broken(f"three steps were traced {len(traces)} times{why}")
+        raise Broken(f"three steps were traced {len(seen)} times{why}")
+
+
+def _jit_is_off():
+    seen = []
+    jax.jit(lambda x: seen.append(isinstance(x, jax.core.Tracer)))(0)
+    return not seen[0]
 
 
 def _strict_types(state):
     types = ((path, jax.typeof(x)) for path, x in _compare.with_paths(state))
     return {
         path: f"{'weak ' * x.weak_type}{x.dtype}{list(x.shape)}" for path, x in types
-    }
+    } | {"'s structure": str(jax.tree.structure(state))}
 
 
 @law
@@ -121,12 +103,43 @@ def check_abstract(trial: Trial) -> None:
     exists.
     """
     state = jax.eval_shape(trial.tx.init, trial.params)
-    _compare.same_types(state, trial.tx.init(trial.params), "init's abstract state")
-    grads = _inputs.fixed_gradients(trial.params, 1)[0]
-    abstract = jax.eval_shape(trial.update, grads, state, trial.params)
-    want = trial.update(grads, trial.tx.init(trial.params), trial.params)
-    _compare.same_types(abstract[0], want[0], "the abstract update")
-    _compare.same_types(abstract[1], want[1], "the abstract new state")
+    step = trial.eager[0]
+    _compare.same_types(state, step.before, "init's abstract state")
+    abstract = jax.eval_shape(trial.update, step.grads, state, trial.params)
+    _compare.same_types(abstract[0], step.updates, "the abstract update")
+    _compare.same_types(abstract[1], step.after, "the abstract new state")
+
+
+@law
+def check_donated(trial: Trial) -> None:
+    """Parameters and state can be donated to a step under ``jit``.
+
+    Training programs pass both with ``donate_argnums``, so that the new ones take the
+    memory of the old. No leaf of a state that ``init`` makes may be the very array that
+    a parameter, another leaf, or a leaf of a second state is, as after
+    ``state = State(start=params)``: copy it.
+    """
+    first = ("init's state", trial.tx.init(trial.params))
+    second = ("a second init's state", trial.tx.init(trial.params))
+    names: dict[int, str] = {}
+    for what, tree in (("params", trial.params), first, second):
+        for path, leaf in _compare.with_paths(tree):
+            for place in _memory(leaf):
+                if place in names:
+                    raise Broken(
+                        f"{what}{path} is the same array as {names[place]}: they "
+                        "cannot both be donated"
+                    )
+                names[place] = f"{what}{path}"
+
+
+def _memory(leaf):
+    """Where an array lies, if it has entries."""
+    if not isinstance(leaf, jax.Array) or not leaf.size:
+        return []
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
 
 
 @law
@@ -149,7 +162,7 @@ def check_numpy(trial: Trial) -> None:
         _compare.same_bits(got[0], want[0], "after numpy, update")
         _compare.same_bits(got[1], want[1], "after numpy, state")
 
-    trial.search(holds, trial.params, 2, at_least=2)
+    trial.search(holds, trial.params, 2, at_least=2, is_eager=True)
 
 
 def _stored(leaf):

@@ -9,16 +9,14 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_heavytail.testing import _compare
-from optax_heavytail.testing._compare import Broken
+from optax_heavytail.testing._compare import Broken, explain
 from optax_heavytail.testing._run import (
     Skipped,
-    Trial,
     close,
     close_updates,
-    explain,
     law,
-    steps,
 )
+from optax_heavytail.testing._trial import Trial, steps
 
 
 @law
@@ -71,7 +69,13 @@ def check_none(trial: Trial) -> None:
     """
     _needs_two_leaves(trial)
     params = _without_first(trial.params)
-    trial.search(lambda grads: _assert_runs(trial, grads, params), params, 2)
+    grads = _without_first(trial.fixed[0])
+    state = jax.eval_shape(trial.tx.init, params)
+    updates, new = jax.eval_shape(trial.update, grads, state, params)
+    _compare.same_types(updates, grads, "update")
+    _compare.same_types(new, state, "state")
+    params = _without_first(trial.wide)
+    trial.search(lambda grads: _assert_runs(trial.jitted, trial, grads, params), params)
 
 
 @law
@@ -83,7 +87,7 @@ def check_empty(trial: Trial) -> None:
     """
     for params in ({}, (), {"a": None}, {"a": jnp.zeros((0, 3), jnp.float32)}):
         try:
-            _assert_runs(trial, [params, params], params)
+            _assert_runs(trial.update, trial, [params, params], params)
         except Exception as error:
             raise Broken(f"on the tree {params}: {explain(error)}") from error
 
@@ -95,13 +99,13 @@ def check_scalar(trial: Trial) -> None:
     A transform made for one tree cannot keep this law; see `check_empty`.
     """
     params = jnp.asarray(1.5, jnp.float32)
-    trial.search(lambda grads: _assert_runs(trial, grads, params), params, 2)
+    trial.search(lambda grads: _assert_runs(trial.jitted, trial, grads, params), params)
 
 
-def _assert_runs(trial, grads, params):
+def _assert_runs(update, trial, grads, params):
     state = trial.tx.init(params)
     for g, (updates, new) in zip(
-        grads, steps(trial.update, grads, state, params), strict=True
+        grads, steps(update, grads, state, params), strict=True
     ):
         _compare.same_types(updates, g, "update")
         _compare.same_types(new, state, "state")
@@ -137,7 +141,7 @@ def check_sharding(trial: Trial) -> None:
         for tree in (state, *got):
             _assert_placed_like(tree, params)
 
-    trial.search(holds, trial.wide, 2)
+    trial.search(holds, trial.wide, 2, is_eager=True)
 
 
 def _split(leaf):

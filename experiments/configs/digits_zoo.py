@@ -12,11 +12,13 @@ from experiments.common.types import Config
 from experiments.configs import image_defaults
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
-# best of experiments/results/digits_zoo_sweep.md, which tries each and its neighbours.
+# best of experiments/results/digits_zoo_sweep.md and digits_zoo_later_sweep.md beside
+# it, which try each and its neighbours.
 OPTIMIZERS = {
     "acclip": (3e-2, {"normalize": True, "eps": 1e-8}),
     "acclip_literal": (3.0, {}),
     "adabelief": (0.1, {}),
+    "adagc": (3e-2, {}),
     "adam_atan2": (3e-2, {}),
     "adamw": (0.1, {}),
     "adamw_decoupled": (3e-2, {}),
@@ -29,6 +31,8 @@ OPTIMIZERS = {
     "clipped_gd": (30.0, {"max_update_norm": 1.0}),
     "fast_adabelief": (3e-2, {}),
     "gclip": (1.0, {"threshold": 1.0}),
+    "guarded_adamw": (0.1, {}),
+    "history_adamw": (0.1, {}),
     "iterate_average": (0.1, {}),
     "lamb": (1e-2, {}),
     "lambc": (3e-2, {}),

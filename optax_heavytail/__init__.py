@@ -30,6 +30,10 @@ from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._conditional_gradient import (
+    ConditionalGradientState,
+    conditional_gradient,
+)
 from optax_heavytail._ema import ema
 from optax_heavytail._fast_belief import (
     ScaleByFastBeliefState,
@@ -135,6 +139,7 @@ __all__ = [
     "ClipByValueState",
     "ClipSpikesState",
     "ClippedEmaState",
+    "ConditionalGradientState",
     "MaskCoverage",
     "NeumannInnerLoopState",
     "NeumannState",
@@ -178,6 +183,7 @@ __all__ = [
     "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
+    "conditional_gradient",
     "decay_mask",
     "diagnostics",
     "ema",

@@ -1,5 +1,6 @@
 """Penalised conditional gradient: sign, Muon and ridge steps of one formula."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -124,7 +125,7 @@ def _l1(grads: Any) -> Any:
     """The first largest entry over all leaves, and 0 elsewhere."""
     leaves, treedef = jax.tree.flatten(grads)
     sizes = [jnp.max(jnp.abs(g), initial=0) for g in leaves]
-    largest = jax.lax.stop_gradient(jnp.max(jnp.stack(sizes), initial=0))
+    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sizes, 0.0))
     chosen, found = [], False
     for g in leaves:
         at_largest = jnp.abs(g) == largest

@@ -35,6 +35,7 @@ from optax_heavytail._conditional_gradient import (
     ConditionalGradientState,
     conditional_gradient,
 )
+from optax_heavytail._decay_mask import MaskCoverage, decay_mask, mask_coverage
 from optax_heavytail._ema import ema
 from optax_heavytail._fast_belief import (
     ScaleByFastBeliefState,
@@ -113,10 +114,7 @@ from optax_heavytail._trust_ratio import (
 )
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
-    MaskCoverage,
     add_decayed_weights,
-    decay_mask,
-    mask_coverage,
 )
 from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from experiments.common import files, markdown, progress
 from experiments.common.errors import UserError
-from experiments.studies import bert, lambc, neumann, robustness, study, survey, theory
+from experiments.studies import (
+    bert,
+    guards,
+    lambc,
+    neumann,
+    robustness,
+    study,
+    survey,
+    theory,
+)
 
 STUDIES = {
     "theory": theory.STUDY,
@@ -22,6 +31,7 @@ STUDIES = {
     "neumann": neumann.STUDY,
     "survey": survey.STUDY,
     "robustness": robustness.STUDY,
+    "guards": guards.STUDY,
 }
 
 

@@ -82,7 +82,7 @@ SIGNATURES = {
     "batch_for_normalized": "num_steps, tail_order",
     "get_threshold": "state",
     "get_momentum": "state",
-    "decay_mask": "params",
+    "decay_mask": "params, *, rule=None",
     "mask_coverage": "mask, params",
     "neumann_eval_params": "state, params",
     "snapshot_predictions": "state, predict_fn",

@@ -20,7 +20,7 @@ class ClipByNormEmaState(NamedTuple):
     """State of `clip_by_norm_ema`, inside an ``optax.MaskedState`` with a ``mask``."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: gamma, in the updates' units, 0 where no norm was seen: (), or with scope "leaf"
+    #: gamma, in the updates' units, 0 where no norm was seen; (), or with scope "leaf"
     #: a tree of () or of (layers,); the limit is ``relative_threshold`` times it
     threshold: Any
     seen: Any  #: likewise, int32, norms that were finite and not 0

@@ -4,11 +4,16 @@ import importlib as _importlib
 import typing as _typing
 
 from optax_heavytail._acclip import acclip, scale_by_acclip
+from optax_heavytail._adagc import ClipByNormEmaState, adagc, clip_by_norm_ema
 from optax_heavytail._adam import adamw_decoupled, scale_by_adam
 from optax_heavytail._adam_atan2 import (
     ScaleByAdamAtan2State,
     adam_atan2,
     scale_by_adam_atan2,
+)
+from optax_heavytail._adaptive_coordinate_threshold import (
+    AdaptiveCoordinateThresholdState,
+    adaptive_coordinate_threshold,
 )
 from optax_heavytail._adashift import ScaleByAdashiftState, adashift, scale_by_adashift
 from optax_heavytail._amsgrad import amsgrad, scale_by_amsgrad
@@ -20,15 +25,17 @@ from optax_heavytail._averaging import (
 from optax_heavytail._biclip import biclip, clip_by_interval
 from optax_heavytail._cautious import cautious, grams
 from optax_heavytail._cclip import ClipByValueState, cclip, clip_by_value
-from optax_heavytail._clip_by_moment import (
-    AdaptiveCoordinateThresholdState,
-    ClipByMomentState,
-    adaptive_coordinate_threshold,
-    clip_by_moment,
-)
+from optax_heavytail._clip_by_history import ClipByHistoryState, clip_by_history
+from optax_heavytail._clip_by_moment import ClipByMomentState, clip_by_moment
 from optax_heavytail._clip_by_rms import clip_by_rms
+from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._conditional_gradient import (
+    ConditionalGradientState,
+    conditional_gradient,
+)
+from optax_heavytail._decay_mask import MaskCoverage, decay_mask, mask_coverage
 from optax_heavytail._ema import ema
 from optax_heavytail._fast_belief import (
     ScaleByFastBeliefState,
@@ -36,6 +43,7 @@ from optax_heavytail._fast_belief import (
     scale_by_fast_belief,
 )
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
+from optax_heavytail._guarded import guarded
 from optax_heavytail._lambc import lambc
 from optax_heavytail._larsc import larsc
 from optax_heavytail._learning_rate import scale_by_learning_rate
@@ -45,6 +53,10 @@ from optax_heavytail._neumann_two_loop import (
     neumann_inner_loop,
     neumann_two_loop,
 )
+from optax_heavytail._norm_deviation import clip_by_norm_deviation
+from optax_heavytail._norm_quantile import clip_by_norm_quantile
+from optax_heavytail._orthogonalize import orthogonalize
+from optax_heavytail._qk_clip import QKClipState, qk_clip, qk_clip_factors
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._reset_moments import ResetMomentsState, reset_moments
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
@@ -102,11 +114,9 @@ from optax_heavytail._trust_ratio import (
 )
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
-    MaskCoverage,
     add_decayed_weights,
-    decay_mask,
-    mask_coverage,
 )
+from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
 if _typing.TYPE_CHECKING:
     from optax_heavytail import aggregation, diagnostics
@@ -126,16 +136,21 @@ __all__ = [
     "AdaptiveCoordinateThresholdState",
     "AddDecayedWeightsState",
     "BatchSizePlan",
+    "ClipByHistoryState",
     "ClipByMomentState",
+    "ClipByNormEmaState",
     "ClipByNormState",
     "ClipByPeakState",
     "ClipByValueState",
+    "ClipByZscoreState",
     "ClipSpikesState",
     "ClippedEmaState",
+    "ConditionalGradientState",
     "MaskCoverage",
     "NeumannInnerLoopState",
     "NeumannState",
     "NormalizedMomentum",
+    "QKClipState",
     "ResetMomentsState",
     "ScaleByAdamAtan2State",
     "ScaleByAdashiftState",
@@ -150,6 +165,7 @@ __all__ = [
     "StochasticRoundingState",
     "WeightedIterateAverageState",
     "acclip",
+    "adagc",
     "adam_atan2",
     "adamw_decoupled",
     "adaptive_coordinate_threshold",
@@ -162,17 +178,24 @@ __all__ = [
     "biclip",
     "cautious",
     "cclip",
+    "clip_by_history",
     "clip_by_interval",
     "clip_by_moment",
     "clip_by_norm",
+    "clip_by_norm_deviation",
+    "clip_by_norm_ema",
+    "clip_by_norm_quantile",
     "clip_by_peak",
     "clip_by_rms",
+    "clip_by_spectral_norm",
     "clip_by_value",
+    "clip_by_zscore",
     "clip_smoothly",
     "clip_spikes",
     "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
+    "conditional_gradient",
     "decay_mask",
     "diagnostics",
     "ema",
@@ -183,6 +206,7 @@ __all__ = [
     "get_trust_ratio",
     "grams",
     "grow_batch",
+    "guarded",
     "lambc",
     "larsc",
     "mask_coverage",
@@ -196,7 +220,10 @@ __all__ = [
     "normalize_by_norm",
     "normalized_gd",
     "normalized_momentum",
+    "orthogonalize",
     "powersign",
+    "qk_clip",
+    "qk_clip_factors",
     "reset_moments",
     "scale_by_acclip",
     "scale_by_adam",

@@ -18,6 +18,9 @@ def scale_by_acclip(
     *,
     bias_correction: bool | None = None,
     normalize: bool = False,
+    include_current: bool = True,
+    max_growth: jax.typing.ArrayLike | None = None,
+    winsorise: jax.typing.ArrayLike | None = None,
     report: bool = False,
     mu_dtype: jax.typing.DTypeLike | None = None,
     threshold_dtype: jax.typing.DTypeLike | None = None,
@@ -47,6 +50,10 @@ def scale_by_acclip(
         as ``normalize``.
       normalize: whether to divide the update by the threshold, so that learning rates
         on the scale of Adam's apply. Without it they live on SGD's scale.
+      include_current: see `clip_by_moment`, as for the next two.
+      max_growth: how many times the threshold of the past a gradient counts as at most.
+      winsorise: how many times the threshold of the past a gradient is at most; 8 is a
+        good choice, which makes a step lost of what was a hundred. ``None``: no limit.
       report: see `clip_by_moment`.
       mu_dtype: dtype of :math:`m` in the state. ``None``: the parameter's own, but at
         least float32.
@@ -91,6 +98,9 @@ def scale_by_acclip(
         threshold_dtype=threshold_dtype,
         bias_correction=correct,
         normalize=normalize,
+        include_current=include_current,
+        max_growth=max_growth,
+        winsorise=winsorise,
         report=report,
     )
 
@@ -106,6 +116,9 @@ def acclip(
     mask: Mask | None = None,
     bias_correction: bool | None = None,
     normalize: bool = False,
+    include_current: bool = True,
+    max_growth: jax.typing.ArrayLike | None = None,
+    winsorise: jax.typing.ArrayLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
     threshold_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -130,6 +143,9 @@ def acclip(
         the parameters such as `decay_mask`. ``None``: all.
       bias_correction: see `scale_by_acclip`.
       normalize: see `scale_by_acclip`.
+      include_current: see `clip_by_moment`.
+      max_growth: see `clip_by_moment`.
+      winsorise: see `clip_by_moment`.
       mu_dtype: see `scale_by_acclip`.
       threshold_dtype: see `scale_by_acclip`.
 
@@ -169,6 +185,9 @@ def acclip(
             eps,
             bias_correction=bias_correction,
             normalize=normalize,
+            include_current=include_current,
+            max_growth=max_growth,
+            winsorise=winsorise,
             mu_dtype=mu_dtype,
             threshold_dtype=threshold_dtype,
         ),

@@ -169,8 +169,6 @@ def adam_atan2(
 
 
 def _angle(mean: jax.Array, root: jax.Array) -> jax.Array:
-    """``atan2(mean, root)``, with a slope of 0 at the origin; NaN for an inf."""
+    """``atan2(mean, root)``, with a slope of 0 at the origin."""
     origin = (mean == 0) & (root == 0)
-    angle = jnp.where(origin, 0, jnp.arctan2(mean, jnp.where(origin, 1, root)))
-    # Of two infinities the angle is a right number: a lost gradient would not be seen.
-    return jnp.where(jnp.isfinite(mean) & jnp.isfinite(root), angle, jnp.nan)
+    return jnp.where(origin, 0, jnp.arctan2(mean, jnp.where(origin, 1, root)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _norms, _tree
-from optax_heavytail._transform import transform, wrapper
+from optax_heavytail._transform import wrapper
 
 _SCOPES = ("coordinate", "leaf", "global")
 
@@ -36,6 +36,9 @@ def clip_by_moment(
     threshold_dtype: jax.typing.DTypeLike | None = None,
     bias_correction: bool | None = None,
     normalize: bool = False,
+    include_current: bool = True,
+    max_growth: jax.typing.ArrayLike | None = None,
+    winsorise: jax.typing.ArrayLike | None = None,
     report: bool = False,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,6 +62,21 @@ def clip_by_moment(
     The literal form has the units of a gradient and takes learning rates on the scale
     of SGD's; the normalized one takes Adam's.
 
+    **Put it where the gradients arrive**: it compares what ``inner`` makes of a
+    gradient with raw gradients, so ``inner`` is an average and no optimizer. It limits
+    coordinates, and many of them at each step: to guard an optimizer against rare
+    gradients that are far too large, take `clip_by_history` or `guarded`.
+
+    As published, a gradient enters the threshold that is to stop it, and a huge one
+    stays in it for about :math:`1 / (1 - \beta_2)` updates. Three options guard against
+    that, with the threshold of the past,
+    :math:`r_k = \tau_{k-1} / (1 - \beta_2^{k-1})^{1/\alpha}`, which is 0 and without
+    effect until something was seen: ``winsorise`` shortens :math:`g_k` to at most
+    :math:`c \, r_k` before anything else is done with it; ``max_growth`` lets
+    :math:`\min(|g_k|, c \, r_k)` enter :math:`\tau_k`; and with
+    ``include_current=False`` :math:`\tau_{k-1}` stands for :math:`\tau_k` in the last
+    line, corrected alike, where it is not 0.
+
     Args:
       inner: makes :math:`m` of the gradient, which it receives in float32 or wider. An
         ``ema`` gives ACClip; ``None`` is the gradient itself.
@@ -74,6 +92,11 @@ def clip_by_moment(
       bias_correction: whether to correct :math:`\tau` for its start at 0. ``None``: as
         ``normalize``.
       normalize: whether to divide the update by the threshold.
+      include_current: whether this gradient is in the threshold that limits it.
+      max_growth: how many times the threshold of the past a gradient counts as at most,
+        in (0, inf); ``None``: no limit.
+      winsorise: how many times the threshold of the past a gradient is at most, in
+        (0, inf); 8 is a good choice. ``None``: no limit.
       report: whether the state tells what the last update took away, as
         `~optax_heavytail.diagnostics.monitor_clipping` needs it. It costs one more copy
         of the parameters and two norms.
@@ -88,8 +111,9 @@ def clip_by_moment(
       shapes and dtypes. Zero gradients give what ``inner`` gives, limited by the
       decaying threshold, and 0 where the threshold is 0. Huge and tiny gradients
       neither overflow nor underflow on the way. An inf or NaN gradient does not enter
-      the threshold; where :math:`m` is not finite the update is NaN, with the scopes
-      "leaf" and "global" in every entry that shares the norm.
+      the threshold (with ``winsorise`` and the scope "coordinate" an inf is limited
+      like a large number); where :math:`m` is not finite the update is NaN, with the
+      scopes "leaf" and "global" in every entry that shares the norm.
 
     Raises:
       ValueError: a concrete number is outside its range, or ``scope`` is unknown.
@@ -115,6 +139,10 @@ def clip_by_moment(
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_choice("scope", scope, _SCOPES)
     _base.check_flag("normalize", normalize)
+    _base.check_flag("include_current", include_current)
+    for name, factor in (("max_growth", max_growth), ("winsorise", winsorise)):
+        if factor is not None:
+            _base.check_range(name, factor, 0.0, float("inf"), low_open=True)
     _base.check_flag("report", report)
     if bias_correction is not None:
         _base.check_flag("bias_correction", bias_correction)
@@ -123,6 +151,7 @@ def clip_by_moment(
         raise TypeError(f"inner must be a gradient transformation, got {inner!r}.")
     inner_tx = optax.with_extra_args_support(inner or optax.identity())
     correct = normalize if bias_correction is None else bias_correction
+    is_guarded = not include_current or max_growth is not None or winsorise is not None
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
@@ -130,7 +159,7 @@ def clip_by_moment(
         if scope != "coordinate":
             # From shapes alone: inside shard_map the sum over devices does not vary
             # with them, and zeros made from the parameters' own shards would.
-            shapes = jax.eval_shape(lambda p: _magnitudes(p, scope, None), params)
+            shapes = jax.eval_shape(lambda p: magnitudes(p, scope, None), params)
             threshold = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, threshold_dtype or x.dtype), shapes
             )
@@ -144,18 +173,31 @@ def clip_by_moment(
     def update(updates, state, params, **extra_args):
         count = optax.safe_increment(state.count)
         grads = _tree.at_least_float32(updates)
-        threshold = _update_threshold(
-            state.threshold, _magnitudes(grads, scope, axis_name), b2, alpha
-        )
+        past = None
+        if is_guarded:
+            past = _debias(state.threshold, b2, alpha, state.count)
+        sizes = magnitudes(grads, scope, axis_name)
+        if winsorise is not None:
+            grads = _limited(grads, sizes, _bounds(winsorise, past), scope)
+            sizes = magnitudes(grads, scope, axis_name)
+        if max_growth is not None:
+            sizes = jax.tree.map(_finite_minimum, sizes, _bounds(max_growth, past))
+        threshold = update_threshold(state.threshold, sizes, b2, alpha)
         moment, inner_state = inner_tx.update(
             grads, state.inner_state, params, **extra_args
         )
         moment = _tree.at_least_float32(moment)
         limit = _debias(threshold, b2, alpha, count) if correct else threshold
+        if not include_current:
+            limit = jax.tree.map(
+                lambda old, new: jnp.where(old > 0, old, new),
+                past if correct else state.threshold,
+                limit,
+            )
         factor = jax.tree.map(
             lambda tau, size: _factor(tau, size, eps),
             limit,
-            _magnitudes(moment, scope, axis_name),
+            magnitudes(moment, scope, axis_name),
         )
         if scope == "global":  # one number for all leaves
             factor, limit = (
@@ -179,73 +221,8 @@ def clip_by_moment(
     return wrapper(init, update, dtypes=dtypes)
 
 
-class AdaptiveCoordinateThresholdState(NamedTuple):
-    """State of `adaptive_coordinate_threshold`."""
-
-    count: jax.typing.ArrayLike  #: (), int32, updates seen
-    threshold: Any  #: tau, like the parameters, float32 or wider or in threshold_dtype
-
-
-def adaptive_coordinate_threshold(
-    b2: jax.typing.ArrayLike = 0.99,
-    alpha: jax.typing.ArrayLike = 1.0,
-    *,
-    threshold_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Measures ACClip's threshold and passes the updates unchanged.
-
-    Elementwise, with :math:`\tau_0 = 0` and updates :math:`k \geq 1`,
-
-    .. math:: \tau_k^\alpha = \beta_2 \tau_{k-1}^\alpha + (1 - \beta_2) |g_k|^\alpha .
-
-    Read it with `get_threshold`.
-
-    Args:
-      b2: :math:`\beta_2` in [0, 1), per update. 0.99 spans about 100 updates.
-      alpha: order of the moment, in [1, 2].
-      threshold_dtype: dtype of the threshold in the state. ``None``: the parameter's
-        own, but at least float32. bfloat16 is rounded stochastically: see `ema`.
-
-    Returns:
-      A transform with an `AdaptiveCoordinateThresholdState`, for a bfloat16 threshold
-      inside a `StochasticRoundingState`. Zero gradients let the
-      threshold decay; huge and tiny ones neither overflow nor underflow; inf and NaN
-      pass on in the updates and do not enter the threshold.
-
-    Raises:
-      ValueError: a concrete number is outside its range.
-      TypeError: a parameter or gradient is not real floating-point.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax_heavytail as oht
-      >>> tx = oht.adaptive_coordinate_threshold(b2=0.75, alpha=2.0)
-      >>> _, state = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
-      >>> float(oht.get_threshold(state)[0])
-      2.0
-
-    References:
-      Zhang et al., `Why are adaptive methods good for attention models?
-      <https://arxiv.org/abs/1912.03194>`_, 2020, section 5.
-    """
-    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
-    _base.check_range("alpha", alpha, 1.0, 2.0)
-    _base.check_dtype("threshold_dtype", threshold_dtype)
-
-    def init(params):
-        threshold = _tree.zeros_like(params, threshold_dtype)
-        return AdaptiveCoordinateThresholdState(jnp.zeros([], jnp.int32), threshold)
-
-    def update(grads, state):
-        sizes = _magnitudes(grads, "coordinate", None)
-        threshold = _update_threshold(state.threshold, sizes, b2, alpha)
-        count = optax.safe_increment(state.count)
-        return grads, AdaptiveCoordinateThresholdState(count, threshold)
-
-    return transform(init, update, dtypes={"threshold": threshold_dtype})
-
-
-def _magnitudes(tree, scope, axis_name):
+def magnitudes(tree: Any, scope: str, axis_name: Any) -> Any:
+    """The sizes of what a scope compares: one number, or a tree like ``tree``."""
     if scope == "coordinate":
         return jax.tree.map(jnp.abs, tree)
     if scope == "global":
@@ -280,7 +257,9 @@ def _report(raw, clipped, axis_name):
     return share, jnp.where(before == 0, 1, _tree.safe_divide(after, before)), raw
 
 
-def _update_threshold(threshold, sizes, b2, alpha):
+def update_threshold(threshold: Any, sizes: Any, b2: Any, alpha: Any) -> Any:
+    """The threshold after the sizes of an update; one that is not finite is no size."""
+
     def new_threshold(tau, size):
         # One bad gradient must not disable the clip (inf) or poison it (NaN) for good.
         return jnp.where(
@@ -291,8 +270,31 @@ def _update_threshold(threshold, sizes, b2, alpha):
 
 
 def _debias(threshold, b2, alpha, count):
-    weight = _tree.debias_weight(b2, count)
-    return jax.tree.map(lambda tau: tau / weight ** (1 / alpha), threshold)
+    """The corrected threshold; 0 before the first update."""
+    weight = _tree.debias_weight(b2, count) ** (1 / alpha)
+    return jax.tree.map(lambda tau: _tree.safe_divide(tau, weight), threshold)
+
+
+def _bounds(factor, past):
+    return jax.tree.map(lambda r: jnp.where(r > 0, factor * r, jnp.inf), past)
+
+
+def _finite_minimum(size, bound):
+    return jnp.where(jnp.isfinite(size), _tree.minimum(size, bound), size)
+
+
+def _limited(grads, sizes, bounds, scope):
+    if scope == "coordinate":
+        return jax.tree.map(lambda g, b: jnp.clip(g, -b, b), grads, bounds)
+
+    def factor(size, bound):
+        is_known = jnp.isfinite(bound)  # an infinite one has a slope that is NaN
+        return jnp.where(is_known, _factor(jnp.where(is_known, bound, 1), size, 0), 1)
+
+    factors = jax.tree.map(factor, sizes, bounds)
+    if scope == "global":  # one number for all leaves
+        return jax.tree.map(lambda g: factors * g, grads)
+    return jax.tree.map(jnp.multiply, factors, grads)
 
 
 def _factor(threshold, size, eps):

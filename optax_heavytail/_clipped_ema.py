@@ -15,7 +15,7 @@ class ClippedEmaState(NamedTuple):
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
     ema: Any  #: v, like the parameters, float32 or wider or in accumulator_dtype
-    #: s, 0 before the first, float32 or wider: like the parameters ("coordinate"),
+    #: s, float32 or wider, 0 before the first; like the parameters ("coordinate"),
     #: (units,) ("leaf") or () ("global"); ``None`` without ``relative``
     distance: Any
     inner_state: optax.OptState

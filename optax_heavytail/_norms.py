@@ -204,7 +204,8 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     tau = jnp.asarray(tau, scaled.dtype)
     over = scaled > tau * scale
     is_far = over & (tau < scaled * far)
-    lifted = jnp.where(is_far, tau * lift, tau)
+    # 1 where it is not used: an infinite one there has a slope that is NaN.
+    lifted = jnp.where(is_far, tau * lift, jnp.where(over, tau, 1))
     ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
     # Without this an infinite norm would zero every finite entry, silently.
     # A schedule's bad threshold is loud too.

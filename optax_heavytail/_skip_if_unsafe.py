@@ -1,4 +1,4 @@
-"""Skipping the updates whose gradients are not finite, or far larger than the last."""
+"""Skipping the updates whose gradient or loss is not finite, or far above the last."""
 
 from typing import Any, NamedTuple
 
@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms, _tree
-from optax_heavytail._transform import wrapper
+from optax_heavytail import _base, _history, _norms, _tree
+from optax_heavytail._transform import as_transform, wrapper
 
-# 1.4826 times the median absolute deviation is a Gaussian's standard deviation.
-_DEVIATIONS_PER_MAD = 1.4826
-# Of the logarithm. Norms that hardly vary would make a spike of each small rise.
-_SMALLEST_DEVIATION = 0.05
+RULES = ("median", "mean")
+_REMEMBER = ("safe", "all")
+# Of the median. Losses that hardly vary would make a spike of each small rise.
+_SMALLEST_DEVIATION = 0.01
 
 
 class SkipIfUnsafeState(NamedTuple):
@@ -21,20 +21,24 @@ class SkipIfUnsafeState(NamedTuple):
     count: jax.typing.ArrayLike  #: (), int32, updates seen
     num_nonfinite: jax.typing.ArrayLike  #: (), int32, skipped for an inf or NaN
     num_spikes: jax.typing.ArrayLike  #: (), int32, skipped for their norm
+    num_value_spikes: jax.typing.ArrayLike  #: (), int32, skipped for their loss
     num_in_a_row: jax.Array  #: (), int32, skipped since the last safe one
     limit_reached: jax.Array  #: (), bool, whether there ever were too many in a row
-    num_norms: jax.typing.ArrayLike  #: (), int32, norms that entered the window
-    #: (window,), float32 or wider, logarithms of the last safe norms, the newest last;
-    #: 0 before
-    log_norms: jax.Array
+    #: ``numbers`` (window,), float32 or wider: the last norms, the newest last, 0
+    #: before; ``seen`` (), int32: how many came
+    norms: _history.History
+    values: _history.History  #: likewise, the last losses
     inner_state: optax.OptState
 
 
 def skip_if_unsafe(
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformation | optax.MultiSteps,
     *,
     max_deviations: jax.typing.ArrayLike | None = 10.0,
+    max_value_deviations: jax.typing.ArrayLike | None = None,
     window: int = 128,
+    rule: str = "median",
+    remember: str = "safe",
     max_in_a_row: jax.typing.ArrayLike = 10,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,24 +53,41 @@ def skip_if_unsafe(
 
     Then, and where an entry is inf or NaN, the updates are 0 and the state of
     ``inner``, with its counts, stays as it was. The norm is that of the gradient as it
-    comes in: wrap the whole optimizer, clipping included. Gradients that were skipped
-    do not enter the window, nor do zero ones. The rule for spikes starts when the
-    window is full.
+    comes in: wrap the whole optimizer, clipping included. Zero gradients do not enter
+    the window. The rule for spikes starts when the window is full.
 
-    After ``max_in_a_row`` skipped updates the state says so, for good, and skipping
-    goes on: nothing unsafe is ever applied. Read the field ``limit_reached`` now and
-    then, ``optax.tree.get(state, "limit_reached")``, and stop. That also ends a run
-    whose gradients have grown for good, which this rule cannot tell from spikes.
+    **On the loss as well**: pass it, ``update(grads, state, params, value=loss)``. A
+    loss that is not finite is skipped; with ``max_value_deviations`` so is one above
+    the median of the last losses :math:`L_j` by that many
+    :math:`\max(1.4826 \operatorname{median}_j |L_j - \tilde L|, 0.01 |\tilde L|)`. The
+    loss must be the same on all devices. ``inner`` gets it too.
+
+    **A level that has changed for good** is no spike, but looks like one. When
+    ``max_in_a_row`` updates in a row were skipped, the next whose gradient and loss are
+    finite is taken whatever the rules say, and both windows start anew with it. That
+    this happened stays in the field ``limit_reached``: look at it now and then,
+    ``optax.tree.get(state, "limit_reached")``. What is not finite is never applied.
+
+    **Gradients that are accumulated**: write ``skip_if_unsafe(optax.MultiSteps(tx,
+    8))``. The other way round one NaN microbatch is in the sum of
+    ``optax.MultiSteps`` for good (it clears it by a multiplication with 0), and every
+    later step is skipped.
 
     Args:
-      inner: the optimizer.
+      inner: the optimizer, or ``optax.MultiSteps`` of one.
       max_deviations: :math:`c` in (0, inf), in robust standard deviations of the
         logarithm; ``None`` for no rule on the norm. Gradients with heavy tails need
         more than Gaussian ones: of the norms of 1,000 Student-t entries with 1.5
         degrees of freedom 10 skips 7 in 10,000, and 4 skips 3 in 100.
-      window: how many norms to remember, a Python integer, at least 2.
-      max_in_a_row: skipped updates in a row at which ``limit_reached`` becomes true,
-        at least 1.
+      max_value_deviations: likewise for the loss; ``None`` for no rule on it.
+      window: how many norms, and losses, to remember, a Python integer, at least 2.
+      rule: "median", as above; or "mean": norm or loss above the mean of the window by
+        so many standard deviations (divisor size - 1), once it is half full. One
+        outlier in the window lifts that limit far.
+      remember: "safe": what was skipped enters no window; "all": it does if it is
+        finite, so that the limits move towards it.
+      max_in_a_row: skipped updates in a row after which the windows start anew, at
+        least 1.
       axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
         mesh axis to sum norms over, a tuple of axes, or a tree prefix of these with
         ``None`` for leaves that are replicated. All devices then skip together.
@@ -79,7 +100,8 @@ def skip_if_unsafe(
       gradient passes.
 
     Raises:
-      ValueError: a concrete number is outside its range.
+      ValueError: a concrete number is outside its range, ``rule`` or ``remember`` is
+        unknown, ``value`` is no scalar, or ``optax.MultiSteps`` is around this.
       TypeError: a gradient is not real floating-point.
 
     Example:
@@ -98,14 +120,22 @@ def skip_if_unsafe(
       -1.75
       >>> int(state.num_nonfinite), int(state.num_spikes), bool(state.limit_reached)
       (1, 1, False)
+
+    References:
+      Walsh et al., `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025, for
+      the loss and ``rule="mean"`` with ``remember="all"``.
     """
-    if max_deviations is not None:
-        _base.check_range(
-            "max_deviations", max_deviations, 0.0, float("inf"), low_open=True
-        )
+    for name, limit in (
+        ("max_deviations", max_deviations),
+        ("max_value_deviations", max_value_deviations),
+    ):
+        if limit is not None:
+            _base.check_range(name, limit, 0.0, float("inf"), low_open=True)
     _base.check_static_integer("window", window, 2)
+    _base.check_choice("rule", rule, RULES)
+    _base.check_choice("remember", remember, _REMEMBER)
     _base.check_integer("max_in_a_row", max_in_a_row, 1)
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def init(params):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
@@ -113,24 +143,30 @@ def skip_if_unsafe(
             count=jnp.zeros([], jnp.int32),
             num_nonfinite=jnp.zeros([], jnp.int32),
             num_spikes=jnp.zeros([], jnp.int32),
+            num_value_spikes=jnp.zeros([], jnp.int32),
             num_in_a_row=jnp.zeros([], jnp.int32),
             limit_reached=jnp.zeros([], bool),
-            num_norms=jnp.zeros([], jnp.int32),
-            log_norms=jnp.zeros(window, dtype),
+            norms=_history.empty((), window, dtype),
+            values=_history.empty((), window, dtype),
             inner_state=inner_tx.init(params),
         )
 
-    def update(updates, state, params, **extra_args):
+    def update(updates, state, params, *, value=None, **extra_args):
         norm = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
-        is_finite = jnp.isfinite(norm.scaled)
-        has_length = is_finite & (norm.scaled > 0)
-        log_norm = jnp.where(
-            has_length,
-            jnp.log(jnp.where(has_length, norm.scaled, 1)) - jnp.log(norm.scale),
-            0,
-        ).astype(state.log_norms.dtype)
-        is_spike = has_length & _is_spike(log_norm, state, max_deviations)
-        is_safe = is_finite & ~is_spike
+        size, is_finite = norm.value, jnp.isfinite(norm.scaled)
+        is_spike = is_finite & _norm_is_spike(state.norms, size, max_deviations, rule)
+        loss, is_value_spike = jnp.zeros([]), jnp.zeros([], bool)
+        if value is not None:
+            extra_args["value"] = value
+            loss = _checked(value)
+            is_finite &= jnp.isfinite(loss)
+            is_value_spike = _value_is_spike(
+                state.values, loss, max_value_deviations, rule
+            )
+        is_spike &= is_finite
+        is_value_spike &= is_finite
+        starts_anew = is_finite & (state.num_in_a_row >= max_in_a_row)
+        is_safe = starts_anew | (is_finite & ~is_spike & ~is_value_spike)
         # inner gets zeros, not the bad gradient: NaN times 0 is NaN in derivatives.
         new_updates, inner_state = inner_tx.update(
             _where(is_safe, updates, optax.tree.zeros_like(updates)),
@@ -138,18 +174,28 @@ def skip_if_unsafe(
             params,
             **extra_args,
         )
-        is_kept = is_safe & has_length
-        later = jnp.append(state.log_norms[1:], log_norm)
         in_a_row = jnp.where(is_safe, 0, optax.safe_increment(state.num_in_a_row))
+        enters = is_safe if remember == "safe" else jnp.ones([], bool)
+        windows = {
+            "norms": (size, enters & jnp.isfinite(size) & (size > 0)),
+            "values": (loss, enters & jnp.isfinite(loss) & (value is not None)),
+        }
         new_state = SkipIfUnsafeState(
             count=optax.safe_increment(state.count),
             num_nonfinite=_count_if(~is_finite, state.num_nonfinite),
-            num_spikes=_count_if(is_spike, state.num_spikes),
+            num_spikes=_count_if(is_spike & ~is_safe, state.num_spikes),
+            num_value_spikes=_count_if(
+                is_value_spike & ~is_safe, state.num_value_spikes
+            ),
             num_in_a_row=in_a_row,
             limit_reached=state.limit_reached | (in_a_row >= max_in_a_row),
-            num_norms=_count_if(is_kept, state.num_norms),
-            log_norms=jnp.where(is_kept, later, state.log_norms),
             inner_state=_where(is_safe, inner_state, state.inner_state),
+            **{
+                name: _history.append(
+                    _history.clear(getattr(state, name), starts_anew), *entry
+                )
+                for name, entry in windows.items()
+            },
         )
         return (
             _where(is_safe, new_updates, optax.tree.zeros_like(new_updates)),
@@ -159,14 +205,40 @@ def skip_if_unsafe(
     return wrapper(init, update)
 
 
-def _is_spike(log_norm, state, max_deviations):
+def _checked(value):
+    value = jnp.asarray(value)
+    if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            "value, the loss, must be one real floating-point number, got "
+            f"{value.dtype}{list(value.shape)}."
+        )
+    return _tree.at_least_float32(value)
+
+
+def _norm_is_spike(norms, size, max_deviations, rule):
     if max_deviations is None:
         return jnp.zeros([], bool)
-    median = jnp.median(state.log_norms)
-    mad = jnp.median(jnp.abs(state.log_norms - median))
-    deviation = jnp.maximum(_DEVIATIONS_PER_MAD * mad, _SMALLEST_DEVIATION)
-    is_full = state.num_norms >= state.log_norms.size
-    return is_full & (log_norm > median + max_deviations * deviation)
+    if rule == "mean":
+        return size > _mean_limit(norms, max_deviations)
+    return size > _history.norm_limit(norms, max_deviations)
+
+
+def _value_is_spike(values, loss, max_deviations, rule):
+    if max_deviations is None:
+        return jnp.zeros([], bool)
+    if rule == "mean":
+        return loss > _mean_limit(values, max_deviations)
+    median, deviation = _history.median_and_deviation(values.numbers)
+    tiny = jnp.finfo(median.dtype).tiny
+    least = _SMALLEST_DEVIATION * jnp.maximum(jnp.abs(median), tiny)
+    limit = median + max_deviations * jnp.maximum(deviation, least)
+    return _history.is_full(values) & (loss > limit)
+
+
+def _mean_limit(history, max_deviations):
+    mean, deviation = _history.mean_and_deviation(history, ddof=1)
+    is_known = history.seen >= max(2, history.numbers.shape[-1] // 2)
+    return jnp.where(is_known, mean + max_deviations * deviation, jnp.inf)
 
 
 def _where(condition, tree, other):

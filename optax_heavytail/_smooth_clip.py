@@ -80,8 +80,8 @@ def clip_smoothly(
     near, far = _SHAPES[shape]
 
     def init(params):
-        del params
-        return ClipByNormState(jnp.zeros([], jnp.int32))
+        kept = None if scope == "coordinate" else units.all_kept(params)
+        return ClipByNormState(jnp.zeros([], jnp.int32), kept)
 
     def update(updates, state):
         if nonfinite == "zero":
@@ -109,7 +109,11 @@ def clip_smoothly(
                 lambda v, ok, x: jnp.where(ok, 0, v * x), vectors, is_near, lengths
             ),
         )
-        return clipped, ClipByNormState(optax.safe_increment(state.count))
+        kept = None
+        if scope != "coordinate":
+            share = jnp.where(is_near, factors, _tree.safe_divide(lengths, sizes))
+            kept = units.report(share, updates)
+        return clipped, ClipByNormState(optax.safe_increment(state.count), kept)
 
     return transform(init, update)
 

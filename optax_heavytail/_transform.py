@@ -88,6 +88,15 @@ def wrapper(
     return round_bfloat16_fields(tx, **dtypes)
 
 
+def as_transform(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+) -> optax.GradientTransformationExtraArgs:
+    """``inner`` with extra arguments; ``optax.MultiSteps`` is no transform itself."""
+    if isinstance(inner, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    return optax.with_extra_args_support(inner)
+
+
 def _check_field(name: str, field: Any, updates: Any) -> None:
     """A field is like the updates, or one array for all of them."""
     if not jax.tree_util.all_leaves([field]):

@@ -110,6 +110,13 @@ class Units:
         """What a state shows of them: one number, or those of each leaf."""
         return numbers if self.scope == "global" else self.by_leaf(numbers, tree)
 
+    def collect(self, report: Any) -> jax.Array:
+        """The numbers of which a state shows the `report`."""
+        if self.scope == "global":
+            return report
+        parts = [_flat(x) for x in jax.tree.leaves(report)]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
     def all_kept(self, params: Any) -> Any:
         """The `report` of clips before the first."""
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))

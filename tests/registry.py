@@ -135,11 +135,15 @@ def _grad_fn(params, k=0):
 
 # w - v has lost about one digit of its parameters' seven.
 _CANCELS = {"drift": 2e-5}
+# Iterations for a polar factor lift the rounding of small singular values.
+_POLAR = {"drift": 1e-4}
+_LOGITS = {"kernel": jnp.array([50.0, 400.0]), "bias": jnp.array([jnp.nan, 200.0])}
 _STACKED = {"kernel": 0, "bias": None}
 _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
 _DTYPES = ("mu_dtype", "threshold_dtype")
 _BF16 = {"drift": 2**-7}
+_HISTORY = ("count", "threshold", "num_clipped", "history")
 _RATE, _MOMENTUM = oht.normalized_momentum()
 
 CASES = {
@@ -266,11 +270,17 @@ CASES = {
         oht.clip_by_moment,
         signature=(
             "inner=None, *, b2=0.99, alpha=1.0, eps=1e-05, "
-            "scope='coordinate', threshold_dtype=None, "
-            "bias_correction=None, normalize=False, report=False, "
-            "axis_name=None"
+            "scope='coordinate', threshold_dtype=None, bias_correction=None, "
+            "normalize=False, include_current=True, max_growth=None, winsorise=None, "
+            "report=False, axis_name=None"
         ),
-        ranges={"b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+        ranges={
+            "b2": DECAY,
+            "alpha": ORDER,
+            "eps": NONNEGATIVE,
+            "max_growth": POSITIVE,
+            "winsorise": POSITIVE,
+        },
         states={
             "ClipByMomentState": (
                 "count",
@@ -301,7 +311,17 @@ CASES = {
         **_BF16,
         variant=True,
     ),
+    "moment-guarded": Case(
+        oht.clip_by_moment,
+        {"normalize": True, "include_current": False, "winsorise": 8.0},
+        variant=True,
+    ),
     "moment-leaf": Case(oht.clip_by_moment, {"scope": "leaf"}),
+    "moment-leaf-guarded": Case(
+        oht.clip_by_moment,
+        {"scope": "leaf", "max_growth": 2.0, "winsorise": 4.0},
+        variant=True,
+    ),
     "moment-leaf-normalize": Case(
         oht.clip_by_moment,
         {
@@ -345,10 +365,18 @@ CASES = {
         oht.scale_by_acclip,
         signature=(
             "b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, *, "
-            "bias_correction=None, normalize=False, report=False, "
-            "mu_dtype=None, threshold_dtype=None"
+            "bias_correction=None, normalize=False, include_current=True, "
+            "max_growth=None, winsorise=None, report=False, mu_dtype=None, "
+            "threshold_dtype=None"
         ),
-        ranges={"b1": DECAY, "b2": DECAY, "alpha": ORDER, "eps": NONNEGATIVE},
+        ranges={
+            "b1": DECAY,
+            "b2": DECAY,
+            "alpha": ORDER,
+            "eps": NONNEGATIVE,
+            "max_growth": POSITIVE,
+            "winsorise": POSITIVE,
+        },
     ),
     "by_acclip-normalize": Case(
         oht.scale_by_acclip,
@@ -374,7 +402,8 @@ CASES = {
         signature=(
             "learning_rate, b1=0.9, b2=0.99, alpha=1.0, eps=1e-05, "
             "weight_decay=1e-05, *, mask=None, bias_correction=None, "
-            "normalize=False, mu_dtype=None, threshold_dtype=None"
+            "normalize=False, include_current=True, max_growth=None, winsorise=None, "
+            "mu_dtype=None, threshold_dtype=None"
         ),
         ranges={
             "learning_rate": NONNEGATIVE,
@@ -383,6 +412,8 @@ CASES = {
             "alpha": ORDER,
             "eps": NONNEGATIVE,
             "weight_decay": NONNEGATIVE,
+            "max_growth": POSITIVE,
+            "winsorise": POSITIVE,
         },
         golden={"acclip": trajectories.ACCLIP},
     ),
@@ -439,6 +470,81 @@ CASES = {
         {"threshold": 0.5, "layer_axis": _STACKED, "nonfinite": "zero"},
         ("layer_axis",),
         any_tree=False,
+    ),
+    "conditional": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0},
+        needs_params=True,
+        signature="strength, gauge='l1', *, step=None",
+        ranges={"strength": POSITIVE, "step": CLOSED},
+        states={"ConditionalGradientState": ("count",)},
+    ),
+    "conditional-l2": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "l2", "step": _half_life},
+        needs_params=True,
+        variant=True,
+    ),
+    "conditional-linf": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "linf"},
+        needs_params=True,
+        variant=True,
+    ),
+    "conditional-spectral": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "spectral", "step": 0.25},
+        needs_params=True,
+        **_POLAR,
+        variant=True,
+    ),
+    "orthogonalize": Case(
+        oht.orthogonalize,
+        signature=(
+            "*, matrix_axes=(-2, -1), steps=5, coefficients='polar_express', "
+            "shape_scale='width', eps=1e-08"
+        ),
+        ranges={"eps": NONNEGATIVE},
+        static_args=("matrix_axes", "steps"),
+        **_POLAR,
+    ),
+    "orthogonalize-quintic": Case(
+        oht.orthogonalize,
+        {"coefficients": "quintic", "shape_scale": "rms", "matrix_axes": (-1, -2)},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        variant=True,
+    ),
+    "qk": Case(
+        oht.qk_clip,
+        {
+            "exponents": {"kernel": 0.5, "bias": [1.0, None]},
+            "head_axes": {"kernel": 0, "bias": 0},
+        },
+        ("head_axes",),
+        needs_params=True,
+        extra_args={"max_logits": _LOGITS},
+        any_tree=False,
+        signature="exponents, *, head_axes, threshold=100.0",
+        ranges={"threshold": POSITIVE},
+        states={"QKClipState": ("count", "num_clipped", "num_nonfinite")},
+    ),
+    "spectral": Case(
+        oht.clip_by_spectral_norm,
+        {"threshold": 1.0},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        signature=(
+            "threshold, *, soft=True, steps=12, matrix_axes=(-2, -1), shape_scale=None"
+        ),
+        ranges={"threshold": POSITIVE},
+    ),
+    "spectral-hard": Case(
+        oht.clip_by_spectral_norm,
+        {"threshold": _half_life, "soft": False, "shape_scale": "width"},
+        ("matrix_axes", "steps"),
+        **_POLAR,
+        variant=True,
     ),
     "value": Case(
         oht.clip_by_value,
@@ -545,22 +651,179 @@ CASES = {
         {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1), "window": 3},
         ("window",),
         needs_params=True,
-        signature=(
-            "inner, *, max_deviations=10.0, window=128, max_in_a_row=10, axis_name=None"
-        ),
-        ranges={"max_deviations": POSITIVE} | {"max_in_a_row": Whole(1)},
+        signature="inner, *, max_deviations=10.0, max_value_deviations=None, "
+        "window=128, rule='median', remember='safe', max_in_a_row=10, axis_name=None",
+        ranges={
+            "max_deviations": POSITIVE,
+            "max_value_deviations": POSITIVE,
+            "max_in_a_row": Whole(1),
+        },
         states={
             "SkipIfUnsafeState": (
                 "count",
                 "num_nonfinite",
                 "num_spikes",
+                "num_value_spikes",
                 "num_in_a_row",
                 "limit_reached",
-                "num_norms",
-                "log_norms",
+                "norms",
+                "values",
                 "inner_state",
             )
         },
+    ),
+    "skip-value": Case(
+        oht.skip_if_unsafe,
+        {
+            "inner": oht.gclip(0.1, 1.0),
+            "max_value_deviations": 6.0,
+            "window": 2,
+            "rule": "mean",
+            "remember": "all",
+        },
+        ("window",),
+        extra_args={"value": 2.0},
+        variant=True,
+    ),
+    "guarded": Case(
+        oht.guarded,
+        {"inner": oht.gclip(0.1, 1.0), "window": 3, "warmup_steps": 1},
+        ("window",),
+        extra_args={"value": 2.0},
+        signature="inner, factor=2.0, window=100, *, warmup_steps=10, "
+        "max_value_deviations=20.0, max_in_a_row=10, axis_name=None",
+        ranges={
+            "factor": POSITIVE,
+            "max_value_deviations": POSITIVE,
+            "warmup_steps": Whole(0),
+            "max_in_a_row": Whole(1),
+        },
+    ),
+    "history": Case(
+        oht.clip_by_history,
+        {"window": 3, "warmup_steps": 1},
+        ("window",),
+        signature="factor=2.0, window=100, *, scope='global', layer_axis=None, "
+        "warmup_steps=10, nonfinite='zero', mask=None, axis_name=None",
+        ranges={"factor": POSITIVE, "warmup_steps": Whole(0)},
+        states={"ClipByHistoryState": _HISTORY},
+    ),
+    "quantile": Case(
+        oht.clip_by_norm_quantile,
+        {"quantile": 0.5, "window": 3},
+        ("window",),
+        signature="quantile=0.9, window=1000, *, include_current=True, min_history=1, "
+        "scope='global', layer_axis=None, nonfinite='propagate', axis_name=None",
+        ranges={"quantile": CLOSED, "min_history": Whole(1)},
+        variant=True,
+    ),
+    "deviation": Case(
+        oht.clip_by_norm_deviation,
+        {"max_deviations": 2.0, "window": 2},
+        ("window",),
+        signature="max_deviations=6.0, window=128, *, rule='median', remember='raw', "
+        "scope='global', layer_axis=None, nonfinite='propagate', axis_name=None",
+        ranges={"max_deviations": POSITIVE},
+        variant=True,
+    ),
+    "deviation-mean": Case(
+        oht.clip_by_norm_deviation,
+        {
+            "max_deviations": 0.5,
+            "window": 3,
+            "rule": "mean",
+            "remember": "clipped",
+            "scope": "leaf",
+        },
+        ("window",),
+        variant=True,
+    ),
+    "zscore": Case(
+        oht.clip_by_zscore,
+        {"warmup_steps": 1, "max_norm": 2.0},
+        signature="max_zscore=2.5, decay=0.97, *, warmup_steps=25, max_norm=None, "
+        "action='adaptive', min_deviation=0.05, log=False, scope='global', "
+        "layer_axis=None, nonfinite='propagate', axis_name=None",
+        ranges={
+            "max_zscore": POSITIVE,
+            "decay": DECAY,
+            "warmup_steps": Whole(1),
+            "max_norm": POSITIVE,
+            "min_deviation": NONNEGATIVE,
+        },
+        states={
+            "ClipByZscoreState": ("count", "threshold", "seen", "mean", "deviation")
+        },
+    ),
+    "zscore-log-leaf": Case(
+        oht.clip_by_zscore,
+        {"max_zscore": 1.0, "warmup_steps": 2, "log": True, "scope": "leaf"},
+        ("log",),
+    ),
+    "norm_ema": Case(
+        oht.clip_by_norm_ema,
+        {"warmup_steps": 2, "mask": _matrices},
+        ("mask",),
+        signature="decay=0.98, relative_threshold=1.05, *, absolute_threshold=1.0, "
+        "warmup_steps=100, init='min', scope='leaf', layer_axis=None, mask=None, "
+        "nonfinite='propagate', axis_name=None",
+        ranges={
+            "decay": DECAY,
+            "relative_threshold": POSITIVE,
+            "absolute_threshold": POSITIVE,
+            "warmup_steps": Whole(0),
+        },
+        states={"ClipByNormEmaState": ("count", "threshold", "seen")},
+    ),
+    "norm_ema-layers": Case(
+        oht.clip_by_norm_ema,
+        {"warmup_steps": 0, "init": "mean", "layer_axis": _STACKED},
+        ("layer_axis",),
+        any_tree=False,
+        variant=True,
+    ),
+    "adagc": Case(
+        oht.adagc,
+        {"learning_rate": 0.1, "warmup_steps": 2},
+        needs_params=True,
+        signature="learning_rate, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.1, *, "
+        "mask=None, decay=0.98, relative_threshold=1.05, absolute_threshold=1.0, "
+        "warmup_steps=100, init='min', scope='leaf', layer_axis=None, "
+        "nonfinite='propagate', axis_name=None",
+        ranges={
+            **_MOMENTS,
+            "learning_rate": NONNEGATIVE,
+            "weight_decay": NONNEGATIVE,
+            "decay": DECAY,
+            "relative_threshold": POSITIVE,
+            "absolute_threshold": POSITIVE,
+            "warmup_steps": Whole(0),
+        },
+        variant=True,
+    ),
+    "history-leaf": Case(
+        oht.clip_by_history,
+        {
+            "factor": 1.5,
+            "window": 2,
+            "scope": "leaf",
+            "warmup_steps": 1,
+            "nonfinite": "propagate",
+        },
+        ("window",),
+    ),
+    "history-layers": Case(
+        oht.clip_by_history,
+        {"window": 2, "scope": "leaf", "layer_axis": _STACKED, "warmup_steps": 0},
+        ("window", "layer_axis"),
+        any_tree=False,
+        variant=True,
+    ),
+    "history-mask": Case(
+        oht.clip_by_history,
+        {"window": 2, "warmup_steps": 1, "mask": _matrices},
+        ("window", "mask"),
+        variant=True,
     ),
     "skip-nonfinite": Case(
         oht.skip_if_unsafe,

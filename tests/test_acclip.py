@@ -136,3 +136,30 @@ def test_dtypes_of_the_state():
         state = tx.init(params)
         assert oht.get_momentum(state)["w"].dtype == (mu_dtype or jnp.float32)
         assert oht.get_threshold(state)["w"].dtype == (threshold_dtype or jnp.float32)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_guarded_a_spike_costs_a_few_steps_and_not_hundreds(noise):
+    """What docs/methods/acclip.md tells: updates below half the usual, steps behind."""
+    grads = 1 + noise * np.random.default_rng(0).normal(size=(1000, 50))
+    grads[300] *= 1e4
+    grads = jnp.asarray(grads, jnp.float32)
+
+    def sizes(tx):
+        def step(state, g):
+            updates, state = tx.update(g, state)
+            return state, jnp.mean(jnp.abs(updates))
+
+        found = jax.jit(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(grads)
+        return np.asarray(found[300:] / jnp.median(found[200:300]))
+
+    kwargs = {"normalize": True, "eps": 1e-8}
+    published = sizes(oht.scale_by_acclip(**kwargs))
+    assert np.sum(published < 0.5) > 300
+    for guard in (
+        {"winsorise": 8.0},
+        {"max_growth": 8.0, "include_current": False},
+    ):
+        found = sizes(oht.scale_by_acclip(**kwargs, **guard))
+        assert np.all(found > 0.5)
+        assert np.abs(np.cumsum(found - 1)).max() < 6

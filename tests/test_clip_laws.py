@@ -14,6 +14,30 @@ from tests.compare import as_float64, assert_trees_close, assert_trees_equal
 from tests.driving import jitted, one_step
 from tests.registry import make_params
 
+# Limits from the past, with windows that two steps fill.
+PAST = {
+    "history": functools.partial(
+        oht.clip_by_history, 1.5, 2, warmup_steps=1, nonfinite="propagate"
+    ),
+    "quantile": functools.partial(oht.clip_by_norm_quantile, 0.5, 3),
+    "deviation": functools.partial(
+        oht.clip_by_norm_deviation, 0.5, 2, remember="clipped"
+    ),
+    "deviation-mean": functools.partial(
+        oht.clip_by_norm_deviation, 0.5, 2, rule="mean"
+    ),
+    "zscore": functools.partial(oht.clip_by_zscore, 0.5, warmup_steps=1),
+    "zscore-log": functools.partial(
+        oht.clip_by_zscore, 0.5, warmup_steps=1, log=True, action="percentile"
+    ),
+    "norm_ema": functools.partial(
+        oht.clip_by_norm_ema, absolute_threshold=None, warmup_steps=1
+    ),
+    "norm_ema-mean": functools.partial(
+        oht.clip_by_norm_ema, absolute_threshold=None, warmup_steps=1, init="mean"
+    ),
+}
+PAST_BY_LEAF = {k: functools.partial(make, scope="leaf") for k, make in PAST.items()}
 CLIPS = {
     "norm": functools.partial(oht.clip_by_norm, 0.5),
     "norm-leaf": functools.partial(oht.clip_by_norm, 0.5, scope="leaf"),
@@ -29,6 +53,7 @@ CLIPS = {
     "spikes": functools.partial(oht.clip_spikes, 9.0, b2=0.5, grace=0),
     "peak": functools.partial(oht.clip_by_peak, 0.5),
     "peak-rescale": functools.partial(oht.clip_by_peak, 0.5, rescale=True),
+    **PAST,
 }
 # What has a unit of its own for each leaf, and for each slice along a layer axis.
 BY_LAYER = {
@@ -40,6 +65,7 @@ BY_LAYER = {
     "stable_adam": functools.partial(oht.scale_by_stable_adam, threshold=0.5),
     "clipped_ema": functools.partial(oht.clipped_ema, relative=1.0, scope="leaf"),
     "cautious": functools.partial(oht.cautious, oht.trace(0.9)),
+    **PAST_BY_LEAF,
 }
 # What a bad gradient does not enter.
 RECORDS = {
@@ -50,6 +76,7 @@ RECORDS = {
     "clipped_ema-coordinate": functools.partial(oht.clipped_ema, 0.9, 0.5),
     "peak": functools.partial(oht.clip_by_peak, 0.5),
     "spikes": functools.partial(oht.clip_spikes, 9.0, b2=0.5, grace=0),
+    **PAST_BY_LEAF,
 }
 
 
@@ -151,7 +178,7 @@ def test_a_bad_gradient_is_lost_once(make):
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(again))
 
 
-@each({name: RECORDS[name] for name in ("stable_norm", "peak")})
+@each({name: RECORDS[name] for name in ("stable_norm", "peak", *PAST)})
 def test_zeros_are_not_seen(make):
     tx = jitted(make())
     grads, state = _after_two_steps(tx)
@@ -190,8 +217,9 @@ def test_updates_do_not_depend_on_the_scale(make, power):
         functools.partial(oht.clipped_ema, relative=1.0, scope="global"),
         functools.partial(oht.clip_spikes, 4.0, grace=1),
         lambda: oht.cautious(oht.ema(0.9)),
+        *PAST.values(),
     ],
-    ids=["peak", "clipped_ema", "spikes", "cautious"],
+    ids=["peak", "clipped_ema", "spikes", "cautious", *PAST],
 )
 def test_updates_scale_with_the_gradients(make):
     tx, params = jitted(make()), make_params()
@@ -211,6 +239,8 @@ def test_scopes_without_layers_refuse_an_axis():
         lambda: oht.normalize_by_norm(layer_axis=0),
         lambda: oht.scale_by_stable_norm(scope="global", layer_axis=0),
         lambda: oht.cautious(oht.ema(0.9), scope="global", layer_axis=0),
+        lambda: oht.clip_by_history(layer_axis=0),
+        lambda: oht.clip_by_zscore(layer_axis=0),
     ):
         with pytest.raises(ValueError, match='layer_axis needs scope "leaf"'):
             make()

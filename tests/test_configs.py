@@ -76,7 +76,7 @@ def test_the_zoo_has_every_optimizer():
         if callable(factory := getattr(oht, name))
         and next(iter(inspect.signature(factory).parameters), "") == "learning_rate"
     }
-    others = {"BatchSizePlan", "grow_batch"}
+    others = {"BatchSizePlan", "NormalizedMomentum", "grow_batch"}
     parts = {"neumann_inner_loop", "scale_by_learning_rate"}
     assert ours - others - parts <= entries
 

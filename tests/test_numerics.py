@@ -186,7 +186,7 @@ def test_what_a_state_reports_is_in_it_from_the_start():
         (oht.clip_by_moment(scope="leaf"), oht.get_threshold),
         (oht.scale_by_clipped_trust_ratio(), oht.get_trust_ratio),
         (oht.ema(0.9, debias=False), oht.get_momentum),
-        (oht.skip_if_unsafe(optax.sgd(0.1)), lambda state: state.log_norms),
+        (oht.skip_if_unsafe(optax.sgd(0.1)), lambda state: state.norms),
     ):
         fresh = tx.init(params)
         state, _ = _two_steps_in_scan(tx, grads, params)

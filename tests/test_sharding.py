@@ -111,6 +111,14 @@ WITH_NORMS = {
     "neumann": functools.partial(
         oht.neumann, 0.1, repulsive=0.01, repulsive_scale="params", reset_interval=2
     ),
+    "rms": functools.partial(oht.clip_by_rms, 0.5),
+    "smooth": functools.partial(oht.clip_smoothly, 0.5, scope="global"),
+    "interval": functools.partial(oht.clip_by_interval, 0.5, 1.0, scope="leaf"),
+    "stable_norm": functools.partial(oht.scale_by_stable_norm, max_ratio=2.0),
+    "stable_adam": functools.partial(oht.scale_by_stable_adam, b2=0.5),
+    "clipped_ema": functools.partial(oht.clipped_ema, relative=1.0, scope="leaf"),
+    "cautious": functools.partial(oht.cautious, oht.trace(0.9)),
+    "peak": functools.partial(oht.clip_by_peak, 0.5),
 }
 WITH_NORMS |= {  # all others that say over which axes a sum goes
     name: functools.partial(case.factory, **case.kwargs)

@@ -89,7 +89,7 @@ def test_a_skipped_step_changes_no_bit_of_the_inner_state():
         updates, later = tx.update(grads, state, params)
         assert_trees_equal(updates, jax.tree.map(jnp.zeros_like, params))
         assert_trees_equal(later.inner_state, state.inner_state)
-        assert_trees_equal(later.log_norms, state.log_norms)
+        assert_trees_equal(later.norms, state.norms)
 
 
 def test_the_norm_is_measured_before_clipping():
@@ -114,7 +114,7 @@ def test_bad_values_never_enter_the_rule():
     updates, _, state = follow(tx, grads, {"w": np.zeros(1, np.float32)})
     assert [float(u["w"][0]) for u in updates[-5:]] == [-1.0] * 5
     assert (int(state.num_nonfinite), int(state.num_spikes)) == (6, 3)
-    assert_leaf_close(state.log_norms, np.zeros(WINDOW), 0)  # no 46 among logs of 1
+    assert_leaf_close(state.norms.numbers, np.ones(WINDOW), 0)  # no 1e20
     running_mean = functools.reduce(lambda mean, x: 0.9 * mean + 0.1 * x, sizes)
     assert np.isnan(running_mean)
 
@@ -142,11 +142,14 @@ def test_the_window_moves_on_when_the_counts_have_reached_their_largest_number()
     tx = jitted(oht.skip_if_unsafe(optax.sgd(1.0), window=WINDOW))
     state = tx.init(jnp.zeros(1))
     largest = jnp.array(np.iinfo(np.int32).max)
-    state = state._replace(count=largest, num_norms=largest)
+    norms = state.norms._replace(numbers=jnp.ones(WINDOW), seen=largest)
+    state = state._replace(count=largest, norms=norms)
     for k in range(WINDOW):
         _, state = tx.update(jnp.exp(-jnp.array([1.0 + k])), state)
-    np.testing.assert_allclose(state.log_norms, -1.0 - np.arange(WINDOW), rtol=1e-6)
-    assert int(state.count) == int(state.num_norms) == int(largest)
+    np.testing.assert_allclose(
+        np.log(state.norms.numbers), -1.0 - np.arange(WINDOW), rtol=1e-6
+    )
+    assert int(state.count) == int(state.norms.seen) == int(largest)
 
 
 def test_gradients_that_grow_for_good_end_at_the_limit():
@@ -243,3 +246,78 @@ def test_derivatives_of_a_skipped_step_are_zero():
     state = tx.init(jnp.ones(2))
     slope = jax.grad(lambda g: jnp.sum(tx.update(g, state)[0]))
     assert slope(jnp.array([jnp.nan, 1.0])).tolist() == [0.0, 0.0]
+
+
+def losses(tx, values, grads=None):
+    """The updates of a step of 1 each, of which 0 was skipped."""
+    tx, out = jitted(tx), []
+    state = tx.init(jnp.zeros(1))
+    for k, value in enumerate(values):
+        grad = jnp.array([1.0 if grads is None else grads[k]])
+        updates, state = tx.update(grad, state, value=value)
+        out.append(float(updates[0]))
+    return out, state
+
+
+def test_a_loss_far_above_the_last_is_skipped():
+    tx = oht.skip_if_unsafe(optax.sgd(-1.0), max_value_deviations=6.0, window=4)
+    values = [1.0, 1.02, 0.98, 1.01, 5.0, 1.0, -3.0, 1.0]
+    out, state = losses(tx, values)
+    assert out == [1.0] * 4 + [0.0, 1.0, 1.0, 1.0]
+    assert int(state.num_value_spikes) == 1
+    assert int(state.num_spikes) == int(state.num_nonfinite) == 0
+    assert 5.0 not in state.values.numbers
+
+
+def test_one_nan_loss_costs_one_step():
+    """Also without a rule on the loss; a running mean would skip for the window."""
+    tx = oht.skip_if_unsafe(optax.sgd(-1.0), window=4)
+    out, state = losses(tx, [1.0] * 6 + [np.nan] + [1.0] * 6)
+    assert out == [1.0] * 6 + [0.0] + [1.0] * 6
+    assert int(state.num_nonfinite) == 1
+    assert int(state.values.seen) == 12
+
+
+def test_a_new_level_is_taken_after_too_many_in_a_row():
+    tx = oht.skip_if_unsafe(
+        optax.sgd(-1.0), max_value_deviations=6.0, window=4, max_in_a_row=3
+    )
+    values = [1.0] * 4 + [20.0] * 3 + [np.nan] + [20.0] * 4
+    out, state = losses(tx, values)
+    assert out == [1.0] * 4 + [0.0] * 4 + [1.0] * 4
+    assert bool(state.limit_reached)
+    assert int(state.values.seen) == int(state.norms.seen) == 4  # both start anew
+    assert int(state.num_in_a_row) == 0
+
+
+def test_mean_and_all_are_the_published_rule():
+    """A window with a spike in it skips what the median would."""
+    kwargs = {"max_value_deviations": 3.0, "max_deviations": None, "window": 8}
+    values = [1.0, 1.1, 0.9, 1.0, 9.0, 1.0, 1.0, 9.0]
+    published = oht.skip_if_unsafe(
+        optax.sgd(-1.0), rule="mean", remember="all", **kwargs
+    )
+    assert losses(published, values)[0] == [1.0] * 4 + [0.0] + [1.0] * 3
+    ours = oht.skip_if_unsafe(optax.sgd(-1.0), rule="mean", **kwargs)
+    assert losses(ours, values)[0] == [1.0] * 4 + [0.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [jnp.ones(2), jnp.array(1), True])
+def test_a_loss_that_is_no_number_is_named(bad):
+    tx = oht.skip_if_unsafe(optax.sgd(1.0))
+    with pytest.raises(ValueError, match="value, the loss, must be one real"):
+        tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), value=bad)
+
+
+def test_the_loss_reaches_the_optimizer():
+    seen = []
+
+    def update(updates, state, params=None, *, value):
+        del params
+        seen.append(float(value))
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    tx = oht.skip_if_unsafe(inner)
+    tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), value=3.0)
+    assert seen == [3.0]

@@ -70,6 +70,16 @@ def test_slopes_are_those_of_the_formula_from_0_on(shape):
         assert by_tau[5] > 0.01
 
 
+def test_what_is_kept_is_told():
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}
+    tx = oht.clip_smoothly(2.0, shape="softsign", scope="leaf")
+    state = tx.update(grads, tx.init(grads))[1]
+    np.testing.assert_allclose(state.kept["a"], 1 / 3.5, rtol=1e-6)
+    np.testing.assert_allclose(state.kept["b"], 1 / 1.5, rtol=1e-6)
+    tx = oht.clip_smoothly(2.0)
+    assert tx.update(grads, tx.init(grads))[1].kept is None
+
+
 def test_a_schedule_that_is_no_threshold_is_loud():
     tx = oht.clip_smoothly(lambda count: -1.0)
     assert np.isnan(one_step(tx, jnp.array([1.0])))

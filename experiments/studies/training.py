@@ -60,7 +60,7 @@ class Problem(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of a grid."""
+    """A point of a grid."""
 
     rate: float
     threshold: float | None
@@ -200,16 +200,20 @@ def _lane(contestant: Contestant, problem: Problem) -> _Lane:
     ) -> PyTree:
         params, model_state, state = carry
 
-        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
-            grads, after = jax.grad(problem.loss, has_aux=True)(
+        def gradient(params: PyTree) -> tuple[PyTree, jax.Array, PyTree]:
+            (loss, after), grads = jax.value_and_grad(problem.loss, has_aux=True)(
                 params, model_state, data, batch
             )
             corrupt = problem.corrupt
-            return corrupt(grads, count) if corrupt else grads, after
+            return corrupt(grads, count) if corrupt else grads, loss, after
 
-        grads, after = gradient(params)
+        grads, loss, after = gradient(params)
         updates, state = transform(rate, threshold).update(
-            grads, state, params, grad_fn=lambda params: gradient(params)[0]
+            grads,
+            state,
+            params,
+            value=loss,
+            grad_fn=lambda params: gradient(params)[0],
         )
         return optax.apply_updates(params, updates), after, state
 

@@ -51,9 +51,38 @@ def weighted_iterate_average(
     return oht.weighted_iterate_average(momentum(learning_rate, **kwargs))
 
 
+def guarded_adamw(
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    mask=None,
+    *,
+    factor: float = 2.0,
+    window: int = 100,
+    **kwargs,
+) -> optax.GradientTransformation:
+    """AdamW behind a limit from the past; what is not finite is skipped."""
+    inner = optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask, **kwargs)
+    return oht.guarded(inner, factor, window)
+
+
+def history_adamw(
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    mask=None,
+    *,
+    factor: float = 2.0,
+    window: int = 100,
+    **kwargs,
+) -> optax.GradientTransformation:
+    """AdamW behind a limit from the past."""
+    inner = optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask, **kwargs)
+    return optax.chain(oht.clip_by_history(factor, window), inner)
+
+
 BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acclip": oht.acclip,
     "adabelief": optax.adabelief,
+    "adagc": oht.adagc,
     "adam_atan2": oht.adam_atan2,
     "adamw": optax.adamw,
     "adamw_decoupled": oht.adamw_decoupled,
@@ -66,6 +95,8 @@ BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "clipped_gd": oht.clipped_gd,
     "fast_adabelief": oht.fast_adabelief,
     "gclip": oht.gclip,
+    "guarded_adamw": guarded_adamw,
+    "history_adamw": history_adamw,
     "lamb": optax.lamb,
     "lambc": oht.lambc,
     "lars": lars,
@@ -90,7 +121,7 @@ READOUTS: dict[str, Callable[..., optax.Params]] = {
 }
 
 MONITOR = "monitor"  # what comes before the names of its numbers in records
-SKIPPED = ("num_nonfinite", "num_spikes")
+SKIPPED = ("num_nonfinite", "num_spikes", "num_value_spikes")
 
 
 def eval_params(transform: str, opt_state, params):

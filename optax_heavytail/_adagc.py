@@ -156,11 +156,12 @@ def clip_by_norm_ema(
             weight = jnp.where(is_smaller, (length < gamma).astype(gamma.dtype), weight)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
-        return _tree.cast_like(clipped, updates), ClipByNormEmaState(
+        new_state = ClipByNormEmaState(
             count=optax.safe_increment(state.count),
             threshold=units.report(gamma, grads),
             seen=units.report(seen, grads),
         )
+        return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)
 
     inner = masked(optax.GradientTransformationExtraArgs(init_state, clip), mask)
 

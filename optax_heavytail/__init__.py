@@ -31,6 +31,11 @@ from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._conditional_gradient import (
+    ConditionalGradientState,
+    conditional_gradient,
+)
+from optax_heavytail._decay_mask import MaskCoverage, decay_mask, mask_coverage
 from optax_heavytail._ema import ema
 from optax_heavytail._fast_belief import (
     ScaleByFastBeliefState,
@@ -109,10 +114,7 @@ from optax_heavytail._trust_ratio import (
 )
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
-    MaskCoverage,
     add_decayed_weights,
-    decay_mask,
-    mask_coverage,
 )
 from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
@@ -143,6 +145,7 @@ __all__ = [
     "ClipByZscoreState",
     "ClipSpikesState",
     "ClippedEmaState",
+    "ConditionalGradientState",
     "MaskCoverage",
     "NeumannInnerLoopState",
     "NeumannState",
@@ -192,6 +195,7 @@ __all__ = [
     "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
+    "conditional_gradient",
     "decay_mask",
     "diagnostics",
     "ema",

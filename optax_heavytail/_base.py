@@ -69,7 +69,7 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str | None]) -> None:
     """Raises if ``value`` is not one of the ``allowed`` words."""
     check_static(name, value)
     if value not in allowed:
@@ -97,25 +97,28 @@ def check_dtype(name: str, dtype: Any) -> None:
         )
 
 
+def check_arrays(tree: Any, what: str) -> None:
+    """Raises if a leaf of ``tree`` is neither an array nor a number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise _odd_leaf(what, path, f"is a {type(leaf).__name__}")
+
+
 def check_floating(tree: Any, what: str) -> None:
     """Raises if a leaf of ``tree`` is not an array of real floating-point numbers."""
+    check_arrays(tree, what)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        found = _description(leaf)
-        if found is not None:
-            raise TypeError(
-                f"{what} must be real floating-point arrays, but {_where(path)} "
-                f"{found}; put None there, or leave it out with `optax.masked` or "
-                "`optax.partition`."
-            )
+        dtype = getattr(leaf, "dtype", None)
+        dtype = jnp.result_type(leaf) if dtype is None else dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise _odd_leaf(what, path, f"has dtype {dtype}")
 
 
-def _description(leaf: Any) -> str | None:
-    """What a leaf is, if it is no array of real floating-point numbers."""
-    if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
-        return f"is a {type(leaf).__name__}"
-    dtype = getattr(leaf, "dtype", None)
-    dtype = jnp.result_type(leaf) if dtype is None else dtype
-    return None if jnp.issubdtype(dtype, jnp.floating) else f"has dtype {dtype}"
+def _odd_leaf(what: str, path: Any, found: str) -> TypeError:
+    return TypeError(
+        f"{what} must be real floating-point arrays, but {_where(path)} {found}; put "
+        "None there, or leave it out with `optax.masked` or `optax.partition`."
+    )
 
 
 def check_alike(tree: Any, like: Any, what: str) -> None:

@@ -1,7 +1,5 @@
-"""Decoupled weight decay, and masks that say what they cover."""
+"""Decoupled weight decay, and transforms for some leaves alone."""
 
-import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +12,6 @@ from optax_heavytail import _base
 from optax_heavytail._transform import transform, wrapper
 
 Mask = Any | Callable[[optax.Params], Any]
-
-_NOT_DECAYED = ("bias", "scale", "norm")
-_logger = logging.getLogger(__name__)
 
 
 class AddDecayedWeightsState(NamedTuple):
@@ -111,7 +106,7 @@ def masked(
     if mask is None:
         return tx
     # A mask of an Equinox module is a module, which `optax.masked` alone would call.
-    return optax.masked(tx, lambda tree: _of_params(mask, tree))
+    return optax.masked(tx, lambda tree: of_params(mask, tree))
 
 
 def check_mask(name: str, mask: Mask | None) -> None:
@@ -124,91 +119,6 @@ def check_mask(name: str, mask: Mask | None) -> None:
         )
 
 
-def _of_params(mask: Mask, params: Any) -> Any:
+def of_params(mask: Mask, params: Any) -> Any:
+    """The mask as a tree, or as a prefix of one."""
     return mask(params) if _base.is_function(mask) else mask
-
-
-class MaskCoverage(NamedTuple):
-    """How much of a parameter tree a mask covers."""
-
-    leaves: int
-    total_leaves: int
-    parameters: int
-    total_parameters: int
-
-    def __str__(self) -> str:
-        """One readable line."""
-        return (
-            f"{self.leaves} of {self.total_leaves} leaves, {self.parameters:,} of "
-            f"{self.total_parameters:,} parameters"
-        )
-
-
-def decay_mask(params: optax.Params) -> Any:
-    """A mask for weight decay that leaves out biases and normalisation parameters.
-
-    A leaf decays if it has at least two dimensions and no part of its path contains
-    "bias", "scale" or "norm", in any case. This fits the names of Flax Linen, Flax NNX
-    and Equinox, also when layers are stacked for a scan, where a bias has two
-    dimensions. Pass the function itself as ``mask``; what it covers is logged at level
-    INFO, and `mask_coverage` tells it for any mask.
-
-    Args:
-      params: a tree of arrays; ``None`` and masked nodes stay.
-
-    Returns:
-      A tree of bools like ``params``, ``True`` where the leaf decays.
-
-    Raises:
-      ValueError: no leaf would decay, or every leaf would. Such a mask is nearly always
-        a mistake about names or trees; to decay all or nothing, pass no mask.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax_heavytail as oht
-      >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-      >>> oht.decay_mask(params)
-      {'dense': {'bias': False, 'kernel': True}}
-      >>> print(oht.mask_coverage(oht.decay_mask(params), params))
-      1 of 2 leaves, 6 of 9 parameters
-    """
-
-    def decays(path, leaf):
-        name = jax.tree_util.keystr(path).lower()
-        return jnp.ndim(leaf) >= 2 and not any(word in name for word in _NOT_DECAYED)
-
-    mask = jax.tree_util.tree_map_with_path(decays, params)
-    coverage = mask_coverage(mask, params)
-    if coverage.leaves in (0, coverage.total_leaves):
-        raise ValueError(
-            f"decay_mask covers {coverage}: it must cover some leaves and not all. It "
-            "looks for leaves of two or more dimensions without 'bias', 'scale' or "
-            "'norm' in their path; build the mask by hand, or pass none."
-        )
-    _logger.info("weight decay covers %s", coverage)
-    return mask
-
-
-def mask_coverage(mask: Mask, params: optax.Params) -> MaskCoverage:
-    """Counts the leaves and parameters for which a mask is ``True``.
-
-    Args:
-      mask: a tree of bools like ``params``, a prefix, or a function of ``params``.
-      params: a tree of arrays.
-
-    Returns:
-      The counts, with a readable ``str``.
-
-    Raises:
-      ValueError: ``mask`` is not a tree prefix of ``params``.
-    """
-    sizes = jax.tree.map(
-        lambda m, part: [(bool(m), math.prod(p.shape)) for p in jax.tree.leaves(part)],
-        _of_params(mask, params),
-        params,
-    )
-    flat = jax.tree.leaves(sizes, is_leaf=lambda x: isinstance(x, tuple))
-    covered = [size for chosen, size in flat if chosen]
-    return MaskCoverage(
-        len(covered), len(flat), sum(covered), sum(size for _, size in flat)
-    )

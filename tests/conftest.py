@@ -11,6 +11,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
+import pytest
 
 # A leaf that broadcasts against another by accident is a bug in an optimizer.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,3 +21,12 @@ hypothesis.settings.register_profile(
     "tests", max_examples=10, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is
+def pytest_xdist_make_scheduler(config, log):
+    """A module stays with one worker, which makes its runs and programs once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # few tests may be long: none goes last
+    return LoadFileScheduling(config, log)

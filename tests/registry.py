@@ -471,6 +471,33 @@ CASES = {
         ("layer_axis",),
         any_tree=False,
     ),
+    "conditional": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0},
+        needs_params=True,
+        signature="strength, gauge='l1', *, step=None",
+        ranges={"strength": POSITIVE, "step": CLOSED},
+        states={"ConditionalGradientState": ("count",)},
+    ),
+    "conditional-l2": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "l2", "step": _half_life},
+        needs_params=True,
+        variant=True,
+    ),
+    "conditional-linf": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "linf"},
+        needs_params=True,
+        variant=True,
+    ),
+    "conditional-spectral": Case(
+        oht.conditional_gradient,
+        {"strength": 2.0, "gauge": "spectral", "step": 0.25},
+        needs_params=True,
+        **_POLAR,
+        variant=True,
+    ),
     "orthogonalize": Case(
         oht.orthogonalize,
         signature=(

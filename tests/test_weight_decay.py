@@ -1,7 +1,5 @@
 """Decoupled weight decay and its masks. The frameworks' trees are in test_interop."""
 
-import logging
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import optax
 import pytest
 
 import optax_heavytail as oht
-from tests.compare import assert_same_bits, assert_trees_equal
+from tests.compare import assert_same_bits
 from tests.driving import one_step
 from tests.registry import make_grads, make_params
 
@@ -67,62 +65,6 @@ def test_a_python_zero_needs_no_parameters_and_a_zero_array_does():
     tx = oht.add_decayed_weights(jnp.float32(0.0))
     with pytest.raises(ValueError, match="needs the current parameters"):
         tx.update(grads, tx.init(grads))
-
-
-PARAMS = {
-    "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
-    "LayerNorm_0": {"scale": jnp.ones(3), "Bias": jnp.ones((4, 3))},
-    "norm_out": {"kernel": jnp.ones((2, 2))},
-    "vector": jnp.ones(5),
-    "stacked": {"kernel": jnp.ones((4, 2, 3)), "rescale": jnp.ones((4, 3))},
-}
-
-
-def test_decay_mask():
-    assert oht.decay_mask(PARAMS) == {
-        "dense": {"kernel": True, "bias": False},
-        "LayerNorm_0": {"scale": False, "Bias": False},
-        "norm_out": {"kernel": False},
-        "vector": False,
-        "stacked": {"kernel": True, "rescale": False},
-    }
-
-
-def test_decay_mask_reports_what_it_covers(caplog):
-    with caplog.at_level(logging.INFO, logger="optax_heavytail"):
-        mask = oht.decay_mask(PARAMS)
-    text = "2 of 8 leaves, 30 of 69 parameters"
-    assert text in caplog.text
-    coverage = oht.mask_coverage(mask, PARAMS)
-    assert str(coverage) == text
-    assert coverage == oht.MaskCoverage(2, 8, 30, 69)
-    assert oht.mask_coverage(oht.decay_mask, PARAMS) == coverage
-    assert oht.mask_coverage(True, PARAMS) == (8, 8, 69, 69)
-    assert oht.mask_coverage(False, PARAMS) == (0, 8, 0, 69)
-
-
-def test_decay_mask_works_on_shapes():
-    abstract = jax.eval_shape(lambda: PARAMS)
-    assert_trees_equal(oht.decay_mask(abstract), oht.decay_mask(PARAMS))
-
-
-@pytest.mark.parametrize(
-    ("params", "covered"),
-    [
-        ({"w": jnp.ones(3), "bias": jnp.ones((2, 2))}, "0 of 2 leaves, 0 of 7"),
-        ({"w": jnp.ones((2, 2)), "v": jnp.ones((2, 3))}, "2 of 2 leaves, 10 of 10"),
-        ({}, "0 of 0 leaves"),
-    ],
-    ids=["empty", "total", "no leaves"],
-)
-def test_decay_mask_must_cover_some_leaves_and_not_all(params, covered):
-    with pytest.raises(ValueError, match=f"decay_mask covers {covered}.*not all"):
-        oht.decay_mask(params)
-
-
-def test_mask_coverage_needs_a_prefix():
-    with pytest.raises(ValueError, match="key"):
-        oht.mask_coverage({"dense": True}, PARAMS)
 
 
 def test_a_mask_inside_an_alias_is_found_at_init():

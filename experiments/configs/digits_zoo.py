@@ -12,20 +12,24 @@ from experiments.common.types import Config
 from experiments.configs import image_defaults
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
-# best of experiments/results/digits_zoo_sweep.md, which tries each and its neighbours.
+# best of experiments/results/digits_zoo_sweep.md and digits_zoo_later_sweep.md beside
+# it, which try each and its neighbours.
 OPTIMIZERS = {
     "acclip": (3e-2, {"normalize": True, "eps": 1e-8}),
     "acclip_literal": (3.0, {}),
     "adabelief": (0.1, {}),
     "adagc": (3e-2, {}),
+    "adam_atan2": (3e-2, {}),
     "adamw": (0.1, {}),
     "adamw_decoupled": (3e-2, {}),
     "adashift": (1e-2, {"eps": 1e-3}),
     "addsign": (0.3, {}),
     "amsgrad": (1e-2, {"bias_correction": False}),
+    "biclip": (1.0, {"lower": 1e-3, "upper": 0.03}),
     "cclip": (1.0, {"threshold": 0.01}),
     "clip_by_moment": (1.0, {"scope": "global"}),
     "clipped_gd": (30.0, {"max_update_norm": 1.0}),
+    "fast_adabelief": (3e-2, {}),
     "gclip": (1.0, {"threshold": 1.0}),
     "guarded_adamw": (0.1, {}),
     "history_adamw": (0.1, {}),
@@ -41,6 +45,9 @@ OPTIMIZERS = {
     "novograd": (0.1, {}),
     "powersign": (0.3, {}),
     "sgdw": (0.3, {}),
+    "spam": (3e-2, {}),
+    "stable_adamw": (3e-2, {}),
+    "stable_spam": (3e-2, {}),
 }
 # Entries whose name is not their transform's.
 TRANSFORMS = {

@@ -23,6 +23,10 @@ function              corrupted that it survives     memory beside n gradients
 `mean`                none                           M
 `mean_of_clipped`     none is ruled out, but each    M
                       has a bounded part; no NaN
+`centered_clip`       none is ruled out, but each    M
+                      has a bounded part; no NaN
+`majority_vote`       fewer than half, where the     2 M
+                      others agree on the sign
 `trimmed_mean`        ``trim`` of n                  M
 `coordinate_median`   fewer than half                M
 `geometric_median`    fewer than half                3 M
@@ -31,7 +35,7 @@ function              corrupted that it survives     memory beside n gradients
 
 Above 16 microbatches the medians and the trimmed mean also hold a sorted copy of each
 leaf. If the leading axis is sharded, every device gathers all n gradients but for
-`mean` and `mean_of_clipped`, which are sums.
+`mean`, `mean_of_clipped`, `centered_clip` and `majority_vote`, which are sums.
 """
 
 from optax_heavytail.aggregation._devices import over_devices
@@ -42,11 +46,14 @@ from optax_heavytail.aggregation._medians import (
     median_of_means,
     trimmed_mean,
 )
+from optax_heavytail.aggregation._votes import centered_clip, majority_vote
 
 __all__ = [
     "RunningMean",
+    "centered_clip",
     "coordinate_median",
     "geometric_median",
+    "majority_vote",
     "mean",
     "mean_of_clipped",
     "median_of_means",

@@ -77,17 +77,17 @@ FAULTS = [
     ),
     Fault(
         "names that must not decay inverted",
-        "optax_heavytail/_weight_decay.py",
-        "and not any(word in name",
-        "and any(word in name",
-        ("tests/test_weight_decay.py",),
+        "optax_heavytail/_decay_mask.py",
+        "any(word in name.lower()",
+        "not any(word in name.lower()",
+        ("tests/test_decay_mask.py",),
     ),
     Fault(
         "empty and total masks accepted",
-        "optax_heavytail/_weight_decay.py",
-        "if coverage.leaves in (0, coverage.total_leaves):",
-        "if False:",
-        ("tests/test_weight_decay.py",),
+        "optax_heavytail/_decay_mask.py",
+        "coverage.leaves in (0, coverage.total_leaves) and not is_part",
+        "False",
+        ("tests/test_decay_mask.py",),
     ),
     Fault(
         "step of the theory one count late",
@@ -344,8 +344,8 @@ FAULTS = [
     Fault(
         "the wrapper: a leaf that is no array is not named",
         "optax_heavytail/_base.py",
-        'return f"is a {type(leaf).__name__}"',
-        "return None",
+        'raise _odd_leaf(what, path, f"is a {type(leaf).__name__}")',
+        "pass",
         ("tests/test_transform.py", "-k", "named and gclip"),
     ),
     Fault(
@@ -361,5 +361,19 @@ FAULTS = [
         "return jnp.full_like(zeros, jnp.nan)",
         "return zeros",
         ("tests/test_transform.py", "-k", "template"),
+    ),
+    Fault(
+        "a stacked norm's weight decays",
+        "optax_heavytail/_decay_mask.py",
+        "_is_norm(leaf, other_path, other) or _is_bias(path, leaf, other)",
+        "_is_bias(path, leaf, other)",
+        ("tests/test_decay_mask.py",),
+    ),
+    Fault(
+        "a stacked bias without a name decays",
+        "optax_heavytail/_decay_mask.py",
+        "_is_norm(leaf, other_path, other) or _is_bias(path, leaf, other)",
+        "_is_norm(leaf, other_path, other)",
+        ("tests/test_decay_mask.py",),
     ),
 ]

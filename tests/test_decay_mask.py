@@ -1,0 +1,183 @@
+"""Which leaves decay, in whatever containers they lie."""
+
+import functools
+import logging
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_heavytail as oht
+from tests.compare import assert_trees_equal
+
+PARAMS = {
+    "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "LayerNorm_0": {"scale": jnp.ones(3), "Bias": jnp.ones((4, 3))},
+    "norm_out": {"kernel": jnp.ones((2, 2))},
+    "vector": jnp.ones(5),
+    "stacked": {"kernel": jnp.ones((4, 2, 3)), "rescale": jnp.ones((4, 3))},
+}
+
+
+def test_decay_mask():
+    assert oht.decay_mask(PARAMS) == {
+        "dense": {"kernel": True, "bias": False},
+        "LayerNorm_0": {"scale": False, "Bias": False},
+        "norm_out": {"kernel": False},
+        "vector": False,
+        "stacked": {"kernel": True, "rescale": False},
+    }
+
+
+def test_decay_mask_reports_what_it_covers(caplog):
+    with caplog.at_level(logging.INFO, logger="optax_heavytail"):
+        mask = oht.decay_mask(PARAMS)
+    text = "2 of 8 leaves, 30 of 69 parameters"
+    assert text in caplog.text
+    coverage = oht.mask_coverage(mask, PARAMS)
+    assert str(coverage) == text
+    assert coverage == oht.MaskCoverage(2, 8, 30, 69)
+    assert oht.mask_coverage(oht.decay_mask, PARAMS) == coverage
+    assert oht.mask_coverage(True, PARAMS) == (8, 8, 69, 69)
+    assert oht.mask_coverage(False, PARAMS) == (0, 8, 0, 69)
+
+
+def test_decay_mask_works_on_shapes():
+    abstract = jax.eval_shape(lambda: PARAMS)
+    assert_trees_equal(oht.decay_mask(abstract), oht.decay_mask(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("params", "covered"),
+    [
+        ({"w": jnp.ones(3), "bias": jnp.ones((2, 2))}, "0 of 2 leaves, 0 of 7"),
+        ({"w": jnp.ones((2, 2)), "v": jnp.ones((2, 3))}, "2 of 2 leaves, 10 of 10"),
+        ({}, "0 of 0 leaves"),
+    ],
+    ids=["empty", "total", "no leaves"],
+)
+def test_decay_mask_must_cover_some_leaves_and_not_all(params, covered):
+    with pytest.raises(ValueError, match=f"decay_mask covers {covered}.*not all"):
+        oht.decay_mask(params)
+
+
+def test_mask_coverage_needs_a_prefix():
+    with pytest.raises(ValueError, match="key"):
+        oht.mask_coverage({"dense": True}, PARAMS)
+
+
+class Layer(NamedTuple):
+    w: jax.Array
+    b: jax.Array
+
+
+def shapes(*sizes):
+    return [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]
+
+
+W, B = shapes((2, 3), (3,))
+STACKED_W, STACKED_B, STACKED_TORCH_W = shapes((5, 2, 3), (5, 3), (5, 3, 2))
+CONV_W, CONV_B = shapes((5, 3, 3, 8, 16), (5, 16))
+
+TREES = {
+    "pair": ((W, B), (True, False)),
+    "three": ((W, B, B), (True, False, False)),
+    "stax": ([(W, B), (), (W, B)], [(True, False), (), (True, False)]),
+    "in a dict": (
+        {"layers": ((W, B),), "a": W},
+        {"layers": ((True, False),), "a": True},
+    ),
+    "named tuples": ([Layer(W, B), Layer(W, B)], [Layer(True, False)] * 2),
+    "stacked pair": ((STACKED_W, STACKED_B), (True, False)),
+    "stacked, out first": ((STACKED_TORCH_W, STACKED_B), (True, False)),
+    "stacked named tuple": (Layer(STACKED_W, STACKED_B), Layer(True, False)),
+    "stacked haiku": ({"w": CONV_W, "b": CONV_B}, {"w": True, "b": False}),
+    "stacked norm": (
+        {"ln": {"weight": STACKED_B, "bias": STACKED_B}, "fc": {"weight": STACKED_W}},
+        {"ln": {"weight": False, "bias": False}, "fc": {"weight": True}},
+    ),
+    "low rank": ({"a": W, "b": W, "bias": B}, {"a": True, "b": True, "bias": False}),
+    "None": ({"w": W, "frozen": None, "b": B}, {"w": True, "frozen": None, "b": False}),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_containers_of_any_kind(name):
+    params, want = TREES[name]
+    assert oht.decay_mask(params) == want
+    covered = oht.mask_coverage(want, params)
+    assert covered.leaves == sum(jax.tree.leaves(want))
+    assert covered.total_leaves == len(jax.tree.leaves(params))
+
+
+class Block(eqx.Module):
+    ln1: eqx.nn.LayerNorm
+    attn: eqx.nn.Linear
+    mlp: eqx.nn.MLP
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.ln1 = eqx.nn.LayerNorm(4)
+        self.attn = eqx.nn.Linear(4, 4, key=first)
+        self.mlp = eqx.nn.MLP(4, 4, 8, 1, key=second)
+
+
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_equinox_with_layers_in_a_tuple_and_stacked(is_stacked):
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = eqx.filter_vmap(Block)(keys) if is_stacked else Block(keys[0])
+    params = eqx.filter(model, eqx.is_inexact_array)
+    mask = oht.decay_mask(params)
+    assert (mask.ln1.weight, mask.ln1.bias) == (False, False)
+    layers = [mask.attn, *mask.mlp.layers]
+    assert [(x.weight, x.bias) for x in layers] == [(True, False)] * 3
+    tx = oht.add_decayed_weights(0.5, oht.decay_mask)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates = tx.update(zeros, tx.init(params), params)[0]
+    np.testing.assert_array_equal(updates.ln1.weight, 0)
+    np.testing.assert_array_equal(updates.attn.weight, 0.5 * params.attn.weight)
+
+
+def test_a_rule_decides_before_all_else():
+    seen = []
+
+    def rule(path, leaf):
+        seen.append((path, leaf.shape))
+        return {"blocks/ln/weight": False, "scale": True}.get(path)
+
+    params = {"blocks": {"ln": {"weight": STACKED_B}, "w": STACKED_W}, "scale": B}
+    mask = functools.partial(oht.decay_mask, rule=rule)(params)
+    assert mask == {"blocks": {"ln": {"weight": False}, "w": True}, "scale": True}
+    assert dict(seen)["blocks/w"] == (5, 2, 3)
+
+
+def _first(updates):
+    return [float(np.ravel(x)[0]) for x in jax.tree.leaves(updates)]
+
+
+def test_inside_masks_and_partitions():
+    layer = {"bias": jnp.ones(2), "kernel": jnp.full((2, 2), 2.0)}
+    params = {"enc": layer, "head": layer}
+    ones = jax.tree.map(jnp.ones_like, params)
+    decay = oht.add_decayed_weights(0.5, oht.decay_mask)
+    groups = {"train": decay, "rest": optax.identity()}
+    for tx in (
+        optax.masked(decay, {"enc": True, "head": False}),
+        optax.partition(groups, {"enc": "train", "head": "rest"}),
+    ):
+        assert _first(tx.update(ones, tx.init(params), params)[0]) == [1, 2, 1, 1]
+    # A group of matrices alone is no mistake: the biases are in another one.
+    labels = jax.tree.map(lambda p: "train" if p.ndim > 1 else "rest", params)
+    tx = optax.partition(groups, labels)
+    assert _first(tx.update(ones, tx.init(params), params)[0]) == [1, 2, 1, 2]
+
+
+def test_a_leaf_that_is_no_array_is_named():
+    params = {"w": jnp.ones((2, 2)), "odd": jax.nn.relu}
+    for read in (oht.decay_mask, functools.partial(oht.mask_coverage, True)):
+        with pytest.raises(TypeError, match=r"\['odd'\] is a custom_jvp"):
+            read(params)

@@ -16,6 +16,7 @@ import argparse
 import ast
 import importlib.metadata
 import pathlib
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("words", nargs="*", help="parts of names")
     made.add_argument("--third-party", action="store_true", help="other packages")
+    made.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PACKAGE=PYTHON",
+        help="another interpreter for a package that this one cannot import",
+    )
     made.add_argument("--factory", help="package:function")
     made.add_argument(
         "--kwargs", default="{'learning_rate': 0.1}", help="its arguments, a dict"
@@ -70,10 +78,11 @@ def subjects(given: argparse.Namespace) -> dict[str, Subject]:
         return {given.factory.replace(":", " "): subject}
     known = OPTAX
     if given.third_party:
-        installed = {name: of for name, of in PACKAGES.items() if version(name)}
-        if not installed:
+        others = interpreters(given)
+        there = {p: of for p, of in PACKAGES.items() if p in others or version(p)}
+        if not there:
             raise UserError(f"none of these is installed: {', '.join(PACKAGES)}")
-        known = {name: x for of in installed.values() for name, x in of.items()}
+        known = {name: x for of in there.values() for name, x in of.items()}
     chosen = {
         name: subject
         for name, subject in known.items()
@@ -95,6 +104,18 @@ def _dict(flag: str, text: str) -> Mapping[str, Any]:
     return value
 
 
+def interpreters(given: argparse.Namespace) -> dict[str, str]:
+    """By the package that they judge."""
+    found = dict(entry.partition("=")[::2] for entry in given.python)
+    for package, python in found.items():
+        if package not in PACKAGES or not pathlib.Path(python).is_file():
+            raise UserError(
+                f"--python must be PACKAGE=PYTHON, with a package of {list(PACKAGES)} "
+                f"and a file, got {package}={python}"
+            )
+    return found
+
+
 def version(package: str) -> str:
     """Of what is installed; empty if it is not."""
     try:
@@ -105,43 +126,69 @@ def version(package: str) -> str:
 
 def origin(given: argparse.Namespace) -> str:
     """The versions that were judged."""
-    packages = {"Optax": optax.__version__, "JAX": jax.__version__}
-    others = PACKAGES if given.third_party else ()
-    packages |= {name: version(name) for name in others}
-    there = [f"{name} {number}" for name, number in packages.items() if number]
-    missing = [name for name, number in packages.items() if not number]
+    there = [f"Optax {optax.__version__}", f"JAX {jax.__version__}"]
+    others, missing = interpreters(given), []
+    for package in PACKAGES if given.third_party else ():
+        if package in others:
+            there.append(_elsewhere(package, others[package]))
+        elif number := version(package):
+            there.append(f"{package} {number}")
+        else:
+            missing.append(package)
     text = f"{', '.join(there)}, on a CPU."
     return text + (f" Not installed: {', '.join(missing)}." if missing else "")
 
 
-def write(block: str, text: str) -> None:
-    """Replaces one block of the page, and leaves the others."""
+def _elsewhere(package: str, python: str) -> str:
+    """The versions that another interpreter has."""
+    names = (package, "optax", "jax")
+    code = f"import importlib.metadata as m; print(*map(m.version, {names}))"
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"--python: {python} does not have all of {', '.join(names)}")
+    own, of_optax, of_jax = done.stdout.split()
+    return f"{package} {own} (with Optax {of_optax}, JAX {of_jax})"
+
+
+def write(block: str, text: str | None) -> None:
+    """Replaces one block of the page, if there is a text, and leaves the others."""
     page = PAGE.read_text(encoding="utf-8")
     blocks = {name: markdown.block(page, name) for name in ("optax", "third_party")}
-    files.write_atomically(PAGE, markdown.fill(page, blocks | {block: text}))
+    if text is not None:
+        blocks[block] = text
+    files.write_atomically(PAGE, markdown.fill(page, blocks))
 
 
 def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     """Judges one optimizer after the other, and writes what was asked for."""
+    block = "third_party" if given.third_party else "optax"
+    versions = origin(given)
+    if not (given.output or given.factory or given.words):
+        write(block, None)  # a page without marks is found before the work
+    others = interpreters(given)
+    pythons = {name: others.get(p) for p, of in PACKAGES.items() for name in of}
     reports: dict[str, testing.Report] = {}
     for name, subject in subjects(given).items():
         if given.factory:
             subject.found()  # a wrong name is an error, and no report
         started = time.monotonic()
-        command = [sys.executable, "-m", "experiments.conformance", *argv]
+        python = pythons.get(name) or sys.executable
+        command = [python, "-m", "experiments.conformance", *argv]
         reports[name] = kit_judge.in_a_process(
             [*command, "--only", name], given.timeout
         )
         seconds = time.monotonic() - started
         print(f"{name}, {seconds:.0f} s\n{reports[name]}\n", flush=True)
-    text = f"{origin(given)}\n\n{kit_tables.tables(reports)}"
+    text = f"{versions}\n\n{kit_tables.tables(reports)}"
     if given.output:
         files.write_atomically(given.output, f"{text}\n")
         print(f"the table is in {given.output}")
     elif given.factory:
         print(text)
     elif not given.words:
-        write("third_party" if given.third_party else "optax", text)
+        write(block, text)
         print(f"the tables are in {PAGE}")
 
 

@@ -10,23 +10,10 @@ line for each measurement, and ``curvature.png``. Given again after an interrupt
 trains again, and measures what is missing.
 """
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-import jax
-import numpy as np
 from absl import flags
 
-from experiments.common import cli, distributed, files, json_files, progress, provenance
-from experiments.common.errors import UserError
-from experiments.common.measurements import Measurements
-from experiments.common.types import Config
-from experiments.diagnosis import trajectory, trajectory_figures
-from experiments.diagnosis.trajectory import Record
-from experiments.runs import folders
-from experiments.training import trainer
-from experiments.training.programs import Program
+from experiments.common import cli, distributed, files
+from experiments.diagnosis import following, trajectory, trajectory_figures
 
 SPECTRA = flags.DEFINE_integer(
     "spectra",
@@ -43,146 +30,17 @@ LOSS_BATCHES = flags.DEFINE_integer(
 LANCZOS_STEPS = flags.DEFINE_integer(
     "lanczos_steps", 64, "Hessian-vector products for a spectrum.", lower_bound=1
 )
-RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
-HEADER = ("header", None)
-
-
-class Settings(NamedTuple):
-    """What is measured."""
-
-    spectra: int
-    points: int
-    loss_batches: int
-    lanczos_steps: int
-
-    def spectrum_steps(self, num_steps: int) -> list[int]:
-        """Steps of the spectra: more of them early, where more changes."""
-        return _early(0, num_steps, self.spectra)
-
-    def smoothness_steps(self, num_steps: int) -> list[int]:
-        """Steps after which an update is measured; the first has no learning rate."""
-        return _early(1, num_steps - 1, self.points)
-
-
-def _early(first: int, last: int, count: int) -> list[int]:
-    fractions = np.linspace(0, 1, count) ** 2 if first <= last else ()
-    return sorted({first + round(x * (last - first)) for x in fractions})
-
-
-def measurements(path: Path, settings: Settings) -> Measurements:
-    """Those in a file, by what they are of, if they were made with these settings.
-
-    Raises:
-      UserError: the file is of other settings, or not one of this program.
-    """
-    made = Measurements(path, lambda record: (record["kind"], record.get("step")))
-    wanted = settings._asdict()
-    there = made[HEADER].get("settings") if HEADER in made else None
-    if made.records and there != wanted:
-        raise UserError(
-            f"{path}: has measurements with {there}, not {wanted}; choose another "
-            "folder, or delete the file"
-        )
-    return made
-
-
-def _missing(made: Measurements, kind: str, steps: Sequence[int]) -> list[int]:
-    return [step for step in steps if (kind, step) not in made]
-
-
-def _origin() -> Record:
-    return {
-        "command": provenance.command(),
-        "hardware": provenance.hardware(),
-        "versions": trainer.versions(),
-    }
-
-
-def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
-    """Trains, and writes what it measures; returns all records.
-
-    Raises:
-      UserError: bad input, or the training diverges; what was measured stays.
-    """
-    if jax.process_count() > 1:
-        raise UserError("the curvature is measured by one process")
-    (job,), compiler = trainer.prepare([config])
-    folders.finished(workdir, job.config)  # refuses the folder of another config
-    with folders.locked(workdir):
-        made = measurements(workdir / RECORDS_FILE, settings)
-        end = job.plan.num_steps
-        spectra = _missing(made, "spectrum", settings.spectrum_steps(end))
-        updates = _missing(made, "smoothness", settings.smoothness_steps(end))
-        if spectra or updates:
-            built = compiler.compiled(job, compiler.task(job, workdir))
-            _check_size(built, settings)
-            folders.claim(workdir, job.config)
-            built.task.save_assets(workdir)
-            if not made.records:
-                header = {"kind": HEADER[0], "settings": settings._asdict()}
-                made.add({**header, **_origin()})
-            tools = trajectory.Instruments(
-                built, settings.loss_batches, settings.lanczos_steps, config.seed
-            )
-            state = built.init_state()
-            points = trajectory.follow(job, built, state, spectra, updates)
-            _add(made, points, len(spectra) + len(updates), tools)
-        return made.records
-
-
-def _check_size(built: Program, settings: Settings) -> None:
-    shapes = jax.eval_shape(built.init_state).params
-    size = sum(x.size for x in jax.tree.leaves(shapes))
-    if settings.lanczos_steps > size:
-        raise UserError(
-            f"--lanczos_steps={settings.lanczos_steps}: must be at most {size}, the "
-            "number of parameters"
-        )
-
-
-def _add(
-    made: Measurements,
-    points: Iterable[trajectory.Point],
-    number: int,
-    tools: trajectory.Instruments,
-) -> None:
-    with progress.run_bar("curvature", number, distributed.console()) as bar:
-        for count, (step, params, model_state, update) in enumerate(points, 1):
-            if update is None:
-                kind, values = "spectrum", tools.spectrum(params, model_state)
-            else:
-                kind = "smoothness"
-                values = tools.smoothness(params, model_state, update)
-            made.add({"kind": kind, "step": step, **json_files.finite(values)})
-            bar.update(count, note=f"at step {step:,}")
-
-
-def describe(records: Sequence[Record]) -> str:
-    """The ends of the spectra as a table, and the line in words."""
-    lines = [f"{'step':>8}  {'smallest eigenvalue':>26}  {'largest':>26}"]
-    for record in records:
-        if record["kind"] == "spectrum":
-            ends = (_number(record, "smallest"), _number(record, "largest"))
-            lines.append(f"{record['step']:>8,}  {ends[0]:>26}  {ends[1]:>26}")
-    return "\n".join([*lines, "", trajectory.in_words(trajectory.fit(records))])
-
-
-def _number(record: Record, name: str) -> str:
-    value, error = record[name], record[f"{name}_error"]
-    if value is None:
-        return "not finite"
-    is_rounding = error < 1e-5 * abs(value)  # as the products have it too
-    return f"{value:.4g}" if is_rounding else f"{value:.4g} +- {error:.1g}"
 
 
 def main() -> None:
     """Measures as the flags say."""
     values = SPECTRA.value, POINTS.value, LOSS_BATCHES.value, LANCZOS_STEPS.value
     workdir = cli.workdir()
-    records = measure(cli.config(), workdir, Settings(*values))
-    picture = trajectory_figures.png(records, trajectory.fit(records))
-    files.write_atomically(workdir / FIGURE_FILE, picture)
-    distributed.say(f"{describe(records)}\n\npicture: {workdir / FIGURE_FILE}")
+    records = following.measure(cli.config(), workdir, following.Settings(*values))
+    picture = workdir / following.FIGURE_FILE
+    drawn = trajectory_figures.png(records, trajectory.fit(records))
+    files.write_atomically(picture, drawn)
+    distributed.say(f"{following.describe(records)}\n\npicture: {picture}")
 
 
 if __name__ == "__main__":

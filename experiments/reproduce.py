@@ -11,54 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import files, markdown, progress
 from experiments.common.errors import UserError
-from experiments.studies import (
-    bert,
-    guards,
-    lambc,
-    neumann,
-    robustness,
-    study,
-    survey,
-    theory,
-)
-
-STUDIES = {
-    "theory": theory.STUDY,
-    "bert": bert.STUDY,
-    "lambc": lambc.STUDY,
-    "neumann": neumann.STUDY,
-    "survey": survey.STUDY,
-    "robustness": robustness.STUDY,
-    "guards": guards.STUDY,
-}
-
-
-def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> None:
-    """Measures what is missing of a study, and renders its page.
-
-    Raises:
-      UserError: a folder is not writable, or the page has other blocks.
-    """
-    chosen = STUDIES[name]
-    cells, path = chosen.cells(scale, data), study.raw_file(name, scale, results)
-    with progress.run_bar(name, len(cells)) as bar:
-        for number, cell in enumerate(study.run(cells, path), 1):
-            bar.update(number, note=", ".join(map(str, cell.settings.values())))
-    records = study.wanted(path, cells)
-    for file, picture in chosen.pictures(records).items():
-        files.write_atomically(pages / file, picture)
-    page = pages / f"{name}.md"
-    text = page.read_text(encoding="utf-8")
-    filled = markdown.fill(text, blocks(name, scale, records))
-    files.write_atomically(page, filled)
-
-
-def blocks(name: str, scale: str, records: Sequence[study.Record]) -> dict[str, str]:
-    """Every block of the page of a study."""
-    tables = STUDIES[name].tables(records)
-    return {**tables, "origin": study.origin(records, name, scale)}
+from experiments.studies import catalogue, study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("name", choices=STUDIES)
+    made.add_argument("name", choices=catalogue.STUDIES)
     made.add_argument("--scale", choices=study.SCALES, default="cpu")
     made.add_argument("--data", type=Path, default=Path("data"), help="folder")
     return made
@@ -75,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reproduces as the flags say."""
     given = parser().parse_args(argv)
-    reproduce(given.name, given.scale, given.data, study.RESULTS, study.PAGES)
+    catalogue.reproduce(given.name, given.scale, given.data, study.RESULTS, study.PAGES)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class ClipByNormEmaState(NamedTuple):
     """State of `clip_by_norm_ema`, inside an ``optax.MaskedState`` with a ``mask``."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: gamma, in the updates' units, 0 where no norm was seen: (), or with scope "leaf"
+    #: gamma, in the updates' units, 0 where no norm was seen; (), or with scope "leaf"
     #: a tree of () or of (layers,); the limit is ``relative_threshold`` times it
     threshold: Any
     seen: Any  #: likewise, int32, norms that were finite and not 0
@@ -128,8 +128,9 @@ def clip_by_norm_ema(
             seen=units.report(jnp.zeros(shape, jnp.int32), params),
         )
 
-    def clip(updates, state, params, *, total, **extra_args):
+    def clip(updates, state, params=None, *, total=None, **extra_args):
         del params, extra_args
+        assert total is not None  # from `update` below
         grads = _tree.at_least_float32(updates)
         norms = units.norms(grads)
         gamma, seen = units.collect(state.threshold), units.collect(state.seen)
@@ -156,11 +157,12 @@ def clip_by_norm_ema(
             weight = jnp.where(is_smaller, (length < gamma).astype(gamma.dtype), weight)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
-        return _tree.cast_like(clipped, updates), ClipByNormEmaState(
+        new_state = ClipByNormEmaState(
             count=optax.safe_increment(state.count),
             threshold=units.report(gamma, grads),
             seen=units.report(seen, grads),
         )
+        return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)
 
     inner = masked(optax.GradientTransformationExtraArgs(init_state, clip), mask)
 

@@ -17,7 +17,7 @@ class ClipByNormState(NamedTuple):
     """State of `clip_by_norm`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: share of the norm that the last update left, 1 where nothing was clipped: (), or
+    #: share of the norm that the last update left, 1 where nothing was clipped; (), or
     #: for the scope "leaf" one for each leaf; ``None`` of a transform that has none
     kept: Any = None
 

@@ -14,9 +14,13 @@ def assert_leaf_close(got, want, rtol, where=""):
     assert got.shape == want.shape, f"{where}: shapes {got.shape} and {want.shape}"
     if want.size == 0:
         return
-    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want), err_msg=where)
-    error = np.max(np.abs(np.where(np.isfinite(want), got - want, 0)))
-    scale = np.max(np.abs(np.where(np.isfinite(want), want, 0)))
+    finite = np.isfinite(want)
+    # An inf is not a NaN, and neither is a number.
+    np.testing.assert_array_equal(
+        np.where(np.isfinite(got), 0, got), np.where(finite, 0, want), err_msg=where
+    )
+    got, want = np.where(finite, got, 0), np.where(finite, want, 0)
+    error, scale = np.max(np.abs(got - want)), np.max(np.abs(want))
     assert error <= rtol * scale, f"{where}: off by {error:g}, largest entry {scale:g}"
 
 

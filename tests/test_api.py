@@ -82,6 +82,7 @@ SIGNATURES = {
     "batch_for_normalized": "num_steps, tail_order",
     "get_threshold": "state",
     "get_momentum": "state",
+    "qk_clip_factors": "max_logits, threshold=100.0",
     "decay_mask": "params, *, rule=None",
     "mask_coverage": "mask, params",
     "neumann_eval_params": "state, params",

@@ -123,10 +123,6 @@ def test_interleaved_rounds_go_back_and_forth(warm_ups):
     }
 
 
-def test_tables_are_markdown():
-    assert common.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
-
-
 # Step
 
 # Float32 numbers that are read and written, by pass over the tree.

@@ -31,7 +31,14 @@ from tests.toy_runs import run_job
 
 FOLDER = Path(experiments.configs.__file__).parent
 ROOT = FOLDER.parents[1]
-SHARED = {"__init__", "defaults", "image_defaults", "mlm_defaults", "variants"}
+SHARED = {
+    "__init__",
+    "defaults",
+    "fields",
+    "image_defaults",
+    "mlm_defaults",
+    "variants",
+}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 # Like other configs, which CI runs, but for a size or an option.
 ALIKE = (

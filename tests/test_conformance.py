@@ -13,6 +13,7 @@ import pytest
 from experiments import conformance
 from experiments.benchmarks import kit_judge, kit_tables
 from experiments.benchmarks.kit_subjects import OPTAX, PACKAGES, Subject
+from experiments.common import markdown
 from experiments.common.errors import UserError
 from optax_heavytail import testing
 
@@ -119,6 +120,23 @@ def test_only_its_own_block_of_the_page_is_replaced(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="a page has blocks"):
         conformance.write("optax", "new\n")
     assert page.read_text() == "no marks\n"
+
+
+def test_the_page_has_both_blocks():
+    page = conformance.PAGE.read_text(encoding="utf-8")
+    for block in ("optax", "third_party"):
+        assert "| default laws |" in markdown.block(page, block)
+
+
+def test_another_interpreter_is_asked_for_its_versions():
+    flags = ["--third-party", f"--python=psgd-jax={sys.executable}"]
+    given = conformance.parser().parse_args(flags)
+    assert list(conformance.interpreters(given)) == ["psgd-jax"]
+    with pytest.raises(UserError, match="does not have all of psgd-jax, optax, jax"):
+        conformance.origin(given)
+    given = conformance.parser().parse_args(["--python=none=/no/such"])
+    with pytest.raises(UserError, match="--python must be PACKAGE=PYTHON"):
+        conformance.interpreters(given)
 
 
 MINE = """

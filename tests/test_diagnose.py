@@ -12,7 +12,13 @@ import pytest
 
 from experiments import diagnose, tasks
 from experiments.common.errors import UserError
-from experiments.diagnosis import curvature_figures, noise_figures, noise_page, points
+from experiments.diagnosis import (
+    curvature_figures,
+    noise,
+    noise_figures,
+    noise_page,
+    points,
+)
 from experiments.diagnosis.curvature import Curvature
 from experiments.training import checkpoint_files, programs
 from experiments.training.job import Job
@@ -47,7 +53,7 @@ def run(tmp_path_factory):
 def written(run, tmp_path_factory):
     """The diagnosis of three points of the run."""
     workdir = tmp_path_factory.mktemp("diagnosis")
-    said = diagnose.diagnose(
+    said = noise.diagnose(
         toy(), workdir, str(run), ["12", "0", "8"], num_batches=BATCHES
     )
     return workdir, said
@@ -238,15 +244,13 @@ def test_a_picture_that_fails_loses_no_result(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(noise_page, "render", broken)
     with pytest.raises(RuntimeError, match="no ink"):
-        diagnose.diagnose(
-            toy(), tmp_path, str(run), num_batches=2, with_curvature=False
-        )
+        noise.diagnose(toy(), tmp_path, str(run), num_batches=2, with_curvature=False)
     assert results_of(tmp_path)["points"][0]["step"] == 12
     assert not (tmp_path / "diagnosis.html").exists()
 
 
 def test_too_few_batches_give_a_page_with_the_reason(run, tmp_path):
-    diagnose.diagnose(toy(), tmp_path, str(run), num_batches=20, with_curvature=False)
+    noise.diagnose(toy(), tmp_path, str(run), num_batches=20, with_curvature=False)
     text = "".join(Page(page_of(tmp_path)).texts)
     assert "20 samples are too few: at least 100 are needed" in text
     (point,) = results_of(tmp_path)["points"]
@@ -289,7 +293,7 @@ def test_gradients_are_the_same_each_time_and_differ_between_batches(run):
 def test_a_checkpoint_of_another_config_is_refused_by_its_fields(run, tmp_path):
     config = toy(optimizer="adamw", batch_size=32)
     with pytest.raises(UserError) as caught:
-        diagnose.diagnose(config, tmp_path, str(run), num_batches=2)
+        noise.diagnose(config, tmp_path, str(run), num_batches=2)
     message = str(caught.value)
     assert "is of another config than --config" in message
     assert "config.batch_size was 16, now 32" in message
@@ -299,7 +303,7 @@ def test_a_checkpoint_of_another_config_is_refused_by_its_fields(run, tmp_path):
 
 def test_how_a_run_was_spread_is_no_other_config(run, tmp_path):
     config = toy(checkpoint={"every": 1, "keep": 9}, parallel="shard_map")
-    assert diagnose.diagnose(
+    assert noise.diagnose(
         config, tmp_path, str(run), num_batches=2, with_curvature=False
     )
 
@@ -307,7 +311,7 @@ def test_how_a_run_was_spread_is_no_other_config(run, tmp_path):
 def test_one_checkpoint_can_be_named(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run.parent)
     folder = f"{run.name}/checkpoints/8"
-    diagnose.diagnose(toy(), tmp_path, folder, num_batches=2, with_curvature=False)
+    noise.diagnose(toy(), tmp_path, folder, num_batches=2, with_curvature=False)
     assert [point["step"] for point in results_of(tmp_path)["points"]] == [8]
 
 
@@ -343,7 +347,7 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path):
     about = copy / "checkpoints" / "12" / checkpoint_files.ABOUT / "metadata"
     about.write_text(about.read_text().replace('"step": 12', '"step": 13'))
     with pytest.raises(UserError, match=r"12 is damaged .*; choose another"):
-        diagnose.diagnose(toy(), tmp_path / "out", str(copy), num_batches=2)
+        noise.diagnose(toy(), tmp_path / "out", str(copy), num_batches=2)
 
 
 def flags_of(workdir, *others):
@@ -389,4 +393,4 @@ def test_a_histogram_has_no_more_bars_than_a_picture_shows():
 
 def test_the_new_model_of_another_run_is_refused_too(run, tmp_path):
     with pytest.raises(UserError, match=r"config.seed was \d+, now 77"):
-        diagnose.diagnose(toy(seed=77), tmp_path / "page", str(run), ["0"])
+        noise.diagnose(toy(seed=77), tmp_path / "page", str(run), ["0"])

@@ -9,19 +9,20 @@ import scipy.stats
 
 from experiments import estimators
 from experiments.benchmarks import common, known_laws
+from experiments.benchmarks import tail_estimators as tails
 from optax_heavytail import diagnostics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "estimators.jsonl"
 FEW = [
-    estimators.Cell(known_laws.Law("Pareto", 1.5), "coordinates", 200, "hill"),
-    estimators.Cell(known_laws.GAUSSIAN, "coordinates", 200, "hill"),
-    estimators.Cell(known_laws.GAUSSIAN, "coordinates", 200, "pickands"),
+    tails.Cell(known_laws.Law("Pareto", 1.5), "coordinates", 200, "hill"),
+    tails.Cell(known_laws.GAUSSIAN, "coordinates", 200, "hill"),
+    tails.Cell(known_laws.GAUSSIAN, "coordinates", 200, "pickands"),
 ]
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.8])
-@pytest.mark.parametrize("law", estimators.ALL_LAWS, ids=str)
+@pytest.mark.parametrize("law", tails.ALL_LAWS, ids=str)
 def test_the_laws_are_what_they_are_called(law, phi):
     rows = law.samples((40, 1000), phi, 0)
     frozen = {
@@ -49,7 +50,7 @@ def test_the_laws_are_what_they_are_called(law, phi):
 
 
 def test_the_study_writes_tables_and_records(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(estimators, "cells", lambda: FEW)
+    monkeypatch.setattr(tails, "cells", lambda: FEW)
     output = tmp_path / "folder" / "study"
     estimators.main([f"--output={output}", "--repeats=25"])
     assert {p.name for p in output.parent.iterdir()} == {"study.md", "study.jsonl"}
@@ -63,7 +64,7 @@ def test_the_study_writes_tables_and_records(tmp_path, monkeypatch, capsys):
         "Gaussian",
     ]
     page = output.with_name("study.md").read_text()
-    share = estimators.coverage(records[0])
+    share = tails.coverage(records[0])
     assert f"| Pareto 1.5 | {share:.2f} |" in page.replace("**", "")
     assert 0.6 < share <= 1
     assert records[1]["truth"] == "inf"
@@ -71,7 +72,7 @@ def test_the_study_writes_tables_and_records(tmp_path, monkeypatch, capsys):
 
 
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimators, "cells", lambda: FEW)
+    monkeypatch.setattr(tails, "cells", lambda: FEW)
     measured = []
 
     def measure(cell, repeats):
@@ -80,19 +81,19 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return {"repeats": repeats, "below": 0.0, "above": 0.1}
 
-    monkeypatch.setattr(estimators, "measure", measure)
+    monkeypatch.setattr(tails, "measure", measure)
     partial = tmp_path / "study.partial.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        estimators.run(FEW, 7, partial)
+        tails.run(FEW, 7, partial)
     with partial.open("a") as file:
         file.write('{"kind": "cell", "la')  # killed while it wrote
-    found = estimators.run(FEW, 7, partial)
+    found = tails.run(FEW, 7, partial)
     assert measured == [*FEW, FEW[2]]
     assert [cell for cell, _ in found] == FEW
     assert "commit" not in found[0][1]
-    estimators.run(FEW, 7, partial)
+    tails.run(FEW, 7, partial)
     assert len(measured) == 4
-    estimators.run(FEW, 8, partial)  # another number of repeats
+    tails.run(FEW, 8, partial)  # another number of repeats
     assert len(measured) == 7
 
 
@@ -109,7 +110,7 @@ def recorded():
     names = ("law", "setting", "n", "method")
     by_key = {tuple(record[name] for name in names): record for record in records}
     return [
-        (cell, by_key.pop(tuple(cell.key().values()))) for cell in estimators.cells()
+        (cell, by_key.pop(tuple(cell.key().values()))) for cell in tails.cells()
     ], by_key
 
 
@@ -117,7 +118,7 @@ def test_the_tables_of_the_page_are_those_of_the_results():
     page = (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")
     found, left = recorded()
     assert not left
-    parts = estimators.tables(found)
+    parts = tails.tables(found)
     results = RESULTS.with_suffix(".md").read_text(encoding="utf-8")
     assert all(part in results for part in parts)
     assert page.count("| law |") == 12
@@ -130,7 +131,7 @@ def test_the_tables_of_the_page_are_those_of_the_results():
 def test_the_intervals_cover_where_they_are_meant_to():
     """As the page says: all within 0.02 of 0.85 to 0.95, which is chance."""
     found, _ = recorded()
-    meant = [estimators.coverage(r) for cell, r in found if estimators.is_meant(cell)]
+    meant = [tails.coverage(r) for cell, r in found if tails.is_meant(cell)]
     assert len(meant) == 87
     assert 0.83 <= min(meant) <= max(meant) <= 0.97
     assert sum(0.845 <= share < 0.955 for share in meant) >= 82

@@ -17,6 +17,7 @@ from absl import flags
 
 import optax_heavytail as oht
 from experiments import reproduce
+from experiments.studies import catalogue
 from optax_heavytail import testing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,7 +221,7 @@ def test_experiment_commands_use_flags_that_exist(command):
 def test_studies_that_commands_reproduce_exist(command):
     place = command.words.index("experiments.reproduce")
     given = reproduce.parser().parse_args(command.words[place + 1 :])
-    assert given.name in reproduce.STUDIES
+    assert given.name in catalogue.STUDIES
 
 
 def load_config(path: Path, *variant: str):

@@ -18,6 +18,7 @@ from experiments.common import markdown
 from experiments.common.errors import UserError
 from experiments.models import perceptron
 from experiments.studies import (
+    catalogue,
     comparison,
     digits,
     neumann,
@@ -33,7 +34,7 @@ from experiments.studies import (
 
 MADE = [
     (name, scale)
-    for name in reproduce.STUDIES
+    for name in catalogue.STUDIES
     for scale in study.SCALES
     if study.raw_file(name, scale).exists()
 ]
@@ -101,7 +102,7 @@ def test_an_exponent_is_fitted_to_the_mean():
     assert 0.5 < (high - low) / (4 * np.sqrt(2 / 200) / np.log(100)) < 2
 
 
-@pytest.mark.parametrize("name", reproduce.STUDIES)
+@pytest.mark.parametrize("name", catalogue.STUDIES)
 def test_every_study_has_a_page_and_results(name):
     assert (study.PAGES / f"{name}.md").exists()
     assert name in {made for made, _ in MADE}
@@ -109,11 +110,11 @@ def test_every_study_has_a_page_and_results(name):
 
 @pytest.mark.parametrize(("name", "scale"), MADE)
 def test_pages_show_what_was_measured(name, scale):
-    cells = reproduce.STUDIES[name].cells(scale, Path())
+    cells = catalogue.STUDIES[name].cells(scale, Path())
     records = study.wanted(study.raw_file(name, scale), cells)
     page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
-    assert markdown.fill(page, reproduce.blocks(name, scale, records)) == page
-    for file in reproduce.STUDIES[name].pictures(records):
+    assert markdown.fill(page, catalogue.blocks(name, scale, records)) == page
+    for file in catalogue.STUDIES[name].pictures(records):
         assert f"({file})" in page
         assert (study.PAGES / file).exists()
     assert not any("dirty" in record["commit"] for record in records)
@@ -130,7 +131,7 @@ def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys
         tables,
         lambda records: {"x.png": b"picture"},
     )
-    monkeypatch.setattr(reproduce, "STUDIES", {"toy": made})
+    monkeypatch.setattr(catalogue, "STUDIES", {"toy": made})
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "PAGES", tmp_path)
     marks = [f"<!-- begin {n} -->\n<!-- end {n} -->\n" for n in ("squares", "origin")]

@@ -14,8 +14,8 @@ import pytest
 from experiments import follow
 from experiments.common import json_files
 from experiments.common.errors import UserError
-from experiments.diagnosis import trajectory, trajectory_figures
-from experiments.follow import Settings
+from experiments.diagnosis import following, trajectory, trajectory_figures
+from experiments.diagnosis.following import Settings
 from experiments.training import programs, trainer
 from experiments.training.job import Job
 from tests import toy_task
@@ -98,11 +98,11 @@ def measured(workdir, monkeypatch, source=None, settings=SETTINGS, **changes):
     monkeypatch.setattr(
         trainer.tasks, "load", lambda config: source or toy_task.source()
     )
-    return follow.measure(toy("momentum", **changes), workdir, settings)
+    return following.measure(toy("momentum", **changes), workdir, settings)
 
 
 def lines(workdir):
-    text = (workdir / follow.RECORDS_FILE).read_text()
+    text = (workdir / following.RECORDS_FILE).read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -133,7 +133,7 @@ def test_an_interrupted_measurement_is_completed(
 ):
     workdir, records = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / follow.RECORDS_FILE
+    path = tmp_path / following.RECORDS_FILE
     kept = path.read_text().splitlines(keepends=True)[:5]
     path.write_text("".join(kept))
     again = measured(tmp_path, monkeypatch)
@@ -150,18 +150,18 @@ def test_other_measurements_are_refused(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"config\.seed was 0, now 1"):
         measured(workdir, monkeypatch, seed=1)
     assert lines(workdir) == records
-    (tmp_path / follow.RECORDS_FILE).write_text("[1]\n")
+    (tmp_path / following.RECORDS_FILE).write_text("[1]\n")
     with pytest.raises(UserError, match=r"curvature.jsonl:1: a JSON object is needed"):
-        follow.measurements(tmp_path / follow.RECORDS_FILE, SETTINGS)
-    (tmp_path / follow.RECORDS_FILE).write_text('{"kind": "spectrum", "step": 0}\n')
+        following.measurements(tmp_path / following.RECORDS_FILE, SETTINGS)
+    (tmp_path / following.RECORDS_FILE).write_text('{"kind": "spectrum", "step": 0}\n')
     with pytest.raises(UserError, match="has measurements with None"):
-        follow.measurements(tmp_path / follow.RECORDS_FILE, SETTINGS)
+        following.measurements(tmp_path / following.RECORDS_FILE, SETTINGS)
 
 
 def test_more_products_than_parameters_are_refused(built):
     many = SETTINGS._replace(lanczos_steps=9)
     with pytest.raises(UserError, match="must be at most 8, the number of parameters"):
-        follow._check_size(built[1], many)
+        following._check_size(built[1], many)
 
 
 def test_a_training_that_diverges_leaves_its_records(tmp_path, monkeypatch):

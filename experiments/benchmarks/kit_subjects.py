@@ -141,9 +141,9 @@ PACKAGES = {
     "psgd-jax": {
         "psgd_jax kron": Subject("psgd_jax.kron:kron"),
         "psgd_jax affine, float32": Subject("psgd_jax.affine:affine", params=_FLOAT32),
-        "psgd_jax xmat, float32": Subject("psgd_jax.xmat:xmat", params=_FLOAT32),
-        "psgd_jax low_rank_approximation, float32": Subject(
-            "psgd_jax.low_rank_approximation:low_rank_approximation", params=_FLOAT32
+        "psgd_jax xmat": Subject("psgd_jax.xmat:xmat"),
+        "psgd_jax low_rank_approximation": Subject(
+            "psgd_jax.low_rank_approximation:low_rank_approximation"
         ),
     },
     "psgdax": {"psgdax kron": Subject("psgdax:kron", static_args=("key",))},

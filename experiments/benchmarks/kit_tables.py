@@ -34,7 +34,7 @@ def _table(
 
 def _failures(name: str, report: testing.Report) -> str:
     broken = [o for o in report.with_status("broken") if _is_default(o.law)]
-    lines = [f"  - {o.law}: `{_first_sentence(o.detail)}`" for o in broken]
+    lines = [f"  - {o.law}: `{_first_line(o.detail)}`" for o in broken]
     return "\n".join([f"- `{name}`", *lines]) if lines else ""
 
 
@@ -42,6 +42,5 @@ def _is_default(law: str) -> bool:
     return law not in testing.OPTIONAL_LAWS
 
 
-def _first_sentence(detail: str) -> str:
-    # What JAX says after it names files of this machine.
-    return detail.splitlines()[0].split(". ")[0].replace("`", "'")
+def _first_line(detail: str) -> str:
+    return detail.splitlines()[0].replace("`", "'")

@@ -71,7 +71,7 @@ class Programs:
 
     @property
     def num_bytes(self) -> int:
-        """Of the search, beside its inputs."""
+        """The memory of the search, beside its inputs."""
         return self._search.memory_analysis().temp_size_in_bytes
 
     def found(self) -> dict[str, float]:

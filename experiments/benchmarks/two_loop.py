@@ -120,7 +120,7 @@ def _warm_up(grad_fn: Callable[[Any], Any], params: Any) -> Any:
 def neumann_direction(
     problem: Problem, steps: int, use_hvp: bool
 ) -> Callable[..., Any]:
-    """By `neumann_inner_loop`."""
+    """The direction by `neumann_inner_loop`."""
     tx = oht.neumann_inner_loop(1.0, steps, convexify=problem.bounds, use_hvp=use_hvp)
 
     def direction(params, gradient):
@@ -131,7 +131,7 @@ def neumann_direction(
 
 
 def cg_direction(problem: Problem, steps: int) -> Callable[..., Any]:
-    """By conjugate gradients, which stop early where float32 allows no better.
+    """The direction by conjugate gradients, which stop where float32 ends.
 
     Going on from an exact solution would divide 0 by 0.
     """

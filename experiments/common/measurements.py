@@ -40,7 +40,7 @@ class Measurements:
         return self._found[key]
 
     def missing(self, keys: Iterable[Hashable]) -> list[Hashable]:
-        """Those that have not been measured."""
+        """The keys that have not been measured."""
         return [key for key in keys if key not in self._found]
 
     def add(self, record: Record) -> None:

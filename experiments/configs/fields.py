@@ -130,7 +130,7 @@ PERCEPTRON: Fields = {"model.num_layers": integer(0, MOST_LAYERS)}
 
 
 def of_task(config: Config) -> Fields:
-    """Those of the data and the model of ``config.task``."""
+    """The fields of the data and the model of ``config.task``."""
     if config.task == "images":
         is_resnet = config.get("model", {}).get("name") == "resnet"
         return {**IMAGES, **(RESNET if is_resnet else PERCEPTRON)}

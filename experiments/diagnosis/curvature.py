@@ -57,66 +57,68 @@ class Probe:
 
     Args:
       job: what the run does.
-      built: its steps.
+      program: its steps.
     """
 
-    def __init__(self, job: Job, built: Program):
-        self._built, self._rate = built, np.float32(job.learning_rate)
-        params = jax.eval_shape(built.init_state).params
+    def __init__(self, job: Job, program: Program):
+        self._program, self._rate = program, np.float32(job.learning_rate)
+        params = jax.eval_shape(program.init_state).params
         number = sum(x.size for x in jax.tree.leaves(params))
         self._instruments = trajectory.Instruments(
-            built, _NUM_BATCHES, min(LANCZOS_STEPS, number), job.config.seed
+            program, _NUM_BATCHES, min(LANCZOS_STEPS, number), job.config.seed
         )
 
     def at(self, state: TrainState, done: Callable[[], None]) -> Curvature:
         """Calls ``done`` after the spectrum, and after each step of the trajectory."""
         spectrum = self._instruments.spectrum(state.params, state.model_state)
         done()
-        found = []
+        smoothness = []
         for before, after in self._trajectory(state):
             update = jax.tree.map(jnp.subtract, after.params, before.params)
-            found.append(
+            smoothness.append(
                 self._instruments.smoothness(before.params, before.model_state, update)
             )
             done()
-        return Curvature(found, spectrum)
+        return Curvature(smoothness, spectrum)
 
     def _trajectory(self, state: TrainState) -> Iterator[tuple[TrainState, TrainState]]:
         """Steps of the run's optimizer from here, each with the state before it.
 
         The schedule stands still, so that none is beyond its end.
         """
-        built = self._built
-        size = int(built.plan.microbatches[0])
-        step, scheduled = built.train_step(size), self._scheduled(int(state.step))
-        window = built.new_window()
-        for _, batch in Batches(built, NUM_STEPS):
+        program = self._program
+        size = int(program.plan.microbatches[0])
+        step, scheduled = program.train_step(size), self._scheduled(int(state.step))
+        window = program.new_window()
+        for _, batch in Batches(program, NUM_STEPS):
             state = state._replace(step=jnp.asarray(scheduled))
             before = jax.tree.map(jnp.copy, state)  # the step uses its memory again
-            state, window = built.layout.settle(step(state, window, batch, self._rate))
+            state, window = program.layout.settle(
+                step(state, window, batch, self._rate)
+            )
             yield before, state
 
     def _scheduled(self, step: int) -> np.int32:
         """The nearest step of the schedule whose rate is not too close to 0."""
-        steps = np.arange(self._built.plan.num_steps)
-        factors = np.asarray(jax.vmap(self._built.plan.factor)(jnp.asarray(steps)))
+        steps = np.arange(self._program.plan.num_steps)
+        factors = np.asarray(jax.vmap(self._program.plan.factor)(jnp.asarray(steps)))
         fit = steps[factors >= _LEAST_RATE]
         return np.int32(fit[np.argmin(np.abs(fit - step))])
 
 
-def fit(found: Sequence[Curvature]) -> SmoothnessFit:
+def fit(curvatures: Sequence[Curvature]) -> SmoothnessFit:
     """The line through the trajectories from all points."""
     records = [
         {"kind": "smoothness", **json_files.finite(record)}
-        for here in found
+        for here in curvatures
         for record in here.smoothness
     ]
     return trajectory.fit(records)
 
 
-def in_words(found: Sequence[Curvature]) -> dict[str, str]:
+def in_words(curvatures: Sequence[Curvature]) -> dict[str, str]:
     """What there is to read, by name."""
-    last = found[-1].spectrum
+    last = curvatures[-1].spectrum
 
     def end(name: str) -> str:
         return f"{last[name]:.4g} (error up to {last[f'{name}_error']:.1g})"
@@ -124,5 +126,5 @@ def in_words(found: Sequence[Curvature]) -> dict[str, str]:
     return {
         "largest Hessian eigenvalue": end("largest"),
         "smallest Hessian eigenvalue": end("smallest"),
-        "smoothness along the run's steps": trajectory.in_words(fit(found)),
+        "smoothness along the run's steps": trajectory.in_words(fit(curvatures)),
     }

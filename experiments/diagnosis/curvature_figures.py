@@ -20,19 +20,19 @@ _FLOOR = 1e-6  # of the density's peak, where the picture ends
 _LINE = 200  # points of the line
 
 
-def pictures(found: Sequence[tuple[int, Curvature]]) -> list[Picture]:
-    """Those that several points of training, or one, allow."""
-    drawn, last = [], found[-1][1]
-    if any(len(_points(here)[0]) for _, here in found):
-        drawn.append(_smoothness(found))
+def pictures(curvatures: Sequence[tuple[int, Curvature]]) -> list[Picture]:
+    """The pictures that several points of training, or one, allow."""
+    drawn, last = [], curvatures[-1][1]
+    if any(len(_points(here)[0]) for _, here in curvatures):
+        drawn.append(_smoothness(curvatures))
     if last.is_finite:
         drawn.append(_spectrum(last))
-    return [*drawn, _ends(found)] if len(found) > 1 else drawn
+    return [*drawn, _ends(curvatures)] if len(curvatures) > 1 else drawn
 
 
-def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
+def _smoothness(curvatures: Sequence[tuple[int, Curvature]]) -> Picture:
     figure, axes = new_axes()
-    for i, (step, here) in enumerate(found):
+    for i, (step, here) in enumerate(curvatures):
         color = SERIES[i % len(SERIES)]
         axes.plot(
             *_points(here),
@@ -40,8 +40,8 @@ def _smoothness(found: Sequence[tuple[int, Curvature]]) -> Picture:
             color=color,
             label=f"from step {step:,}",
         )
-    line = curvature.fit([here for _, here in found])
-    norms = np.concatenate([_points(here)[0] for _, here in found])
+    line = curvature.fit([here for _, here in curvatures])
+    norms = np.concatenate([_points(here)[0] for _, here in curvatures])
     if line.l0 is not None and line.l1 is not None:
         x = np.geomspace(norms.min(), norms.max(), _LINE)
         axes.plot(x, line.l0 + line.l1 * x, "--", color=INK, label="L0 + L1 norm")
@@ -74,11 +74,11 @@ def _spectrum(here: Curvature) -> Picture:
     return picture(figure, axes, "spectrum", caption, "eigenvalue")
 
 
-def _ends(found: Sequence[tuple[int, Curvature]]) -> Picture:
+def _ends(curvatures: Sequence[tuple[int, Curvature]]) -> Picture:
     figure, axes = new_axes()
-    steps = [step for step, _ in found]
+    steps = [step for step, _ in curvatures]
     for name, color in (("largest", DATA), ("smallest", POWER)):
-        values = [here.spectrum[name] for _, here in found]
+        values = [here.spectrum[name] for _, here in curvatures]
         axes.plot(steps, values, "o-", color=color, ms=4, label=name)
     axes.set_yscale("symlog", linthresh=0.1)
     caption = "Extreme Hessian eigenvalues in the course of training"

@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 
 
 def pictures(layer: LayerDiagnosis) -> list[Picture]:
-    """Of one layer, or of all as one vector, that has estimates."""
+    """The pictures of one layer, or of all as one vector, that has estimates."""
     return [
         _histogram(layer),
         _quantiles(layer),
@@ -97,7 +97,7 @@ def _histogram(layer: LayerDiagnosis) -> Picture:
 
 
 def _num_bins(samples: np.ndarray) -> int:
-    """By Freedman and Diaconis, but no more than a picture can show."""
+    """By Freedman and Diaconis' rule, but no more than a picture can show."""
     low, high = np.quantile(samples, (0.25, 0.75))
     width, span = 2 * (high - low) / len(samples) ** (1 / 3), np.ptp(samples)
     if span == 0:
@@ -226,7 +226,7 @@ def layers_picture(diagnosis: Diagnosis) -> Picture:
 
 
 def _ends(estimate: TailEstimate) -> list[float]:
-    """Of the interval; NaN where there is none."""
+    """The ends of the interval; NaN where there is none."""
     ends = (estimate.low, estimate.high)
     return [float("nan") if end is None else end for end in ends]
 
@@ -236,14 +236,14 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else cut
 
 
-def course_picture(found: Sequence[tuple[int, Diagnosis]]) -> Picture:
+def course_picture(by_step: Sequence[tuple[int, Diagnosis]]) -> Picture:
     """How the indices of the whole move in training."""
     figure, axes = new_axes()
     for of, color, label in (
         (lambda d: d.whole.norms.get("hill"), DATA, "norm"),
         (lambda d: d.whole.entries, POWER, "single coordinates"),
     ):
-        points = [(step, of(diagnosis)) for step, diagnosis in found]
+        points = [(step, of(diagnosis)) for step, diagnosis in by_step]
         points = [(s, e) for s, e in points if e is not None and e.index is not None]
         steps = [step for step, _ in points]
         axes.plot(

@@ -7,21 +7,21 @@ from typing import Any
 
 from experiments.diagnosis import noise_figures, noise_tables
 from experiments.diagnosis.noise_figures import Picture
-from experiments.diagnosis.noise_tables import Found
+from experiments.diagnosis.noise_tables import ByStep
 from experiments.reporting import page
 from optax_heavytail.diagnostics import Diagnosis
 
 
-def title(config: Mapping[str, Any], found: Found) -> str:
+def title(config: Mapping[str, Any], by_step: ByStep) -> str:
     """Names the model and the point of its training."""
-    step = found[-1][0]
+    step = by_step[-1][0]
     when = f"after step {step:,}" if step else "before training"
     return f"Gradient noise of {page.model_name(config)} {when}"
 
 
 def render(
     config: Mapping[str, Any],
-    found: Found,
+    by_step: ByStep,
     facts: Mapping[str, str],
     more: Sequence[Picture] = (),
     more_facts: Mapping[str, str] | None = None,
@@ -30,13 +30,13 @@ def render(
 
     Args:
       config: the resolved one.
-      found: diagnoses by step; the last one is shown whole.
+      by_step: diagnoses by step; the last one is shown whole.
       facts: where the numbers come from.
       more: pictures of the curvature.
       more_facts: and what they show, in words.
     """
-    diagnosis = found[-1][1]
-    heading = escape(title(config, found))
+    diagnosis = by_step[-1][1]
+    heading = escape(title(config, by_step))
     parts = [
         f"<h1>{heading}</h1>",
         f'<p class="lead">{escape(diagnosis.verdict)}</p>',
@@ -46,7 +46,7 @@ def render(
         f"<p>{escape(diagnosis.whole.verdict.change)}</p>",
         "<h2>The noise of all layers</h2>",
         _reading(diagnosis),
-        *_figures(_pictures(found)),
+        *_figures(_pictures(by_step)),
         *_curvature(more, more_facts or {}),
         "<h2>Layers</h2>",
         _explanation(),
@@ -54,7 +54,7 @@ def render(
         noise_tables.reasons(diagnosis),
         "<h2>Every estimator, of all layers as one vector</h2>",
         noise_tables.estimators(diagnosis.whole),
-        *noise_tables.steps(found),
+        *noise_tables.steps(by_step),
         "<h2>Where the numbers come from</h2>",
         page.facts(facts),
         "<details><summary>Full config</summary>",
@@ -65,16 +65,16 @@ def render(
 
 
 def _recommendation(diagnosis: Diagnosis) -> list[str]:
-    found = diagnosis.recommendation
-    parts = [f"<p>{escape(found.text)}</p>"]
-    if found.clips:
+    advice = diagnosis.recommendation
+    parts = [f"<p>{escape(advice.text)}</p>"]
+    if advice.clips:
         rows = {
             name: f"{clip.scope}, {clip.threshold:g}"
-            for name, clip in found.clips.items()
+            for name, clip in advice.clips.items()
         }
         parts.append(page.facts({"layer": "scope, threshold", **rows}))
-    if found.code is not None:
-        parts.append(f"<pre>{escape(found.code)}</pre>")
+    if advice.code is not None:
+        parts.append(f"<pre>{escape(advice.code)}</pre>")
     return parts
 
 
@@ -87,15 +87,15 @@ def _reading(diagnosis: Diagnosis) -> str:
     )
 
 
-def _pictures(found: Found) -> list[Picture]:
-    diagnosis = found[-1][1]
+def _pictures(by_step: ByStep) -> list[Picture]:
+    diagnosis = by_step[-1][1]
     drawn = []
     if diagnosis.whole.has_index:
         drawn += noise_figures.pictures(diagnosis.whole)
     if any(layer.has_index for layer in diagnosis.layers):
         drawn.append(noise_figures.layers_picture(diagnosis))
-    if len(found) > 1:
-        drawn.append(noise_figures.course_picture(found))
+    if len(by_step) > 1:
+        drawn.append(noise_figures.course_picture(by_step))
     return drawn
 
 

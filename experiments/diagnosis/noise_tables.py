@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from optax_heavytail.diagnostics import Diagnosis, LayerDiagnosis, TailEstimate
 
-Found = Sequence[tuple[int, Diagnosis]]
+ByStep = Sequence[tuple[int, Diagnosis]]
 
 
 class Column(NamedTuple):
@@ -82,12 +82,12 @@ def estimators(whole: LayerDiagnosis) -> str:
     return _table([(heading, i > 0) for i, heading in enumerate(headings)], rows)
 
 
-def steps(found: Found) -> list[str]:
+def steps(by_step: ByStep) -> list[str]:
     """A row for each point of training, if there are several."""
-    if len(found) == 1:
+    if len(by_step) == 1:
         return []
     rows = []
-    for step, diagnosis in found:
+    for step, diagnosis in by_step:
         heavy = [x.noise.name for x in diagnosis.layers if x.verdict.label == "heavy"]
         rows.append(
             [
@@ -111,7 +111,7 @@ def steps(found: Found) -> list[str]:
 
 
 def signal(layer: LayerDiagnosis) -> str:
-    """Its signal-to-noise ratio."""
+    """The signal-to-noise ratio of a layer."""
     value = layer.noise.signal_to_noise
     if not layer.norms:
         return "-"

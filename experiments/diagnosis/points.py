@@ -115,19 +115,19 @@ def check(place: Place, config: Config) -> None:
         )
 
 
-def read(place: Place, built: Program) -> TrainState:
+def read(place: Place, program: Program) -> TrainState:
     """The state at a point.
 
     Raises:
       UserError: a damaged checkpoint.
     """
     if place.folder is None:
-        return built.init_state()
+        return program.init_state()
     about = _about(place.folder)
-    shapes = checkpoint_files.shapes(built)
+    shapes = checkpoint_files.shapes(program)
     checkpoint_files.check_arrays(place.folder, about, shapes)
     try:
-        return checkpoint_files.read(place.folder, about, shapes, built.layout).state
+        return checkpoint_files.read(place.folder, about, shapes, program.layout).state
     except checkpoint_files.DamagedError as damage:
         raise _damaged(place.folder, damage) from None
 
@@ -151,7 +151,7 @@ class Batches:
     They can be gone through again and again, and are the same at every point.
     """
 
-    built: Program
+    program: Program
     number: int
 
     def __len__(self) -> int:
@@ -159,17 +159,17 @@ class Batches:
         return self.number
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """From the first one."""
-        plan = self.built.plan
+        """The batches from the first one on."""
+        plan = self.program.plan
         size = int(plan.microbatches[0])
-        stream = self.built.task.train_batches(plan.position(plan.num_steps))
+        stream = self.program.task.train_batches(plan.position(plan.num_steps))
         for index in range(self.number):
             stacked = programs.stack([next(stream) for _ in range(size)])
-            yield index, self.built.layout.place(stacked)
+            yield index, self.program.layout.place(stacked)
 
 
 def gradients(
-    built: Program, seed: int
+    program: Program, seed: int
 ) -> Callable[[TrainState], Callable[[PyTree, tuple[int, Batch]], PyTree]]:
     """state -> ((parameters, (number, batch)) -> gradient), compiled once for all.
 
@@ -177,7 +177,7 @@ def gradients(
     dropout for each number.
     """
     gradient, key = (
-        steps.make_gradient(built.task, None, aggregate.MEAN),
+        steps.make_gradient(program.task, None, aggregate.MEAN),
         jax.random.key(seed),
     )
 

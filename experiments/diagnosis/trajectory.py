@@ -26,18 +26,22 @@ class Instruments:
     """Measures the mean loss over some batches, at any parameters.
 
     Args:
-      built: of the model.
+      program: of the model.
       batches: how many; they come after the last one of the training.
       lanczos_steps: Hessian-vector products for each spectrum.
       seed: of dropout, which is the same at all parameters, and of the search.
     """
 
-    def __init__(self, built: Program, batches: int, lanczos_steps: int, seed: int = 0):
-        self._task, self._lanczos_steps = built.task, lanczos_steps
+    def __init__(
+        self, program: Program, batches: int, lanczos_steps: int, seed: int = 0
+    ):
+        self._task, self._lanczos_steps = program.task, lanczos_steps
         self._key = jax.random.key(seed)
-        stream = built.task.train_batches(built.plan.position(built.plan.num_steps))
+        stream = program.task.train_batches(
+            program.plan.position(program.plan.num_steps)
+        )
         stacked = programs.stack(list(itertools.islice(stream, batches)))
-        rows = built.layout.sharding(None, parallel.ROWS)
+        rows = program.layout.sharding(None, parallel.ROWS)
         self._batches = jax.device_put(stacked, rows)
         self._spectrum = jax.jit(self._make_spectrum)
         self._smoothness = jax.jit(self._make_smoothness)
@@ -114,7 +118,7 @@ class Point(NamedTuple):
 
 def follow(
     job: Job,
-    built: Program,
+    program: Program,
     state: TrainState,
     steps: Sequence[int],
     updates: Sequence[int],
@@ -123,7 +127,7 @@ def follow(
 
     Args:
       job: what is trained.
-      built: its steps.
+      program: its steps.
       state: where to start; it is used up.
       steps: steps after which to yield a point.
       updates: steps after which to yield one with the update that comes next.
@@ -134,12 +138,12 @@ def follow(
     Raises:
       UserError: the training diverges.
     """
-    layout, plan = built.layout, built.plan
+    layout, plan = program.layout, program.plan
     last = max([*steps, *(step + 1 for step in updates)])
     rate = np.float32(job.learning_rate)
-    stream = built.task.train_batches(int(state.position))
+    stream = program.task.train_batches(int(state.position))
     first = int(state.step)
-    state, window = layout.enter(state), layout.enter(built.new_window())
+    state, window = layout.enter(state), layout.enter(program.new_window())
     for step in range(first, last + 1):
         if step in steps:
             now = layout.leave(state)
@@ -150,7 +154,7 @@ def follow(
         count = int(plan.microbatches[step])
         batch = programs.stack([next(stream) for _ in range(count)])
         state, window = layout.settle(
-            built.train_step(count)(state, window, layout.place(batch), rate)
+            program.train_step(count)(state, window, layout.place(batch), rate)
         )
         if before is None:
             continue

@@ -13,10 +13,10 @@ from experiments.runs.reading import Run
 STYLE = Path(__file__).with_name("report.css")
 
 
-def title(found: Sequence[Run]) -> str:
+def title(runs: Sequence[Run]) -> str:
     """Names the model and how many optimizers trained it."""
-    plural = "" if len(found) == 1 else "s"
-    return f"{model_name(found[0].config)} under {len(found)} optimizer{plural}"
+    plural = "" if len(runs) == 1 else "s"
+    return f"{model_name(runs[0].config)} under {len(runs)} optimizer{plural}"
 
 
 def model_name(config: Mapping[str, Any]) -> str:
@@ -28,28 +28,28 @@ def model_name(config: Mapping[str, Any]) -> str:
 
 def render(
     config: Mapping[str, Any],
-    found: Sequence[Run],
+    runs: Sequence[Run],
     rows: Sequence[Row],
     baselines: Mapping[str, float],
 ) -> str:
     """Returns the page; every text in it is escaped."""
-    heading = escape(title(found))
-    summary = tables.summary(rows, baselines, found[0].loss_unit)
+    heading = escape(title(runs))
+    summary = tables.summary(rows, baselines, runs[0].loss_unit)
     parts = [
         f"<h1>{heading}</h1>",
         f'<p class="lead">{escape(summary)}</p>',
         '<div class="curves">',
-        _figure("eval", found, baselines),
-        _figure("train", found, baselines),
+        _figure("eval", runs, baselines),
+        _figure("train", runs, baselines),
         "</div>",
         "<h2>Results</h2>",
-        _results(found, rows, baselines),
+        _results(runs, rows, baselines),
         "<h2>Settings</h2>",
-        facts(_settings(config, found)),
+        facts(_settings(config, runs)),
         "<h2>Versions and hardware</h2>",
-        facts(_environment(found)),
+        facts(_environment(runs)),
         "<h2>Command</h2>",
-        *(f"<pre>{escape(line)}</pre>" for line in _distinct(found, "command")),
+        *(f"<pre>{escape(line)}</pre>" for line in _distinct(runs, "command")),
         "<details><summary>Full config</summary>",
         f"<pre>{escape(json.dumps(config, indent=2, sort_keys=True))}</pre>",
         "</details>",
@@ -77,18 +77,18 @@ def document(heading: str, parts: Sequence[str]) -> str:
 
 
 def _figure(
-    kind: figures.Kind, found: Sequence[Run], baselines: Mapping[str, float]
+    kind: figures.Kind, runs: Sequence[Run], baselines: Mapping[str, float]
 ) -> str:
-    caption = escape(figures.caption(kind, found))
-    svg = figures.loss_svg(kind, found, baselines)
+    caption = escape(figures.caption(kind, runs))
+    svg = figures.loss_svg(kind, runs, baselines)
     return f"<figure><figcaption>{caption}</figcaption>\n{svg}</figure>"
 
 
 def _results(
-    found: Sequence[Run], rows: Sequence[Row], baselines: Mapping[str, float]
+    runs: Sequence[Run], rows: Sequence[Row], baselines: Mapping[str, float]
 ) -> str:
-    columns = tables.columns(baselines, found[0].accuracy_name)
-    colors = {run.name: figures.color(i) for i, run in enumerate(found)}
+    columns = tables.columns(baselines, runs[0].accuracy_name)
+    colors = {run.name: figures.color(i) for i, run in enumerate(runs)}
     head = "".join(
         f'<th scope="col"{_class(column)}>{escape(column.heading)}</th>'
         for column in columns
@@ -123,29 +123,29 @@ def _class(column: Column) -> str:
     return ' class="number"' if column.spec else ""
 
 
-def _settings(comparison: Mapping[str, Any], found: Sequence[Run]) -> dict[str, str]:
+def _settings(comparison: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     """What all the runs share, and which optimizers of the config are not here."""
-    config = found[0].config
+    config = runs[0].config
     training = {k: v for k, v in config.items() if not isinstance(v, dict)}
     if "sequence_length" in config["data"]:
         training["sequence_length"] = config["data"]["sequence_length"]
     facts = {"training": listing(training), "model": listing(config["model"])}
-    for final in (run.final for run in found):
+    for final in (run.final for run in runs):
         if final:
             facts["parameters"] = f"{final['parameters']:,}"
             facts |= {k: _number(v) for k, v in final["data"].items()}
             break
-    names = {run.name for run in found}
+    names = {run.name for run in runs}
     others = [name for name in comparison["optimizers"] if name not in names]
     if others:
         facts["optimizers of the config that were not run"] = ", ".join(others)
     return facts
 
 
-def _environment(found: Sequence[Run]) -> dict[str, str]:
-    hardware = "; ".join(_distinct(found, "hardware"))
+def _environment(runs: Sequence[Run]) -> dict[str, str]:
+    hardware = "; ".join(_distinct(runs, "hardware"))
     facts = {"hardware": hardware or "not recorded: every run was interrupted"}
-    for final in (run.final for run in found):
+    for final in (run.final for run in runs):
         if final:
             pairs = (f"{name} {version}" for name, version in final["versions"].items())
             facts["versions"] = ", ".join(pairs)
@@ -153,9 +153,9 @@ def _environment(found: Sequence[Run]) -> dict[str, str]:
     return facts
 
 
-def _distinct(found: Sequence[Run], key: str) -> list[str]:
+def _distinct(runs: Sequence[Run], key: str) -> list[str]:
     """The different values in the runs' final records."""
-    return list(dict.fromkeys(run.final[key] for run in found if run.final))
+    return list(dict.fromkeys(run.final[key] for run in runs if run.final))
 
 
 def facts(values: Mapping[str, str]) -> str:

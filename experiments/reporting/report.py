@@ -31,33 +31,33 @@ def write_report(workdir: Path, names: Sequence[str]) -> str:
     if not names:
         raise UserError("no runs to report; at least one optimizer name is needed")
     config = reading.read_config(workdir)
-    found = [reading.read_run(workdir / name) for name in names]
-    _check_comparable(found)
-    finals = [run.final for run in found if run.final]
+    runs = [reading.read_run(workdir / name) for name in names]
+    _check_comparable(runs)
+    finals = [run.final for run in runs if run.final]
     baselines = finals[0]["baselines"] if finals else {}
-    rows = tables.ranked_rows(found, baselines)
+    rows = tables.ranked_rows(runs, baselines)
     results = {"runs": rows, "baselines": baselines}
-    html = page.render(config, found, rows, baselines)
-    picture = figures.loss_png(page.title(found), found, baselines)
+    html = page.render(config, runs, rows, baselines)
+    picture = figures.loss_png(page.title(runs), runs, baselines)
     text = json.dumps(results, indent=2) + "\n"
     files.write_atomically(workdir / "results.json", text)
     files.write_atomically(workdir / "loss.png", picture)
     files.write_atomically(workdir / "report.html", html)
     summary = textwrap.fill(
-        tables.summary(rows, baselines, found[0].loss_unit), tables.CONSOLE_WIDTH
+        tables.summary(rows, baselines, runs[0].loss_unit), tables.CONSOLE_WIDTH
     )
-    return f"{tables.text(rows, baselines, found[0].accuracy_name)}\n\n{summary}"
+    return f"{tables.text(rows, baselines, runs[0].accuracy_name)}\n\n{summary}"
 
 
-def _check_comparable(found: Sequence[Run]) -> None:
+def _check_comparable(runs: Sequence[Run]) -> None:
     """Refuses a table of runs with, say, different texts."""
     first, *others = [
-        {**folders.without_free(run.config), "optimizer": None} for run in found
+        {**folders.without_free(run.config), "optimizer": None} for run in runs
     ]
-    for run, config in zip(found[1:], others, strict=True):
+    for run, config in zip(runs[1:], others, strict=True):
         differing = folders.differences(first, config)
         if differing:
             raise UserError(
-                f"{found[0].name} and {run.name} differ in more than the optimizer: "
+                f"{runs[0].name} and {run.name} differ in more than the optimizer: "
                 f"{'; '.join(differing)}"
             )

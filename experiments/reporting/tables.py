@@ -27,9 +27,9 @@ class Column(NamedTuple):
         return "-" if value is None else format(value, self.spec)
 
 
-def ranked_rows(found: Sequence[Run], baselines: Mapping[str, float]) -> list[Row]:
+def ranked_rows(runs: Sequence[Run], baselines: Mapping[str, float]) -> list[Row]:
     """One row per run, best first, unfinished runs last; numbers unrounded."""
-    rows = [_row(run, baselines) for run in found]
+    rows = [_row(run, baselines) for run in runs]
     return sorted(rows, key=lambda row: (row["loss"] is None, row["loss"] or 0.0))
 
 

@@ -82,7 +82,7 @@ def _lars(rate: Any) -> optax.GradientTransformation:
 
 
 def _ratios(state: Any) -> dict[str, jax.Array]:
-    """Of the kernels of convolutions and of the head, before any bound."""
+    """The trust ratios of the kernels of convolutions and of the head, unbounded."""
     found = oht.get_trust_ratio(state, raw=True)
     kernels = [
         ratio

@@ -42,7 +42,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _values(records: Sequence[Record], key: str) -> list[str]:
-    """Of a setting, in the order of the records."""
+    """What was measured in a setting, in the order of the records."""
     return list(dict.fromkeys(record["settings"][key] for record in records))
 
 

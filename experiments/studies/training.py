@@ -60,7 +60,7 @@ class Problem(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of a grid."""
+    """A point of a grid."""
 
     rate: float
     threshold: float | None

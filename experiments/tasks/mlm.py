@@ -44,13 +44,7 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
     train = text.encode(tokens, split.train)
     validation = text.encode(tokens, split.validation)
     num_train, num_validation = sum(map(len, train)), sum(map(len, validation))
-    for part, number in (("training", num_train), ("validation", num_validation)):
-        if number < data.sequence_length - 2:
-            raise UserError(
-                f"config.data.path={data.path}: the text has {number} {part} tokens, "
-                f"one sequence needs {data.sequence_length - 2} "
-                f"(config.data.sequence_length={data.sequence_length})"
-            )
+    _check_lengths(config, training=num_train, validation=num_validation)
     pipeline = text.train_pipeline(
         text.windows(train, data.sequence_length),
         stream.microbatch_size(config),
@@ -91,6 +85,18 @@ def _build(config: Config, corpus: text.Corpus, workdir: Path) -> Task:
         },
         save_assets=lambda folder: tokenizer.save(tokens, folder),
     )
+
+
+def _check_lengths(config: Config, **numbers: int) -> None:
+    """Refuses parts of a text that have too few tokens for one sequence."""
+    data = config.data
+    for part, number in numbers.items():
+        if number < data.sequence_length - 2:
+            raise UserError(
+                f"config.data.path={data.path}: the text has {number} {part} tokens, "
+                f"one sequence needs {data.sequence_length - 2} "
+                f"(config.data.sequence_length={data.sequence_length})"
+            )
 
 
 def smallest(config: Config) -> dict[str, Callable[..., Any]]:

@@ -167,7 +167,7 @@ def _new_params(config: bert.BertConfig, key: jax.Array) -> PyTree:
 def _logits(
     model: bert.BertForQuestionAnswering, batch: Batch, key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """With dropout by ``key``, or without any if there is none."""
+    """The model's outputs, with dropout by ``key`` if there is one."""
     return model(
         batch["tokens"],
         batch["tokens"] != text.PAD,

@@ -25,7 +25,7 @@ STACKED: dict[str, Callable[..., PyTree]] = {
 
 
 class Aggregate(NamedTuple):
-    """One of the two is used."""
+    """How the gradients of a step become one: a mean, or a function of all of them."""
 
     max_norm: float | None = None  # of each microbatch's gradient, in a mean
     stacked: Callable[[PyTree], PyTree] | None = None  # leaves (n, ...) -> one gradient

@@ -220,11 +220,14 @@ def _arrays(where: Path, shapes: dict[str, Any]) -> fingerprints.Arrays:
     return {name: arrays[name] for name in shapes}
 
 
-def shapes(built: Program) -> tuple[TrainState, Window]:
+def shapes(program: Program) -> tuple[TrainState, Window]:
     """Shapes and shardings of what a checkpoint has."""
-    state, window = jax.eval_shape(built.init_state), jax.eval_shape(built.new_window)
-    whole = jax.tree.map(lambda _: built.layout.sharding(), window)
-    shardings = (built.layout.state_shardings(state), whole)
+    state, window = (
+        jax.eval_shape(program.init_state),
+        jax.eval_shape(program.new_window),
+    )
+    whole = jax.tree.map(lambda _: program.layout.sharding(), window)
+    shardings = (program.layout.state_shardings(state), whole)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         (state, window),
@@ -245,7 +248,7 @@ def _described(arrays: dict[str, Any]) -> dict[str, str]:
 
 
 def sha256(about: About) -> str:
-    """Of all that is in the JSON object but this."""
+    """The hash of a checkpoint's JSON object, without the hash itself."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

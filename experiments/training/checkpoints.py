@@ -38,11 +38,11 @@ class Kept:
 class Keeper:
     """Saves checkpoints of one run in the background."""
 
-    def __init__(self, built: Program, config: Config, workdir: Path):
+    def __init__(self, program: Program, config: Config, workdir: Path):
         self._folder = (workdir / folders.CHECKPOINTS_FOLDER).absolute()
         self._config = folders.plain(config)
-        self._shapes = checkpoint_files.shapes(built)
-        self._layout = built.layout
+        self._shapes = checkpoint_files.shapes(program)
+        self._layout = program.layout
         self._kept = Kept(config.checkpoint.keep)
         self._manager: ocp.CheckpointManager
         self._saving: int | None = None

@@ -46,11 +46,11 @@ class Layout:
 
     @property
     def local_devices(self) -> list[Any]:
-        """Those of this process."""
+        """The devices of this process."""
         return list(self.mesh.local_devices)
 
     def sharding(self, *spec: Any) -> NamedSharding:
-        """Of a global array."""
+        """The sharding of a global array with these axes."""
         return NamedSharding(self.mesh, P(*spec))
 
     def state_shardings(self, state: PyTree) -> PyTree:
@@ -209,7 +209,7 @@ def _names(path: Any) -> list[str]:
 
 
 def devices(config: Config) -> list[Any]:
-    """Those that take part: the first ``config.num_devices``, or all.
+    """The devices that take part: the first ``config.num_devices``, or all.
 
     In the order of their processes, each of which has one part of a batch's rows.
     """

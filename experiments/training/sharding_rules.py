@@ -16,7 +16,7 @@ class Rule(NamedTuple):
 
 
 def build(config: Config) -> tuple[Rule, ...]:
-    """Those of ``config.sharding_rules``.
+    """The rules of ``config.sharding_rules``.
 
     Raises:
       UserError: one is not a regular expression and names of axes, or has the axis of

@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Of a whole step."""
+    """The mean gradient of a whole step, and what comes with it."""
 
     grads: PyTree
     loss: jax.Array  # (), float32
@@ -40,7 +40,7 @@ class Gradient(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of the microbatches so far."""
+    """What the microbatches so far add up to."""
 
     grads: RunningMean | None  # None: they are kept one by one
     loss: jax.Array  # (), float32
@@ -69,7 +69,7 @@ def make_train_step(
     factor: optax.Schedule,
     step_key: jax.Array,
     axis_name: str | None = None,
-    how: Aggregate = aggregate.MEAN,
+    combine: Aggregate = aggregate.MEAN,
 ) -> Callable[..., tuple[TrainState, Window]]:
     """Returns the pure step (state, window, batch, peak rate) -> (state, window).
 
@@ -80,22 +80,22 @@ def make_train_step(
       step_key: for dropout.
       axis_name: of the devices, where the step runs on each of them for itself; the
         gradients are then taken together over it.
-      how: the gradients of all microbatches on all devices become one.
+      combine: the gradients of all microbatches on all devices become one.
 
     The arrays of ``batch`` are (microbatches, rows, ...).
     """
-    gradient = make_gradient(task, axis_name, how)
+    gradient = make_gradient(task, axis_name, combine)
 
     def train_step(
         state: TrainState, window: Window, batch: Batch, peak: jax.Array
     ) -> tuple[TrainState, Window]:
         key = jax.random.fold_in(step_key, state.position)
-        found = gradient(state.params, state.model_state, batch, key)
+        gradients = gradient(state.params, state.model_state, batch, key)
         opt_state = optimizers.with_learning_rate(
             state.opt_state, peak * factor(state.step)
         )
         updates, opt_state = optimizer.update(
-            found.grads,
+            gradients.grads,
             opt_state,
             state.params,
             grad_fn=lambda params: (
@@ -104,16 +104,16 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        is_finite = jnp.isfinite(found.loss)
+        is_finite = jnp.isfinite(gradients.loss)
         # One bad step, that the optimizer skips, would stay in running statistics.
         model_state = jax.tree.map(
             lambda new, old: jnp.where(is_finite, new, old),
-            found.model_state,
+            gradients.model_state,
             state.model_state,
         )
         is_lost = optimizers.is_lost(opt_state, is_finite)
         window = Window(
-            window.loss_sum + jnp.where(is_finite, found.loss, 0),
+            window.loss_sum + jnp.where(is_finite, gradients.loss, 0),
             window.num_losses + is_finite.astype(jnp.int32),
             jnp.where(is_lost & (window.lost_step == 0), step, window.lost_step),
         )
@@ -129,7 +129,7 @@ def num_microbatches(batch: Batch) -> int:
 
 
 def make_gradient(
-    task: Task, axis_name: str | None, how: Aggregate
+    task: Task, axis_name: str | None, combine: Aggregate
 ) -> Callable[[PyTree, PyTree, Batch, jax.Array], Gradient]:
     """Returns (params, model state, batch, key) -> `Gradient`.
 
@@ -142,14 +142,14 @@ def make_gradient(
     ) -> Gradient:
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        sums, stack = _over_microbatches(task, params, model_state, batch, key, how)
+        sums, stack = _over_microbatches(task, params, model_state, batch, key, combine)
         if axis_name is not None:
             totals = jax.lax.psum(sums[:3], axis_name)
             sums = Sums(*totals, model_state=sums.model_state)
             stack = jax.lax.all_gather(stack, axis_name, tiled=True)
         if sums.grads is None:
-            assert how.stacked is not None
-            grads = how.stacked(stack)
+            assert combine.stacked is not None
+            grads = combine.stacked(stack)
         else:
             grads = sums.grads.result(params)
         loss = sums.loss / _or_one(sums.weight)
@@ -164,7 +164,7 @@ def _over_microbatches(
     model_state: PyTree,
     batch: Batch,
     key: jax.Array,
-    how: Aggregate,
+    combine: Aggregate,
 ) -> tuple[Sums, PyTree]:
     """The sums over the microbatches, and, where it is wanted, each one's gradient."""
 
@@ -179,11 +179,11 @@ def _over_microbatches(
         grads, (loss_sum, after) = jax.grad(loss, has_aux=True)(params)
         running = sums.grads
         if running is not None:
-            running = running.add(grads, weight, max_norm=how.max_norm)
+            running = running.add(grads, weight, max_norm=combine.max_norm)
         sums = Sums(running, sums.loss + loss_sum, sums.weight + weight, after)
-        return sums, None if how.stacked is None else grads
+        return sums, None if combine.stacked is None else grads
 
-    start = RunningMean.empty(params) if how.stacked is None else None
+    start = RunningMean.empty(params) if combine.stacked is None else None
     sums = Sums(start, jnp.zeros([]), jnp.zeros([]), model_state)
     number = num_microbatches(batch)
     if number == 1:  # without the loop XLA adds nothing to 0

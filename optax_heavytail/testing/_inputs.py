@@ -68,14 +68,15 @@ class Drawn(NamedTuple):
 def drawing(
     params: Any, at_least: int, at_most: int, num_values: int
 ) -> Iterator[Drawn]:
-    """Gradients like ``params`` of so many steps, without end: the simplest first.
+    """Gradients like ``params`` of so many steps, without end: at first all are 0.
 
     The same ones in every run.
     """
     # The number of entries does not depend on the steps, so that each shrinks alone.
     entries = sum(_drawn_entries(x) for x in jax.tree.leaves(params))
     size = at_most * min(entries, DRAWN_PER_STEP)
-    yield Drawn(at_least, (0,) * size)
+    for steps in sorted({at_least, at_most}):
+        yield Drawn(steps, (0,) * size)
     rng = random.Random(0)
     while True:
         steps = rng.randint(at_least, at_most)

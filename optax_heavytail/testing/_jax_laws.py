@@ -25,7 +25,7 @@ def check_jit(trial: Trial) -> None:
         compiled = steps(trial.jitted, grads, state, trial.wide)
         close(compiled, eager, trial.tolerance, "under jit")
 
-    trial.search(holds, trial.wide, 2, is_eager=True)
+    trial.search(holds, trial.wide, 2, at_least=2, is_eager=True)
 
 
 @law

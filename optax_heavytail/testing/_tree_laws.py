@@ -141,7 +141,7 @@ def check_sharding(trial: Trial) -> None:
         for tree in (state, *got):
             _assert_placed_like(tree, params)
 
-    trial.search(holds, trial.wide, 2, is_eager=True)
+    trial.search(holds, trial.wide, 2, at_least=2, is_eager=True)
 
 
 def _split(leaf):

@@ -27,7 +27,7 @@ from experiments.studies.training import Contestant, Point, Problem, PyTree
 STEPS = 500
 PARTS = {"train": 1000, "validation": 400, "test": 397}
 RATES = tuning.around(0.008, 7, 2.0)
-TUNING_SEEDS = tuple(range(24))
+TUNING_SEEDS = tuple(range(12))
 TOP = 10.0  # of the figure, in nats
 SEEDS = tuple(range(100, 120))
 SHARE = 0.01  # of the steps, at random

@@ -128,8 +128,9 @@ def clip_by_norm_ema(
             seen=units.report(jnp.zeros(shape, jnp.int32), params),
         )
 
-    def clip(updates, state, params, *, total, **extra_args):
+    def clip(updates, state, params=None, *, total=None, **extra_args):
         del params, extra_args
+        assert total is not None  # from `update` below
         grads = _tree.at_least_float32(updates)
         norms = units.norms(grads)
         gamma, seen = units.collect(state.threshold), units.collect(state.seen)

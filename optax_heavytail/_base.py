@@ -69,7 +69,7 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str | None]) -> None:
     """Raises if ``value`` is not one of the ``allowed`` words."""
     check_static(name, value)
     if value not in allowed:

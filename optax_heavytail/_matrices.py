@@ -54,6 +54,7 @@ def check_coefficients(coefficients: Any) -> Coefficients:
         _base.check_choice("coefficients", coefficients, tuple(COEFFICIENTS))
         return COEFFICIENTS[coefficients]
     _base.check_static("coefficients", coefficients)
+    triples: np.ndarray
     try:
         triples = np.asarray(coefficients, np.float64)
     except (TypeError, ValueError):

@@ -147,7 +147,9 @@ def rescaling(square: jax.Array) -> jax.Array:
     single = jnp.finfo(square.dtype).bits == 32
     tiny, exponent = (1e-30, 100) if single else (1e-280, 600)
     scale = jnp.where(square < tiny, 2.0**exponent, 1.0)
-    scale = jnp.where(jnp.isinf(square), 2.0**-exponent, scale)
+    # Not isinf, whose constant is an inf at which `jax_debug_infs` stops.
+    overflows = ~jnp.isfinite(square) & ~jnp.isnan(square)
+    scale = jnp.where(overflows, 2.0**-exponent, scale)
     return jax.lax.stop_gradient(scale.astype(square.dtype))
 
 
@@ -184,7 +186,7 @@ def nan_unless_finite(number: jax.Array, tree: Any) -> Any:
     Without this an infinite norm would zero every finite entry, silently.
     """
     good = jnp.isfinite(number)
-    return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), tree)
+    return jax.tree.map(lambda x: _tree.nan_unless(good, x), tree)
 
 
 def is_norm(x: Any) -> bool:
@@ -209,7 +211,7 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
     # Without this an infinite norm would zero every finite entry, silently.
     # A schedule's bad threshold is loud too.
-    ratio = jnp.where(jnp.isfinite(scaled) & (tau >= 0), ratio, jnp.nan)
+    ratio = _tree.nan_unless(jnp.isfinite(scaled) & (tau >= 0), ratio)
     return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
 
 

@@ -93,7 +93,8 @@ def as_transform(
 ) -> optax.GradientTransformationExtraArgs:
     """``inner`` with extra arguments; ``optax.MultiSteps`` is no transform itself."""
     if isinstance(inner, optax.MultiSteps):
-        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+        update: Any = inner.update  # of its own state, and no other
+        return optax.GradientTransformationExtraArgs(inner.init, update)
     return optax.with_extra_args_support(inner)
 
 

@@ -188,7 +188,7 @@ def _allowed(over, above, action):
 
 def _updated(old, x, is_warm, decay):
     """With one number more: Welford's sums in the warm-up, then averages."""
-    seen = optax.safe_increment(old.seen)
+    seen = jnp.asarray(optax.safe_increment(old.seen))
     weight = jnp.where(is_warm, 1 - decay, 1 / seen.astype(x.dtype))
     mean = old.mean + weight * (x - old.mean)
     # In the warm-up the exact square is that of the geometric mean of two distances.

@@ -183,6 +183,10 @@ def test_what_decides_what_is_compiled_is_keyword_only():
             positional.add((function.__name__, name))
     # An inner optimizer and a number of snapshots lead.
     leading = {("stack_leaves", "inner"), ("snapshot_ensemble", "num_snapshots")}
+    # A window is a number that belongs beside its factor, and a gauge is what it is of.
+    windows = ("clip_by_history", "clip_by_norm_quantile", "clip_by_norm_deviation")
+    leading |= {(name, "window") for name in (*windows, "guarded")}
+    leading |= {("conditional_gradient", "gauge")}
     assert positional == POSITIONAL | leading
 
 

@@ -101,7 +101,9 @@ def cautious(
         # An inf that is dropped is 0, and a NaN is not: neither by a product with 0.
         return jax.tree.map(
             lambda a, u, g: jnp.where(
-                jnp.isnan(u) | jnp.isnan(g), jnp.nan, jnp.where(a == 1, u, 0)
+                jnp.isnan(u) | jnp.isnan(g),
+                jnp.where(jnp.isnan(u), u, g),
+                jnp.where(a == 1, u, 0),
             ),
             agreement,
             scaled,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base
+from optax_heavytail import _base, _tree
 from optax_heavytail._ema import ema
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
@@ -160,4 +160,4 @@ def _clip(tau: Any, g: jax.Array) -> jax.Array:
             f"shape {g.shape}."
         )
     good = jnp.isfinite(g) & (tau >= 0)  # a schedule's bad threshold is loud too
-    return jnp.where(good, jnp.clip(g, -tau, tau), jnp.nan)
+    return _tree.nan_unless(good, jnp.clip(g, -tau, tau))

@@ -92,7 +92,7 @@ def clip_by_spectral_norm(
     def clip(g, limit):
         limit = jnp.asarray(limit, g.dtype)
         # A schedule's bad threshold is loud.
-        limit = jnp.where(limit > 0, limit, jnp.nan)
+        limit = _tree.nan_unless(limit > 0, limit)
         if g.ndim < 2:
             return clip_vector(g, limit)
         scale = _matrices.shape_factor(shape_scale, g, matrix_axes)

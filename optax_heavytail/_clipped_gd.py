@@ -66,7 +66,7 @@ def clipped_gd(
     def update(grads, state):
         rate = _base.at_count(learning_rate, state.count)
         bound = jnp.asarray(_base.at_count(max_update_norm, state.count))
-        bound = jnp.where(bound >= 0, bound, jnp.nan)  # a schedule's bad one is loud
+        bound = _tree.nan_unless(bound >= 0, bound)  # a schedule's bad one is loud
         norm = _norms.global_norm(grads, axis_name)
         is_short = rate * norm.scaled <= bound * norm.scale
         inverse = 1 / jnp.where(norm.scaled == 0, 1, norm.scaled)

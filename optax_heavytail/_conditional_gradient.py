@@ -132,7 +132,7 @@ def _l1(grads: Any) -> Any:
         position = _positions(g)
         first = jnp.min(jnp.where(at_largest, position, g.size), initial=g.size)
         picked = jnp.where((position == first) & ~jnp.asarray(found), g, 0)
-        chosen.append(jnp.where(jnp.isnan(largest), jnp.nan, picked))
+        chosen.append(jnp.where(jnp.isnan(largest), largest, picked))
         found = found | (first < g.size)
     return treedef.unflatten(chosen)
 

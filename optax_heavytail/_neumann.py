@@ -87,7 +87,10 @@ def neumann(
       ``update`` needs the parameters. Updates keep the gradients' structure, shapes and
       dtypes. Zero gradients from the start give zero updates. Norms of huge and tiny
       gradients neither overflow nor underflow, but the cubic force diverges where
-      :math:`\lVert w - v \rVert` exceeds about :math:`1 / (\eta \alpha)`. An inf or NaN
+      :math:`\lVert w - v \rVert` exceeds about :math:`1 / (\eta \alpha)`. One gradient
+      of a norm above about :math:`1 / (\eta^2 \alpha)`, 1e9 for a rate of 0.1 with the
+      defaults, leads there: parameters and state are NaN a few updates later, for good.
+      Clip it first, or wrap with `skip_if_unsafe`. An inf or NaN
       entry makes every entry NaN, at the latest in the next update (during the burn-in
       its own alone).
 
@@ -252,6 +255,7 @@ def _pull(displaced, grads, cubic, strength, axis_name):
     gradient = _norms.global_norm(grads, axis_name).value
     zero = distance.scaled == 0
     r = _tree.maximum(distance.value, jnp.finfo(distance.value.dtype).tiny)
+    r = jnp.where(zero, 1, r)  # not used, and no inf on the way
     # Not a quotient of a quotient: XLA makes one of it, and a small square underflows.
     inverse = 1 / r
     repulsion = _tree.minimum(strength * inverse * inverse, gradient)

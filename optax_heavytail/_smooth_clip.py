@@ -87,7 +87,7 @@ def clip_smoothly(
         if nonfinite == "zero":
             updates = _units.zero_nonfinite(updates)
         tau = jnp.asarray(_base.at_count(threshold, state.count))
-        tau = jnp.where(tau >= 0, tau, jnp.nan)  # a schedule's bad one is loud
+        tau = _tree.nan_unless(tau >= 0, tau)  # a schedule's bad one is loud
         norms = units.norms(updates)
         sizes = jax.tree.map(lambda n, scale: _norms.Norm(n, scale).value, *norms)
         is_near = jax.tree.map(lambda n: n <= tau, sizes)

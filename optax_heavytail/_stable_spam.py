@@ -102,7 +102,7 @@ def clip_by_peak(
             clipped = jnp.where(is_over, g * _tree.safe_divide(limit, size), g)
         else:
             clipped = jnp.where(is_over, jnp.sign(g) * limit, g)
-        return jnp.where(jnp.isfinite(size), clipped, jnp.nan)
+        return _tree.nan_unless(jnp.isfinite(size), clipped)
 
     def update(updates, state):
         leaves, treedef = jax.tree.flatten(updates)

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Its exponential is 0, and no count makes it inf, at which `jax_debug_infs` stops.
+_LOG_0 = -1e28
+
 
 def at_least_float32(tree: Any) -> Any:
     """Casts leaves narrower than float32 to float32."""
@@ -57,6 +60,16 @@ def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
+def nan_unless(good: jax.Array, x: jax.Array) -> jax.Array:
+    """``x``, and NaN where it is not good.
+
+    The NaN is made of the condition. A constant would be a NaN also where all is good,
+    at which `jax_debug_nans` stops.
+    """
+    one = good.astype(x.dtype)
+    return jnp.where(good, x, 0 / one)
+
+
 def minimum(x: jax.Array, y: Any) -> jax.Array:
     """The smaller, with the slope of the one that was taken; NaN if either is.
 
@@ -78,10 +91,10 @@ def debias_weight(decay: Any, count: Any) -> jax.Array:
     so does rounding such a decay before taking its logarithm.
     """
     if isinstance(decay, int | float):
-        log = math.log(decay) if decay > 0 else -math.inf
+        log = math.log(decay) if decay > 0 else _LOG_0
     else:
         positive = decay > 0  # the logarithm has no finite slope at 0
-        log = jnp.where(positive, jnp.log(jnp.where(positive, decay, 1)), -jnp.inf)
+        log = jnp.where(positive, jnp.log(jnp.where(positive, decay, 1)), _LOG_0)
     return -jnp.expm1(count * log)
 
 

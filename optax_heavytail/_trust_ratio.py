@@ -173,4 +173,4 @@ def _ratio(w: _norms.Norm, u: _norms.Norm, coefficient: Any, eps: Any) -> jax.Ar
     ratio = coefficient * (w.scaled / length) * u.scale / w.scale
     ratio = jnp.where(zero, 1, ratio)
     # Without this an infinite norm would zero every finite entry, silently.
-    return jnp.where(jnp.isfinite(w.scaled + u.scaled), ratio, jnp.nan)
+    return _tree.nan_unless(jnp.isfinite(w.scaled + u.scaled), ratio)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,15 +128,14 @@ class Units:
 
         A unit within it passes bit for bit; one whose norm is not finite becomes NaN.
         """
-        # Without the barrier XLA may compute the limit again in each leaf's fusion.
-        factors = jax.lax.optimization_barrier(_norms.clip_factors(norms, limit))
+        factors = _norms.clip_factors(norms, limit)
         for factor in factors:
             tree = self.map(lambda g, f: g * f, tree, factor)
         return tree
 
     def where(self, condition: jax.Array, tree: Any, other: float) -> Any:
         """``tree``, and the number ``other`` in the units without the condition."""
-        return self.map(lambda g, c: jnp.where(c, g, other), tree, condition)
+        return self.map(lambda g, c: _where(c, g, other), tree, condition)
 
     def map(self, function: Callable[..., Any], tree: Any, *numbers: jax.Array) -> Any:
         """``function`` of each leaf and of its numbers, fit to be broadcast."""
@@ -184,14 +184,15 @@ class Coordinates:
         """``tree`` with no entry larger than ``limit``; NaN for a size not finite."""
 
         def clip(x, size, tau):
-            clipped = jnp.where(size > tau, jnp.sign(x) * tau, x)
-            return jnp.where(jnp.isfinite(size) & (tau >= 0), clipped, jnp.nan)
+            # Not the sign times tau: that is NaN at 0 where tau is still inf.
+            clipped = jnp.where(size > tau, jnp.where(x < 0, -tau, tau), x)
+            return _tree.nan_unless(jnp.isfinite(size) & (tau >= 0), clipped)
 
         return self.map(clip, tree, norms.scaled, limit)
 
     def where(self, condition: Any, tree: Any, other: float) -> Any:
         """``tree``, and the number ``other`` in the entries without the condition."""
-        return self.map(lambda x, c: jnp.where(c, x, other), tree, condition)
+        return self.map(lambda x, c: _where(c, x, other), tree, condition)
 
     def map(self, function: Callable[..., Any], tree: Any, *numbers: Any) -> Any:
         """``function`` of each leaf and of its numbers."""
@@ -225,7 +226,7 @@ def divide(units: Any, tree: Any, norms: _norms.Norm, lengths: Any) -> Any:
     def quotient(x, scaled, scale, length):
         ratio = _tree.safe_divide(x * scale, length)
         # Without the NaN an infinite norm would zero every finite entry, silently.
-        return jnp.where(jnp.isfinite(scaled), ratio, jnp.nan)
+        return _tree.nan_unless(jnp.isfinite(scaled), ratio)
 
     return units.map(quotient, tree, *norms, lengths)
 
@@ -241,3 +242,9 @@ def _sum(x, layer):
 
 def _flat(x):
     return x[None] if x.ndim == 0 else _norms.whole_rows(x)
+
+
+def _where(condition, x, other):
+    if math.isnan(other):
+        return _tree.nan_unless(condition, x)
+    return jnp.where(condition, x, other)

@@ -385,3 +385,17 @@ def test_parameters_are_counted_beyond_int32():
     state = jax.eval_shape(tx.init, params)
     updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert updates.shape == params.shape
+
+
+@pytest.mark.parametrize("rate", [0.1, 1e-3])
+def test_one_huge_gradient_is_survived_below_the_documented_size_alone(rate):
+    hessian, tx = jnp.array([1.0, 5.0]), jitted(oht.neumann(rate))
+    limit = 1 / (rate**2 * 1e-7)
+    for factor, survives in ((0.1, True), (100.0, False)):
+        w = jnp.ones(2)
+        state = tx.init(w)
+        for step in range(60):
+            grads = jnp.full(2, factor * limit) if step == 20 else hessian * w
+            updates, state = tx.update(grads, state, w)
+            w = optax.apply_updates(w, updates)
+        assert np.all(np.isfinite(state.mu)) == survives

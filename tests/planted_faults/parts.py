@@ -376,4 +376,11 @@ FAULTS = [
         "_is_norm(leaf, other_path, other)",
         ("tests/test_decay_mask.py",),
     ),
+    Fault(
+        "a constant NaN where nothing is bad",
+        "optax_heavytail/_tree.py",
+        "return jnp.where(good, x, 0 / one)",
+        "return jnp.where(good, x, jnp.nan + 0 * one)",
+        ("tests/test_debug_flags.py", "-k", "operation and gclip"),
+    ),
 ]

@@ -41,7 +41,7 @@ FAULTS = [
     Fault(
         "infinite layer turned to zero",
         "optax_heavytail/_trust_ratio.py",
-        "return jnp.where(jnp.isfinite(w.scaled + u.scaled), ratio, jnp.nan)",
+        "return _tree.nan_unless(jnp.isfinite(w.scaled + u.scaled), ratio)",
         "return ratio",
         ("tests/test_trust_ratio.py", "-k", "loud"),
     ),

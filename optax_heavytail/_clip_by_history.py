@@ -161,16 +161,16 @@ def clip_by_past(
             grads = zero_nonfinite(grads)
         norms = units.norms(grads)
         sizes = norms.value
-        counts = jnp.isfinite(norms.scaled) & (sizes > 0)
+        counts = jnp.isfinite(sizes) & (sizes > 0)
         tau = limit(state.history, sizes)
         clipped = units.clip(grads, norms, tau)
         if nonfinite == "zero" and zero_units:
-            clipped = units.where(jnp.isfinite(norms.scaled), clipped, 0)
+            clipped = units.where(jnp.isfinite(sizes), clipped, 0)
         threshold = jax.tree.map(
             jnp.where, *(units.report(x, grads) for x in (counts, tau)), state.threshold
         )
         entering = jnp.minimum(sizes, tau) if remember_clipped else sizes
-        is_clipped = counts & (norms.scaled > tau * norms.scale)
+        is_clipped = counts & (sizes > tau)
         return clipped, ClipByHistoryState(
             count=optax.safe_increment(state.count),
             threshold=threshold,

@@ -30,8 +30,9 @@ class Norm(NamedTuple):
     def value(self) -> jax.Array:
         """The norm itself; the largest number there is where it would overflow."""
         largest = jnp.finfo(self.scaled.dtype).max
-        value = _tree.minimum(self.scaled / self.scale, largest)
-        return jnp.where(jnp.isfinite(self.scaled), value, self.scaled)
+        # The quotient comes last: see `clip_factors`.
+        length = _tree.minimum(self.scaled, largest * self.scale)
+        return jnp.where(jnp.isinf(self.scaled), self.scaled, length) / self.scale
 
 
 def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
@@ -198,7 +199,8 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     """Three factors whose product is ``min(tau / norm, 1)``, or NaN for a bad norm.
 
     The product itself may be too small a number where the clipped update is not: two of
-    the factors are powers of two that keep everything in range on the way.
+    the factors are powers of two that keep everything in range on the way. All are
+    quotients at last: of those XLA makes no copy in each leaf's own program.
     """
     scaled, scale = norm
     single = jnp.finfo(scaled.dtype).bits == 32
@@ -208,11 +210,14 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     is_far = over & (tau < scaled * far)
     # 1 where it is not used: an infinite one there has a slope that is NaN.
     lifted = jnp.where(is_far, tau * lift, jnp.where(over, tau, 1))
-    ratio = jnp.where(over, lifted / jnp.where(over, scaled, 1), 1)
     # Without this an infinite norm would zero every finite entry, silently.
     # A schedule's bad threshold is loud too.
-    ratio = _tree.nan_unless(jnp.isfinite(scaled) & (tau >= 0), ratio)
-    return jnp.where(over, scale, 1), ratio, jnp.where(is_far, 1 / lift, 1)
+    lifted = _tree.nan_unless(jnp.isfinite(scaled) & (tau >= 0), lifted)
+    return (
+        1 / jnp.where(over, 1 / scale, 1),
+        lifted / jnp.where(over, scaled, 1),
+        1 / jnp.where(is_far, lift, 1),
+    )
 
 
 def clip_factor(norm: Norm, tau: Any) -> jax.Array:

@@ -128,8 +128,7 @@ class Units:
 
         A unit within it passes bit for bit; one whose norm is not finite becomes NaN.
         """
-        # Without the barrier XLA may compute the limit again in each leaf's fusion.
-        factors = jax.lax.optimization_barrier(_norms.clip_factors(norms, limit))
+        factors = _norms.clip_factors(norms, limit)
         for factor in factors:
             tree = self.map(lambda g, f: g * f, tree, factor)
         return tree

@@ -68,19 +68,23 @@ class Drawn(NamedTuple):
 def drawing(
     params: Any, at_least: int, at_most: int, num_values: int
 ) -> Iterator[Drawn]:
-    """Gradients like ``params`` of so many steps, without end: at first all are 0.
+    """Gradients like ``params`` of so many steps, without end: the simplest first.
 
     The same ones in every run.
     """
     # The number of entries does not depend on the steps, so that each shrinks alone.
     entries = sum(_drawn_entries(x) for x in jax.tree.leaves(params))
     size = at_most * min(entries, DRAWN_PER_STEP)
-    for steps in sorted({at_least, at_most}):
-        yield Drawn(steps, (0,) * size)
+    zeros = (0,) * size
     rng = random.Random(0)
-    while True:
-        steps = rng.randint(at_least, at_most)
-        yield Drawn(steps, tuple(rng.randrange(num_values) for _ in range(size)))
+    for number in itertools.count():
+        if number == 0:
+            yield Drawn(at_least, zeros)
+        elif number == 2 and at_most > at_least:
+            yield Drawn(at_most, zeros)
+        else:
+            places = tuple(rng.randrange(num_values) for _ in range(size))
+            yield Drawn(rng.randint(at_least, at_most), places)
 
 
 def _drawn_entries(leaf):

@@ -1,6 +1,7 @@
 """Schedules from the literature."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

@@ -14,7 +14,7 @@ class ClippedEmaState(NamedTuple):
     """State of `clipped_ema`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    ema: Any  #: v, like the parameters, float32 or wider or in accumulator_dtype
+    mu: Any  #: v, like the parameters, float32 or wider or in accumulator_dtype
     #: s, float32 or wider, 0 before the first; like the parameters ("coordinate"),
     #: (units,) ("leaf") or () ("global"); ``None`` without ``relative``
     distance: Any
@@ -75,7 +75,7 @@ def clipped_ema(
       axis_name: see `clip_by_norm`. Scope "coordinate" takes no norm.
 
     Returns:
-      A transform with a `ClippedEmaState`, whose ``ema`` `get_momentum` reads, for
+      A transform with a `ClippedEmaState`, whose ``mu`` `get_momentum` reads, for
       bfloat16 inside a `StochasticRoundingState`. Updates keep the gradients'
       structure, shapes and dtypes. Zero gradients pull the average to 0 step by step,
       and leave it there; huge ones are clipped right.
@@ -135,13 +135,13 @@ def clipped_ema(
             _tree.at_least_float32(updates), state.inner_state, params, **extra_args
         )
         values = _tree.at_least_float32(values)
-        steps = optax.tree.sub(values, state.ema)
+        steps = optax.tree.sub(values, state.mu)
         if nonfinite == "zero":
             steps = _units.zero_nonfinite(steps)
         norms = units.norms(steps)
         is_good = jax.tree.map(jnp.isfinite, norms.scaled)
         clipped = units.where(is_good, units.clip(steps, norms, limits(state)), 0)
-        average = optax.tree.add_scale(state.ema, 1 - decay, clipped)
+        average = optax.tree.add_scale(state.mu, 1 - decay, clipped)
         smoothed = units.where(is_good, average, jnp.nan)
         distance = state.distance
         if relative is not None:
@@ -161,7 +161,7 @@ def clipped_ema(
         )
         return _tree.cast_like(smoothed, updates), new_state
 
-    dtypes = {"ema": accumulator_dtype} | (
+    dtypes = {"mu": accumulator_dtype} | (
         {} if relative is None else {"distance": None}
     )
     return wrapper(init_fn, update, dtypes=dtypes)

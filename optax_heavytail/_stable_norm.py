@@ -90,7 +90,7 @@ def scale_by_stable_norm(
       ...     print([round(u, 3) for u in updates.tolist()])
       [0.6, 0.8]
       [0.6, 0.8]
-      [0.659, 0.879]
+      [0.633, 0.844]
 
     References:
       Huang et al., `GradientStabilizer <https://arxiv.org/abs/2502.17055>`_, 2026.

@@ -171,7 +171,7 @@ def stable_spam(
       >>> tx = oht.stable_spam(learning_rate=0.1)
       >>> updates, _ = tx.update(jnp.array([3e-2, -4e5]), tx.init(jnp.zeros(2)))
       >>> [round(u, 3) for u in updates.tolist()]
-      [-0.1, 0.1]
+      [-0.088, 0.1]
 
     References:
       Huang et al., `Stable-SPAM <https://arxiv.org/abs/2502.17055v1>`_, 2025.

@@ -13,13 +13,22 @@ QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_co
 AS_USERS_DO = "TESTS_COMPILE_AS_USERS_DO"  # set by the nightly
 
 
+def _has_older_generator() -> bool:
+    version = importlib.metadata.version("jaxlib").split(".")
+    return [int(part) for part in version[:2]] < [0, 12]
+
+
 def flags(num_devices: int) -> str:
     """``XLA_FLAGS`` of a process of the tests; what the environment has comes last."""
-    version = importlib.metadata.version("jaxlib").split(".")
-    is_old = [int(part) for part in version[:2]] < [0, 12]
-    quick = QUICK if is_old and AS_USERS_DO not in os.environ else ""
+    quick = _has_older_generator() and AS_USERS_DO not in os.environ
+    chosen = QUICK if quick else ""
     devices = f"--xla_force_host_platform_device_count={num_devices}"
-    return " ".join([quick, os.environ.get("XLA_FLAGS", ""), devices]).strip()
+    return " ".join([chosen, os.environ.get("XLA_FLAGS", ""), devices]).strip()
+
+
+def newer_generator() -> dict[str, bool]:
+    """``compiler_options`` of ``jax.jit`` for what must be compiled as users do."""
+    return {"xla_cpu_use_fusion_emitters": True} if _has_older_generator() else {}
 
 
 def folder() -> str:

@@ -228,7 +228,7 @@ CASES = {
             "nonfinite='propagate', axis_name=None"
         ),
         ranges={"decay": DECAY, "threshold": POSITIVE, "b2": DECAY},
-        states={"ClippedEmaState": ("count", "ema", "distance", "inner_state")},
+        states={"ClippedEmaState": ("count", "mu", "distance", "inner_state")},
     ),
     "clipped_ema-relative": Case(
         oht.clipped_ema,

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from optax_heavytail import testing
+from tests import compilation
 from tests.compare import assert_trees_close, assert_trees_equal, types
 from tests.in_time import in_time
 from tests.registry import CASES, make_grads, make_params
@@ -152,11 +153,20 @@ def test_scan_with_bfloat16_parameters_and_float32_gradients(case):
 @each_case
 def test_derivatives_are_finite_and_right(case):
     """In float64: against finite differences, and at zero gradients."""
+    _check_derivatives(case)
+
+
+def test_derivatives_are_right_where_a_number_is_rounded_twice():
+    """The newer code generator computes it anew for each use, to other last bits."""
+    _check_derivatives(CASES["amsgrad"], compilation.newer_generator())
+
+
+def _check_derivatives(case, compiler_options=None):
     with jax.enable_x64(True):
         tx, params = case.make(), make_params(jnp.float64)
         first, *_, grads = make_grads(jnp.float64)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options)
         @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
         def summed(grads, params, state):  # all outputs, each with its own weights
             out = tx.update(grads, state, params, **case.extra_args)

@@ -206,8 +206,9 @@ def test_steps_are_those_of_a_plain_optax_loop(tmp_path, optimizer):
 
 def read_neumann(state, params):
     """Not ours: the parameters before the last displacement, w - mu m."""
-    neumann = optax.tree.get(state, "momentum"), optax.tree.get(state, "mu")
-    return jax.tree.map(lambda w, m: w - neumann[1] * m, params, neumann[0])
+    coefficient = optax.tree.get(state, "momentum_coefficient")
+    momentum = optax.tree.get(state, "mu")
+    return jax.tree.map(lambda w, m: w - coefficient * m, params, momentum)
 
 
 @pytest.mark.parametrize(

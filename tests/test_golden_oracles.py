@@ -97,6 +97,7 @@ def _as_transform(function, kwargs):
 
 def _read(state, name):
     """Its own field of this name, or the only one within."""
+    name = {"ema": "mu"}.get(name, name)  # one name for all first moments
     own = getattr(state, name, None)
     return optax.tree.get(state, name) if own is None else own
 

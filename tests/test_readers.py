@@ -254,6 +254,6 @@ def test_where_there_is_no_momentum_or_two_an_error_says_so():
 
 
 def test_no_state_of_ours_calls_its_first_moment_otherwise():
-    for name in oht.__all__:
+    for name in (name for name in oht.__all__ if name.endswith("State")):
         fields = getattr(getattr(oht, name), "_fields", ())
         assert not {"ema", "trace", "momentum", "m"} & {*fields}, name

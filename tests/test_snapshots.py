@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_heavytail as oht
-from tests.compare import assert_trees_close, assert_trees_equal, types
+from tests.compare import assert_trees_close, types
 from tests.registry import make_grads, make_params
 
 
@@ -116,7 +116,8 @@ def test_the_inner_updates_pass_unchanged():
         if int(state.count) == 3:
             third = params
     kept = jax.tree.map(lambda s: s[0], state.snapshots)
-    assert_trees_equal(kept, third)
+    # Inside, sum and step may be fused: a contracted product is rounded once.
+    assert_trees_close(kept, third, 2e-7)
 
 
 def test_extra_arguments_reach_the_inner_transform():

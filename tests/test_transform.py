@@ -181,8 +181,11 @@ def test_what_decides_what_is_compiled_is_keyword_only():
         kind = inspect.signature(function).parameters[name].kind
         if kind is not inspect.Parameter.KEYWORD_ONLY:
             positional.add((function.__name__, name))
-    # An inner optimizer and a number of snapshots lead.
+    # What a transform cannot do without leads: what is inside, how many, which norm.
     leading = {("stack_leaves", "inner"), ("snapshot_ensemble", "num_snapshots")}
+    windows = ("history", "norm_quantile", "norm_deviation")
+    leading |= {(f"clip_by_{name}", "window") for name in windows}
+    leading |= {("guarded", "window"), ("conditional_gradient", "gauge")}
     assert positional == POSITIONAL | leading
 
 

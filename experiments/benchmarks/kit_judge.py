@@ -1,6 +1,5 @@
 """The conformance kit on one optimizer, in a process of its own."""
 
-import json
 import os
 import pathlib
 import signal
@@ -9,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 
 from experiments.benchmarks.kit_subjects import Subject
+from experiments.common import json_files
 from experiments.common.errors import UserError, one_line
 from optax_heavytail import testing
 
@@ -17,28 +17,27 @@ ALL_LAWS = testing.DEFAULT_LAWS + testing.OPTIONAL_LAWS
 
 def judge(subject: Subject, laws: Sequence[str], to: pathlib.Path) -> None:
     """Writes the outcome of each law as a line, as soon as it is there."""
-    with to.open("a", encoding="utf-8") as file:
 
-        def write(outcome: testing.Outcome) -> None:
-            file.write(json.dumps(outcome[:3]) + "\n")
-            file.flush()
+    def write(outcome: testing.Outcome) -> None:
+        said = {"law": outcome.law, "status": outcome.status, "detail": outcome.detail}
+        json_files.append(to, said)
 
-        try:
-            found = subject.found()
-            assert callable(found.factory)
-            tx = found.factory(**found.kwargs)
-            testing.examine(
-                tx,
-                found.params,
-                factory=found.factory,
-                kwargs=found.kwargs,
-                static_args=found.static_args,
-                extra_args=found.extra_args,
-                laws=laws,
-                progress=write,
-            )
-        except Exception as error:  # before the first law
-            write(testing.Outcome("runs", "broken", f"cannot run: {_reason(error)}"))
+    try:
+        found = subject.found()
+        assert callable(found.factory)
+        tx = found.factory(**found.kwargs)
+        testing.examine(
+            tx,
+            found.params,
+            factory=found.factory,
+            kwargs=found.kwargs,
+            static_args=found.static_args,
+            extra_args=found.extra_args,
+            laws=laws,
+            progress=write,
+        )
+    except Exception as error:  # before the first law
+        write(testing.Outcome("runs", "broken", f"cannot run: {_reason(error)}"))
 
 
 def _reason(error: Exception) -> str:
@@ -62,10 +61,8 @@ def in_a_process(command: Sequence[str], timeout: float) -> testing.Report:
         with tempfile.TemporaryDirectory() as folder:
             to = pathlib.Path(folder) / "outcomes"
             died = _run([*command, "--laws", ",".join(left), "--to", str(to)], timeout)
-            if to.exists():
-                text = to.read_text(encoding="utf-8")
-                whole = [line for line in text.splitlines(True) if line.endswith("\n")]
-                outcomes += [testing.Outcome(*json.loads(line)) for line in whole]
+            said = json_files.read_lines(to).records
+            outcomes += [testing.Outcome(**record) for record in said]
         left = _left(outcomes)
         if died and left:
             outcomes.append(testing.Outcome(left[0], "broken", died))

@@ -1,6 +1,7 @@
 """Schedules from the literature."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,6 +82,8 @@ def warm_restarts(
     """
     _base.check_range("max_value", max_value, 0.0, float("inf"))
     _base.check_range("min_value", min_value, 0.0, float("inf"))
+    if isinstance(t_mult, jax.Array) and not isinstance(t_mult, jax.core.Tracer):
+        t_mult = float(t_mult)
     starts = restarts(t_0, t_mult)
 
     def schedule(count):

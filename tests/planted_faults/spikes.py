@@ -48,7 +48,7 @@ FAULTS = [
     Fault(
         "clipped average clips the gradient",
         "optax_heavytail/_clipped_ema.py",
-        "steps = optax.tree.sub(values, state.ema)",
+        "steps = optax.tree.sub(values, state.mu)",
         "steps = values",
         ("tests/test_clipped_ema.py", "-k", "worked"),
     ),

@@ -31,8 +31,9 @@ class Norm(NamedTuple):
         """The norm itself; the largest number there is where it would overflow."""
         largest = jnp.finfo(self.scaled.dtype).max
         # The quotient comes last: see `clip_factors`.
-        length = _tree.minimum(self.scaled, largest * self.scale)
-        return jnp.where(jnp.isinf(self.scaled), self.scaled, length) / self.scale
+        length = _tree.minimum(self.scaled, largest * _tree.minimum(self.scale, 1))
+        # Not `jnp.isinf`, whose own inf stops `jax_debug_infs`.
+        return jnp.where(self.scaled > largest, self.scaled, length) / self.scale
 
 
 def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:

@@ -101,7 +101,7 @@ def skip_if_unsafe(
 
     Raises:
       ValueError: a concrete number is outside its range, ``rule`` or ``remember`` is
-        unknown, ``value`` is no scalar, or ``optax.MultiSteps`` is around this.
+        unknown, or ``value`` is no scalar.
       TypeError: a gradient is not real floating-point.
 
     Example:

@@ -135,7 +135,7 @@ def test_laws_of_the_kit_that_are_stronger_here(case):
     )
 
 
-@each_case
+@each_structure
 def test_donated_buffers(case):
     tx = case.make()
 

@@ -3,7 +3,7 @@
 python -m experiments.search_rules --config=experiments/configs/search_rules.py \
     --workdir=runs/search_rules
 
-``:short`` takes less than 3 minutes. Stopped, it goes on where it was. Leaves
+``:short`` is the whole of it with few rules. Stopped, it goes on where it was. Leaves
 ``progress.png``, ``front.png``, ``rules.md``, ``best.txt``, ``report.html`` and
 ``archive.jsonl``, a line for each rule that was evaluated.
 """

@@ -2,8 +2,8 @@
 
 Command: python -m experiments.search_rules \
     --config=experiments/configs/search_rules.py --workdir=runs/search_rules
-Hardware: CPU cores; ``:short`` takes less than 3 minutes on two.
-Expected: evolution below chance after as many rules; figures in the work directory.
+Hardware: CPU cores.
+Expected: not measured yet: whether evolution is below chance after as many rules.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ FIELDS: dict[str, Field] = {
 
 
 def get_config(variant: str = "full") -> Config:
-    """Returns the config; ``short`` is the whole of it in minutes."""
+    """Returns the config; ``short`` is the whole of it with few rules."""
     if variant not in VARIANTS:
         raise UserError(
             f"config variant {variant}: must be {', '.join(VARIANTS[:-1])} or "

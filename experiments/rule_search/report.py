@@ -1,12 +1,14 @@
 """What a search leaves: pictures, a table, and a page with the line to paste."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.common import files, json_files, markdown, provenance
 from experiments.reporting import figures, page
@@ -189,21 +191,32 @@ def front_png(search: Search, found: Found) -> bytes:
         color=figures.color(0),
         label="the front",
     )
-    for name, candidate in found.anchors.items():
-        place = rules.decode(candidate.program).nodes, search.fitness(1, candidate.word)
-        axes.plot(*place, marker="D", ls="", color=figures.color(1))
-        axes.annotate(
-            name,
-            place,
-            textcoords="offset points",
-            xytext=(6, 4),
-            color=figures.color(1),
-            fontsize=8,
-        )
+    _mark(axes, search, found.anchors)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("score of tier 1", color=figures.INK)
     figures.style(axes, "nodes of the rule")
     axes.legend(frameon=False, labelcolor=figures.INK)
     return figures.png(figure)
+
+
+def _mark(axes: Axes, search: Search, anchors: Mapping[str, Candidate]) -> None:
+    """Anchors with their names, which are moved up where they would lie on others."""
+    low, high = axes.get_ylim()
+    color, free = figures.color(1), -np.inf
+    places = {
+        name: (
+            search.fitness(1, candidate.word),
+            rules.decode(candidate.program).nodes,
+        )
+        for name, candidate in anchors.items()
+    }
+    for name, (score, nodes) in sorted(places.items(), key=lambda pair: pair[1]):
+        axes.plot(nodes, score, marker="D", ls="", color=color)
+        height = max(score, free)
+        axes.annotate(
+            f"  {name}", (nodes, height), color=color, fontsize=8, va="center"
+        )
+        free = height + 0.04 * (high - low)
 
 
 def _page(search, summary, rows, found) -> str:

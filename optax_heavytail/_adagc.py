@@ -23,6 +23,7 @@ class ClipByNormEmaState(NamedTuple):
     #: gamma, in the updates' units, 0 where no norm was seen; (), or with scope "leaf"
     #: a tree of () or of (layers,); the limit is ``relative_threshold`` times it
     threshold: Any
+    kept: Any  #: likewise, share that was left of the last norm that was seen
     seen: Any  #: likewise, int32, norms that were finite and not 0
 
 
@@ -125,6 +126,7 @@ def clip_by_norm_ema(
         return ClipByNormEmaState(
             count=jnp.zeros([], jnp.int32),
             threshold=units.report(jnp.zeros(shape, dtype), params),
+            kept=units.all_kept(params),
             seen=units.report(jnp.zeros(shape, jnp.int32), params),
         )
 
@@ -135,14 +137,15 @@ def clip_by_norm_ema(
         norms = units.norms(grads)
         gamma, seen = units.collect(state.threshold), units.collect(state.seen)
         in_warmup = state.count < warmup_steps
-        relative = jnp.where(gamma > 0, relative_threshold * gamma, jnp.inf)
-        absolute = jnp.inf
+        none = _tree.no_limit(gamma.dtype)
+        relative = jnp.where(gamma > 0, relative_threshold * gamma, none)
+        absolute = none
         is_lost = jnp.zeros(gamma.shape, bool)
         if absolute_threshold is not None:
             # The limit of this unit that shortens it as the norm of all is shortened.
             share = _tree.safe_divide(norms.value, total.value)
             absolute = jnp.where(
-                total.value > absolute_threshold, absolute_threshold * share, jnp.inf
+                total.value > absolute_threshold, absolute_threshold * share, none
             )
             is_lost |= in_warmup & ~jnp.isfinite(total.value)
         limit = jnp.where(in_warmup, absolute, relative)
@@ -157,9 +160,12 @@ def clip_by_norm_ema(
             weight = jnp.where(is_smaller, (length < gamma).astype(gamma.dtype), weight)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
+        kept = _norms.clip_factor(norms, limit)
+        kept = jnp.where(counts, kept, units.collect(state.kept))
         new_state = ClipByNormEmaState(
             count=optax.safe_increment(state.count),
             threshold=units.report(gamma, grads),
+            kept=units.report(kept, grads),
             seen=units.report(seen, grads),
         )
         return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)

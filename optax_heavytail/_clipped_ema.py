@@ -127,7 +127,8 @@ def clipped_ema(
         if relative is None:
             return _base.at_count(threshold, state.count)
         return jax.tree.map(
-            lambda s: jnp.where(s == 0, jnp.inf, relative * s), state.distance
+            lambda s: jnp.where(s == 0, _tree.no_limit(s.dtype), relative * s),
+            state.distance,
         )
 
     def update(updates, state, params, **extra_args):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._transform import transform
 from optax_heavytail._units import NONFINITE, Units, zero_nonfinite
 
@@ -17,9 +17,10 @@ class ClipByZscoreState(NamedTuple):
     """State of `clip_by_zscore`; a unit is what has one norm."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: the norm above which the last that was finite and not 0 was shortened, inf for
-    #: none; (), or with scope "leaf" a tree of () or of (layers,)
+    #: the norm above which the last that was finite and not 0 was shortened, the
+    #: largest number for none; (), or with scope "leaf" a tree of () or of (layers,)
     threshold: Any
+    kept: Any  #: likewise, share that was left of that norm
     seen: Any  #: likewise, int32, norms that were finite and not 0
     mean: Any  #: likewise, average of the norms, or of their logarithms
     deviation: Any  #: likewise, their deviation, without the floor
@@ -110,7 +111,6 @@ def clip_by_zscore(
     _base.check_flag("log", log)
     _base.check_choice("nonfinite", nonfinite, NONFINITE)
     units = Units(scope, layer_axis, axis_name)
-    highest = jnp.inf if max_norm is None else max_norm
 
     def init(params):
         shape = units.shape(params)
@@ -121,7 +121,8 @@ def clip_by_zscore(
 
         return ClipByZscoreState(
             count=jnp.zeros([], jnp.int32),
-            threshold=report(jnp.inf, dtype),
+            threshold=report(_tree.no_limit(dtype), dtype),
+            kept=units.all_kept(params),
             seen=report(0, jnp.int32),
             mean=report(0, dtype),
             deviation=report(0, dtype),
@@ -146,11 +147,15 @@ def clip_by_zscore(
         kept = old.mean + _allowed(x - old.mean, above, action)
         kept = jnp.where(is_spike, kept, x)
         in_norms = jnp.exp if log else lambda y: y
-        limit = jnp.where(is_warm, in_norms(old.mean + above), jnp.inf)
+        none = _tree.no_limit(x.dtype)
+        highest = none if max_norm is None else max_norm
+        limit = jnp.where(is_warm, in_norms(old.mean + above), none)
         # Where nothing is clipped the size itself: exp(log(n)) is not quite n.
-        length = jnp.where(is_spike, in_norms(kept), jnp.inf)
+        length = jnp.where(is_spike, in_norms(kept), none)
+        length = jnp.minimum(length, highest)
         new = {
             "threshold": jnp.minimum(limit, highest),
+            "kept": _norms.clip_factor(norms, length),
             **_updated(old, kept, is_warm, decay)._asdict(),
         }
         reports = {
@@ -163,8 +168,10 @@ def clip_by_zscore(
             for name, value in new.items()
         }
         count = optax.safe_increment(state.count)
-        clipped = units.clip(grads, norms, jnp.minimum(length, highest))
-        return clipped, ClipByZscoreState(count=count, **reports)
+        return (
+            units.clip(grads, norms, length),
+            ClipByZscoreState(count=count, **reports),
+        )
 
     return transform(init, update)
 

@@ -1,8 +1,8 @@
 """What one bad gradient does to an optimizer: drift, stall, steps lost, recovery.
 
-Gradients that are steady but noisy, as in a training whose noise exceeds its signal;
-then one of them is multiplied by a number, and the run is compared with the one in which
-it was not. Gradients do not depend on the parameters: what shows is the optimizer alone.
+Gradients that are steady but noisy, as in a training whose noise exceeds its signal.
+One of them is multiplied by a number, and the run is compared with the one in which it
+was not. Gradients do not depend on the parameters: what shows is the optimizer alone.
 """
 
 import math

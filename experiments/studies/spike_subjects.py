@@ -76,8 +76,8 @@ OF_OPTAX = {
     "optax.sgd": Subject(optax.sgd),
     "optax.sgd, momentum": Subject(lambda rate: optax.sgd(rate, 0.9)),
     "optax.adamw": Subject(optax.adamw),
-    "optax.clip_by_global_norm": Subject(
-        _before(optax.clip_by_global_norm(2 * NORM)),
+    "optax.clip_by_global_norm, adamw": Subject(
+        _before(optax.clip_by_global_norm(2 * NORM))
     ),
     "optax.apply_if_finite(adamw)": Subject(
         lambda rate: optax.apply_if_finite(optax.adamw(rate), 5)
@@ -110,7 +110,7 @@ GUARDS = {
     ),
     "acclip": Subject(oht.acclip, "scale_by_acclip"),
     "clip_by_moment": Subject(_alone(oht.clip_by_moment()), "clip_by_moment"),
-    "scale_by_stable_norm, max_ratio=3": Subject(
+    "scale_by_stable_norm, max_ratio=3, adamw": Subject(
         _before(oht.scale_by_stable_norm(max_ratio=3.0))
     ),
     "clipped_ema, relative=3": Subject(

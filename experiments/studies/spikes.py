@@ -26,7 +26,6 @@ CURVES = (
     "acclip, normalize, winsorise=8",
     "stable_adamw",
     "spam",
-    "optax.lion",
     "clip_by_history, adamw",
 )
 FARTHEST = 1e5  # usual steps, the end of the figure's axis

@@ -113,28 +113,13 @@ def clip_by_zscore(
     units = Units(scope, layer_axis, axis_name)
 
     def init(params):
-        shape = units.shape(params)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-
-        def report(value, dtype):
-            return units.report(jnp.full(shape, value, dtype), params)
-
-        return ClipByZscoreState(
-            count=jnp.zeros([], jnp.int32),
-            threshold=report(_tree.no_limit(dtype), dtype),
-            kept=units.all_kept(params),
-            seen=report(0, jnp.int32),
-            mean=report(0, dtype),
-            deviation=report(0, dtype),
-        )
+        return _start(units, params)
 
     def update(grads, state):
         if nonfinite == "zero":
             grads = zero_nonfinite(grads)
         norms = units.norms(grads)
-        old = _Statistics(
-            *map(units.collect, (state.seen, state.mean, state.deviation))
-        )
+        old = _statistics(units, state)
         counts = jnp.isfinite(norms.value) & (norms.value > 0)
         x = jnp.where(counts, norms.value, 1)
         x = jnp.log(x) if log else x
@@ -151,27 +136,19 @@ def clip_by_zscore(
         highest = none if max_norm is None else max_norm
         limit = jnp.where(is_warm, in_norms(old.mean + above), none)
         # Where nothing is clipped the size itself: exp(log(n)) is not quite n.
-        length = jnp.where(is_spike, in_norms(kept), none)
-        length = jnp.minimum(length, highest)
+        length = jnp.minimum(jnp.where(is_spike, in_norms(kept), none), highest)
         new = {
             "threshold": jnp.minimum(limit, highest),
             "kept": _norms.clip_factor(norms, length),
             **_updated(old, kept, is_warm, decay)._asdict(),
         }
         reports = {
-            name: jax.tree.map(
-                jnp.where,
-                units.report(counts, grads),
-                units.report(value, grads),
-                getattr(state, name),
-            )
+            name: _reported(units, grads, counts, value, getattr(state, name))
             for name, value in new.items()
         }
         count = optax.safe_increment(state.count)
-        return (
-            units.clip(grads, norms, length),
-            ClipByZscoreState(count=count, **reports),
-        )
+        clipped = units.clip(grads, norms, length)
+        return clipped, ClipByZscoreState(count=count, **reports)
 
     return transform(init, update)
 
@@ -182,6 +159,35 @@ class _Statistics(NamedTuple):
     seen: jax.Array
     mean: jax.Array
     deviation: jax.Array
+
+
+def _start(units, params):
+    """The state before the first update."""
+    shape = units.shape(params)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+
+    def report(value, dtype):
+        return units.report(jnp.full(shape, value, dtype), params)
+
+    return ClipByZscoreState(
+        count=jnp.zeros([], jnp.int32),
+        threshold=report(_tree.no_limit(dtype), dtype),
+        kept=units.all_kept(params),
+        seen=report(0, jnp.int32),
+        mean=report(0, dtype),
+        deviation=report(0, dtype),
+    )
+
+
+def _statistics(units, state):
+    return _Statistics(*map(units.collect, (state.seen, state.mean, state.deviation)))
+
+
+def _reported(units, grads, counts, value, old):
+    """What the state shows: the new value of the units whose norm counts."""
+    return jax.tree.map(
+        jnp.where, units.report(counts, grads), units.report(value, grads), old
+    )
 
 
 def _allowed(over, above, action):

@@ -44,7 +44,10 @@ def choose(
 
 def interpreters(entries: Sequence[str]) -> dict[str, str]:
     """Interpreters by the package that they judge, from ``PACKAGE=PYTHON``."""
-    pythons = dict(entry.partition("=")[::2] for entry in entries)
+    pythons: dict[str, str] = {}
+    for entry in entries:
+        package, _, python = entry.partition("=")
+        pythons[package] = python
     for package, python in pythons.items():
         if package not in PACKAGES or not pathlib.Path(python).is_file():
             raise UserError(

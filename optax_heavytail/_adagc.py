@@ -143,14 +143,10 @@ def clip_by_norm_ema(
             weight = _weight_from_least(decay, gamma, length, in_warmup)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
-        kept = _norms.clip_factor(norms, limit)
-        kept = jnp.where(counts, kept, units.collect(state.kept))
-        new_state = ClipByNormEmaState(
-            count=optax.safe_increment(state.count),
-            threshold=units.report(gamma, grads),
-            kept=units.report(kept, grads),
-            seen=units.report(seen, grads),
-        )
+        old = units.collect(state.kept)
+        kept = jnp.where(counts, _norms.clip_factor(norms, limit), old)
+        shown = (units.report(x, grads) for x in (gamma, kept, seen))
+        new_state = ClipByNormEmaState(optax.safe_increment(state.count), *shown)
         return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)
 
     inner = masked(optax.GradientTransformationExtraArgs(init_state, clip), mask)

@@ -129,16 +129,12 @@ def clip_by_zscore(
         )
         above = max_zscore * spread
         is_spike = is_warm & (x - old.mean > above)
-        kept = old.mean + _allowed(x - old.mean, above, action)
-        kept = jnp.where(is_spike, kept, x)
+        kept = jnp.where(is_spike, old.mean + _allowed(x - old.mean, above, action), x)
         in_norms = jnp.exp if log else lambda y: y
-        none = _tree.no_limit(x.dtype)
-        highest = none if max_norm is None else max_norm
-        limit = jnp.where(is_warm, in_norms(old.mean + above), none)
         # Where nothing is clipped the size itself: exp(log(n)) is not quite n.
-        length = jnp.minimum(jnp.where(is_spike, in_norms(kept), none), highest)
+        length = _limit(is_spike, in_norms(kept), max_norm)
         new = {
-            "threshold": jnp.minimum(limit, highest),
+            "threshold": _limit(is_warm, in_norms(old.mean + above), max_norm),
             "kept": _norms.clip_factor(norms, length),
             **_updated(old, kept, is_warm, decay)._asdict(),
         }
@@ -151,6 +147,14 @@ def clip_by_zscore(
         return clipped, ClipByZscoreState(count=count, **reports)
 
     return transform(init, update)
+
+
+def _limit(is_known, limit, max_norm):
+    """The limit, the largest number where it is not known; within ``max_norm``."""
+    none = _tree.no_limit(limit.dtype)
+    return jnp.minimum(
+        jnp.where(is_known, limit, none), none if max_norm is None else max_norm
+    )
 
 
 class _Statistics(NamedTuple):

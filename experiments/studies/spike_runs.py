@@ -88,7 +88,7 @@ def updates(make: Callable[[float], Any]) -> np.ndarray:
     return np.asarray(lanes(factors, jnp.asarray(gradients())), np.float64)
 
 
-def leaves(tree: dict[str, jax.Array]) -> list[jax.Array]:
+def leaves(tree: Any) -> list[jax.Array]:
     """The leaves, in the order of `SHAPES`."""
     return [tree[name] for name in SHAPES]
 

@@ -1,5 +1,7 @@
 """Code as users write it, which type checkers take: basedpyright and mypy, in CI."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +9,7 @@ import optax
 import optax_heavytail as oht
 from optax_heavytail import aggregation, diagnostics
 
-Params = dict[str, jax.Array]
+Params = Any  # a tree of arrays, as Optax has it
 
 
 def optimizers() -> dict[str, optax.GradientTransformationExtraArgs]:
@@ -44,8 +46,7 @@ def train(tx: optax.GradientTransformationExtraArgs, num_steps: int) -> Params:
     def step(params: Params, state: optax.OptState) -> tuple[Params, optax.OptState]:
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, state = tx.update(grads, state, params, value=loss)
-        new_params: Params = optax.apply_updates(params, updates)
-        return new_params, state
+        return optax.apply_updates(params, updates), state
 
     for _ in range(num_steps):
         params, state = step(params, state)
@@ -62,5 +63,4 @@ def reports() -> tuple[float, dict[str, float]]:
 
 def aggregate(microbatches: Params) -> Params:
     """A vote over the first axis."""
-    voted: Params = aggregation.majority_vote(microbatches)
-    return voted
+    return aggregation.majority_vote(microbatches)

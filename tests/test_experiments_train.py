@@ -318,11 +318,12 @@ def test_unsafe_steps_are_skipped_and_counted(tmp_path, log_every):
 def test_the_optimizer_is_told_the_loss():
     """A loss that jumps while its gradient stays is skipped by the rule on it."""
     task = toy_task.make()
-    raised = task._replace(
+    raised = dataclasses.replace(
+        task,
         loss_sum=lambda params, *rest: (
             task.loss_sum(params, *rest)[0] + rest[1]["lift"].sum(),
             rest[0],
-        )
+        ),
     )
     config = toy_task.config()
     config.optimizers.adamw.skip_if_unsafe = {"window": 2, "max_value_deviations": 5.0}

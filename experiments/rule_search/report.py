@@ -214,7 +214,12 @@ def _mark(axes: Axes, search: Search, anchors: Mapping[str, Candidate]) -> None:
         axes.plot(nodes, score, marker="D", ls="", color=color)
         height = max(score, free)
         axes.annotate(
-            f"  {name}", (nodes, height), color=color, fontsize=8, va="center"
+            f"  {name}",
+            (nodes, height),
+            color=color,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
         )
         free = height + 0.04 * (high - low)
 

@@ -512,6 +512,7 @@ CASES = {
         {"num_groups": 3, "variant": "sag", "table_dtype": jnp.bfloat16},
         ("num_groups", "table_dtype"),
         extra_args={"group": 2},
+        **_BF16,
         variant=True,
     ),
     "langevin": Case(

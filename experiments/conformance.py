@@ -27,18 +27,16 @@ import optax
 
 from experiments.benchmarks import kit_judge, kit_tables
 from experiments.benchmarks.kit_subjects import OPTAX, PACKAGES, PARAMS, Subject
-from experiments.common import files, markdown
+from experiments.common import commands, files, markdown
 from experiments.common.errors import UserError
 from optax_heavytail import testing
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "conformance.md"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> commands.Parser:
     """The flags."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = commands.Parser(__doc__)
     made.add_argument("words", nargs="*", help="parts of names")
     made.add_argument("--third-party", action="store_true", help="other packages")
     made.add_argument(
@@ -202,7 +200,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with commands.one_line_errors():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -31,6 +31,13 @@ class Field(NamedTuple):
             accepts=lambda value: value is None or self.accepts(value),
         )
 
+    def or_text(self, word: str) -> "Field":
+        """The same of a field that may be a word."""
+        return self._replace(
+            allowed=f"{self.allowed}, or {word}",
+            accepts=lambda value: value == word or self.accepts(value),
+        )
+
 
 def integer(low: int, high: int = LARGEST) -> Field:
     """An integer in [low, high]; no bool is one."""

@@ -1,5 +1,6 @@
 """How the curvature of the loss changes while a model trains."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,18 +8,32 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import distributed, json_files, progress, provenance
+from experiments.common import distributed, fields, json_files, progress, provenance
 from experiments.common.errors import UserError
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
 from experiments.diagnosis import trajectory
 from experiments.diagnosis.trajectory import Record
 from experiments.runs import folders
-from experiments.training import trainer
+from experiments.training import room, trainer
+from experiments.training.job import Job
 from experiments.training.programs import Program
 
 RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
 HEADER = ("header", None)
+NUMBER = fields.number(-math.inf).or_none()  # None: was not finite
+NUMBERS = fields.several(NUMBER)
+STEP = {"step": fields.integer(0)}
+ENDS = ("smallest", "smallest_error", "largest", "largest_error")
+RECORDS = {
+    "header": {"settings": fields.mapping()},
+    "spectrum": {
+        **STEP,
+        **dict.fromkeys(ENDS, NUMBER),
+        **dict.fromkeys(("nodes", "weights", "errors"), NUMBERS),
+    },
+    "smoothness": {**STEP, **dict.fromkeys(("gradient_norm", "smoothness"), NUMBER)},
+}
 
 
 class Settings(NamedTuple):
@@ -49,7 +64,9 @@ def measurements(path: Path, settings: Settings) -> Measurements:
     Raises:
       UserError: the file is of other settings, or not one of this program.
     """
-    made = Measurements(path, lambda record: (record["kind"], record.get("step")))
+    made = Measurements(
+        path, lambda record: (record["kind"], record.get("step")), _check
+    )
     wanted = settings._asdict()
     there = made[HEADER].get("settings") if HEADER in made else None
     if made.records and there != wanted:
@@ -58,6 +75,11 @@ def measurements(path: Path, settings: Settings) -> Measurements:
             "folder, or delete the file"
         )
     return made
+
+
+def _check(record: Record, where: str) -> None:
+    fields.check(record, {"kind": fields.choice(*RECORDS)}, where)
+    fields.check(record, RECORDS[record["kind"]], where)
 
 
 def _missing(made: Measurements, kind: str, steps: Sequence[int]) -> list[int]:
@@ -89,7 +111,7 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
         updates = _missing(made, "smoothness", settings.smoothness_steps(end))
         if spectra or updates:
             program = compiler.compiled(job, compiler.task(job, workdir))
-            _check_size(program, settings)
+            _check_size(job, program, settings)
             folders.claim(workdir, job.config)
             program.task.save_assets(workdir)
             if not made.records:
@@ -104,14 +126,25 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
         return made.records
 
 
-def _check_size(program: Program, settings: Settings) -> None:
+def _check_size(job: Job, program: Program, settings: Settings) -> None:
     shapes = jax.eval_shape(program.init_state).params
     size = sum(x.size for x in jax.tree.leaves(shapes))
+    batch = next(program.task.train_batches(0))
+    room.check_bytes(
+        f"--loss_batches={settings.loss_batches}",
+        settings.loss_batches * sum(x.nbytes for x in jax.tree.leaves(batch)),
+        job,
+    )
     if settings.lanczos_steps > size:
         raise UserError(
             f"--lanczos_steps={settings.lanczos_steps}: must be at most {size}, the "
             "number of parameters"
         )
+    room.check_bytes(
+        f"--lanczos_steps={settings.lanczos_steps}",
+        4 * size * settings.lanczos_steps,  # all directions are kept
+        job,
+    )
 
 
 def _add(

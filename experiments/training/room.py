@@ -35,6 +35,20 @@ def check(job: Job, task: Task) -> None:
         )
 
 
+def check_bytes(what: str, needed: int, job: Job) -> None:
+    """Refuses arrays of ``needed`` bytes that the memory at hand cannot hold.
+
+    Raises:
+      UserError: it says how many bytes ``what`` needs, and how many there are.
+    """
+    there, where = at_hand(job.layout.local_devices)
+    if needed > there:
+        raise UserError(
+            f"{what}: needs {needed:,} bytes of memory or more on {where}, which has "
+            f"{there:,}"
+        )
+
+
 def _bytes(tree: Any, shardings: Any) -> int:
     """On one device."""
     sizes = jax.tree.map(

@@ -116,13 +116,13 @@ def measure_count(
 def rows(records: Sequence[common.Record]) -> list[list[str]]:
     """The rows of one number of leaves."""
     reference = next(r for r in records if r["contestant"] == REFERENCE)
-    found = []
+    cells = []
     for record in records:
         medians = [
             common.summarize([times[stage] for times in record["stages"]]).median
             for stage in STAGES
         ]
-        found.append(
+        cells.append(
             [
                 str(record["leaves"]),
                 record["contestant"],
@@ -141,7 +141,7 @@ def rows(records: Sequence[common.Record]) -> list[list[str]]:
                 ),
             ]
         )
-    return found
+    return cells
 
 
 def main(argv: Sequence[str]) -> None:
@@ -164,10 +164,10 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     for name in CONTESTANTS:  # the first compilation of a process starts the compiler
         build(name, trees.equal_leaves(2))
-    found, records = [], []
+    rows, records = [], []
     for count in flags.counts:
         new_rows, new_records = measure_count(count, flags.builds, flags.repeats)
-        found += new_rows
+        rows += new_rows
         records += new_records
     explanation = (
         f"Leaves of 16 x 16; medians of {flags.builds} compilations, each from "
@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
         f"{CALLS_PER_TIME} steps. Ratios are to `{REFERENCE}`, one per round: the "
         "median with quartiles."
     )
-    table = markdown.table(HEADINGS, found)
+    table = markdown.table(HEADINGS, rows)
     common.write(flags.output, "Many small leaves", [explanation, table], records)
 
 

@@ -32,6 +32,8 @@ def check_target(path: Path) -> None:
     Raises:
       UserError: a folder is there, or the one it lies in is not writable.
     """
+    if not path.name:
+        raise UserError(f"{path}: must be a path with a name")
     make_folder(path.parent)
     trial = path.with_name(f"{path.name}.{os.getpid()}")
     try:

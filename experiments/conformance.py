@@ -73,7 +73,7 @@ def _seconds(text: str) -> float:
 
 def subjects(given: argparse.Namespace) -> dict[str, Subject]:
     """Those that the flags ask for."""
-    if not given.factory:
+    if given.factory is None:
         others = kit_choice.interpreters(given.python)
         return kit_choice.choose(given.words, given.third_party, others)
     subject = Subject(
@@ -112,12 +112,12 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     versions = kit_choice.origin(given.third_party, others)
     if given.output is not None:
         files.check_target(given.output)
-    elif not (given.factory or given.words):
+    elif given.factory is None and not given.words:
         write(block, None)  # a page without marks is found before the work
     pythons = kit_choice.by_optimizer(others)
     reports: dict[str, testing.Report] = {}
     for name, subject in subjects(given).items():
-        if given.factory:
+        if given.factory is not None:
             subject.found()  # a wrong name is an error, and no report
         started = time.monotonic()
         python = pythons.get(name) or sys.executable
@@ -131,7 +131,7 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     if given.output is not None:
         files.write_atomically(given.output, f"{text}\n")
         print(f"the table is in {given.output}")
-    elif given.factory:
+    elif given.factory is not None:
         print(text)
     elif not given.words:
         write(block, text)

@@ -55,13 +55,15 @@ def number(
     """A finite number in [low, high]; ``above`` and ``below`` leave the ends out."""
     ends = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     least = f"above {low:g}" if above else f"{low:g} or more"
-    allowed = f"in {ends}" if math.isfinite(high) else least
+    allowed = f", in {ends}" if math.isfinite(high) else f", {least}"
 
     def accepts(value: Any) -> bool:
         is_number = is_real(value) and math.isfinite(value) and low <= value <= high
         return is_number and not ((above and value == low) or (below and value == high))
 
-    return Field(f"a finite number, {allowed}", accepts)
+    if low == -math.inf and high == math.inf:
+        allowed = ""
+    return Field(f"a finite number{allowed}", accepts)
 
 
 def is_real(value: Any) -> bool:

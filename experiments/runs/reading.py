@@ -10,17 +10,16 @@ from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 from experiments.runs.outcome import Outcome
 
-LOSS = fields.number(-math.inf)
-SHARE = fields.number(0, 1)
+NUMBER = fields.number(-math.inf)
 SECONDS = fields.number(0)
 RECORD = {
     "kind": fields.choice("train", "eval", "final"),
     "step": fields.integer(0),
-    "loss": LOSS.or_none(),
+    "loss": NUMBER.or_none(),
 }
 FINAL = {
     "status": fields.choice("complete", "diverged"),
-    "accuracy": SHARE.or_missing(),
+    "accuracy": NUMBER.or_missing(),
     "train_seconds": SECONDS.or_missing(),
     "compile_seconds": SECONDS.or_missing(),
     "parameters": fields.integer(1, 2**63),
@@ -32,8 +31,8 @@ FINAL = {
     "seal": fields.mapping().or_missing(),
 }
 OF_KIND = {
-    "train": {"loss": LOSS},
-    "eval": {"loss": LOSS, "accuracy": SHARE.or_missing()},
+    "train": {"loss": NUMBER},
+    "eval": {"loss": NUMBER, "accuracy": NUMBER.or_missing()},
     "final": FINAL,
 }
 
@@ -125,5 +124,5 @@ def read_records(metrics: Path) -> json_files.Lines:
         fields.check(record, RECORD, where)
         fields.check(record, OF_KIND[record["kind"]], where)
         for name, value in record.get("baselines", {}).items():
-            fields.check({name: value}, {name: LOSS}, f"{where}.baselines")
+            fields.check({name: value}, {name: NUMBER}, f"{where}.baselines")
     return lines

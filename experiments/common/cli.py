@@ -105,7 +105,7 @@ def help_text(main: Callable[[], None], sections: Sections) -> str:
     """
     module = getattr(main, "__globals__", {})
     # A flag of the module that is run is known by the name of the program.
-    ours = (module.get("__name__"), sys.argv[0], distributed.__name__, __name__)
+    ours = (str(module.get("__name__")), sys.argv[0], distributed.__name__, __name__)
     by_module = flags.FLAGS.flags_by_module_dict()
     found = {flag.name: flag for name in ours for flag in by_module.get(name, ())}
     lines = [(module.get("__doc__") or "").strip(), "", "Flags:", ""]

@@ -16,13 +16,13 @@ from experiments.diagnosis import trajectory
 from experiments.diagnosis.trajectory import Record
 from experiments.runs import folders
 from experiments.training import room, trainer
-from experiments.training.job import Job
 from experiments.training.programs import Program
 
 RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
 HEADER = ("header", None)
+FEWEST_STEPS = 2
 NUMBER = fields.number(-math.inf).or_none()  # None: was not finite
-NUMBERS = fields.several(NUMBER)
+NUMBERS = fields.several(fields.several(NUMBER))  # of each probe
 STEP = {"step": fields.integer(0)}
 ENDS = ("smallest", "smallest_error", "largest", "largest_error")
 RECORDS = {
@@ -103,6 +103,11 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     if jax.process_count() > 1:
         raise UserError("the curvature is measured by one process")
     (job,), compiler = trainer.prepare([config])
+    if job.plan.num_steps < FEWEST_STEPS:
+        raise UserError(
+            f"config.steps={config.steps}: must be {FEWEST_STEPS} or more, or no update "
+            "is there to measure, since the first one has the rate 0"
+        )
     folders.finished(workdir, job.config)  # refuses the folder of another config
     with folders.locked(workdir):
         made = measurements(workdir / RECORDS_FILE, settings)
@@ -111,7 +116,7 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
         updates = _missing(made, "smoothness", settings.smoothness_steps(end))
         if spectra or updates:
             program = compiler.compiled(job, compiler.task(job, workdir))
-            _check_size(job, program, settings)
+            _check_size(program, settings)
             folders.claim(workdir, job.config)
             program.task.save_assets(workdir)
             if not made.records:
@@ -126,14 +131,14 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
         return made.records
 
 
-def _check_size(job: Job, program: Program, settings: Settings) -> None:
+def _check_size(program: Program, settings: Settings) -> None:
     shapes = jax.eval_shape(program.init_state).params
     size = sum(x.size for x in jax.tree.leaves(shapes))
     batch = next(program.task.train_batches(0))
     room.check_bytes(
         f"--loss_batches={settings.loss_batches}",
         settings.loss_batches * sum(x.nbytes for x in jax.tree.leaves(batch)),
-        job,
+        program.layout,
     )
     if settings.lanczos_steps > size:
         raise UserError(
@@ -143,7 +148,7 @@ def _check_size(job: Job, program: Program, settings: Settings) -> None:
     room.check_bytes(
         f"--lanczos_steps={settings.lanczos_steps}",
         4 * size * settings.lanczos_steps,  # all directions are kept
-        job,
+        program.layout,
     )
 
 

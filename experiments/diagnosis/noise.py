@@ -72,14 +72,14 @@ def diagnose(
         files.check_target(workdir / name)
     task = compiler.task(job, points.run_folder(checkpoint) or workdir)
     program = compiler.compiled(job, task)
-    _check_batches(num_batches, job, program)
+    _check_batches(num_batches, program)
     at_steps = _at_all(wanted, job, program, num_batches, with_curvature)
     _write(workdir, job.config, program, at_steps)
     last = at_steps[-1].diagnosis
     return f"{last.verdict}\n\n{last.recommendation.text}\n\n{workdir / PAGE}"
 
 
-def _check_batches(num_batches: int, job: Job, program: Program) -> None:
+def _check_batches(num_batches: int, program: Program) -> None:
     """Says before the work what comes of too few batches, or of too many.
 
     Raises:
@@ -93,7 +93,7 @@ def _check_batches(num_batches: int, job: Job, program: Program) -> None:
     leaves = jax.tree.leaves(jax.eval_shape(program.init_state).params)
     numbers = sum(min(leaf.size, MOST_KEPT) for leaf in leaves) + MOST_KEPT
     needed = 8 * numbers * num_batches
-    room.check_bytes(f"--batches={num_batches}", needed, job)
+    room.check_bytes(f"--batches={num_batches}", needed, program.layout)
 
 
 def _on_one_program(config: Config) -> Config:

@@ -14,6 +14,7 @@ MODEL_STATE_FOLDER = "model_state"
 # What the last record of a run has of the files beside it.
 SEALED = (PARAMS_FOLDER, MODEL_STATE_FOLDER, tokenizer.FILE)
 FIELD = "seal"
+PIECE = 2**20  # bytes that are read at once
 
 
 def take(workdir: Path, final: Record) -> dict[str, str]:
@@ -69,9 +70,11 @@ def _hash(path: Path) -> str:
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     for file in files:
-        digest.update(f"{file.relative_to(path)}\0".encode())
+        size = file.stat().st_size if file.is_file() else 0
+        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         if file.is_dir():
             continue
         with inputs.open_file(file) as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+            while piece := content.read(PIECE):
+                digest.update(piece)
     return digest.hexdigest()

@@ -105,8 +105,8 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     (job,), compiler = trainer.prepare([config])
     if job.plan.num_steps < FEWEST_STEPS:
         raise UserError(
-            f"config.steps={config.steps}: must be {FEWEST_STEPS} or more, or no update "
-            "is there to measure, since the first one has the rate 0"
+            f"config.steps={config.steps}: must be {FEWEST_STEPS} or more; the first "
+            "update has the rate 0, and is not measured"
         )
     folders.finished(workdir, job.config)  # refuses the folder of another config
     with folders.locked(workdir):

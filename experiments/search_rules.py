@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, {"the search": defaults.FIELDS})

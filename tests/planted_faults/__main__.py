@@ -29,6 +29,7 @@ from tests.planted_faults import (
     parts,
     rates_and_signs,
     spikes,
+    studies,
     trainer,
 )
 
@@ -39,6 +40,7 @@ GROUPS = (
     clipping,
     rates_and_signs,
     spikes,
+    studies,
     neumann,
     aggregation,
     diagnostics,

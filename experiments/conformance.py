@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 def subjects(given: argparse.Namespace) -> dict[str, Subject]:
     """Those that the flags ask for."""
-    if not given.factory:
+    if given.factory is None:
         others = kit_choice.interpreters(given.python)
         return kit_choice.choose(given.words, given.third_party, others)
     subject = Subject(
@@ -99,12 +99,12 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     block = "third_party" if given.third_party else "optax"
     others = kit_choice.interpreters(given.python)
     versions = kit_choice.origin(given.third_party, others)
-    if not (given.output or given.factory or given.words):
+    if not (given.output or given.factory is not None or given.words):
         write(block, None)  # a page without marks is found before the work
     pythons = kit_choice.by_optimizer(others)
     reports: dict[str, testing.Report] = {}
     for name, subject in subjects(given).items():
-        if given.factory:
+        if given.factory is not None:
             subject.found()  # a wrong name is an error, and no report
         started = time.monotonic()
         python = pythons.get(name) or sys.executable
@@ -118,7 +118,7 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     if given.output:
         files.write_atomically(given.output, f"{text}\n")
         print(f"the table is in {given.output}")
-    elif given.factory:
+    elif given.factory is not None:
         print(text)
     elif not given.words:
         write(block, text)

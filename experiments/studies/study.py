@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import provenance
+from experiments.common import fields, provenance
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 from experiments.common.measurements import Measurements
@@ -20,6 +20,16 @@ RESULTS = ROOT / "experiments" / "results"
 PAGES = ROOT / "docs" / "evidence"
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 SCALES = ("cpu", "gpu")
+# What the raw results have of every study.
+RECORD = {
+    "settings": fields.mapping(),
+    "result": fields.mapping(),
+    "seconds": fields.number(0),
+    "time": fields.integer(0, 2**63),
+    "commit": fields.text(),
+    "hardware": fields.text(),
+    "versions": fields.mapping(),
+}
 
 
 class Cell(NamedTuple):
@@ -50,7 +60,11 @@ def raw_file(name: str, scale: str, results: Path = RESULTS) -> Path:
 
 def results(path: Path) -> Measurements:
     """The raw results in a file, by their settings."""
-    return Measurements(path, lambda record: _key(record["settings"]))
+    return Measurements(
+        path,
+        lambda record: _key(record["settings"]),
+        lambda record, where: fields.check(record, RECORD, where),
+    )
 
 
 def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:

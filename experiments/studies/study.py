@@ -134,54 +134,6 @@ def origin(records: Sequence[Record], name: str, scale: str) -> str:
     )
 
 
-def fitted_exponent(
-    sizes: Sequence[float], errors: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """The slope of the logarithm of the mean error over that of the size.
-
-    Args:
-      sizes: (m,), such as steps.
-      errors: (n, m), of n independent runs.
-      confidence: of the interval.
-
-    Returns:
-      The slope, and the ends of its percentile interval under resampling of the runs.
-    """
-    logs = np.log(sizes)
-    weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
-
-    def slope(means: np.ndarray) -> np.ndarray:
-        return np.log(means) @ weights
-
-    return _with_interval(slope, errors, 1000, confidence)
-
-
 def rounded(values: Any) -> list[float]:
     """Five digits, of which a file is not too long."""
     return [float(f"{value:.5g}") for value in np.ravel(values)]
-
-
-def mean_interval(
-    values: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """A mean, and its percentile interval under resampling of the values."""
-    return _with_interval(np.asarray, values, 10_000, confidence)
-
-
-def _with_interval(
-    statistic: Callable[[np.ndarray], np.ndarray],
-    rows: np.ndarray,
-    number: int,
-    confidence: float,
-) -> tuple[float, float, float]:
-    """A function of the mean of rows, and its percentiles under resampling of them."""
-    places = np.random.default_rng(0).integers(len(rows), size=(number, len(rows)))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(statistic(rows[places].mean(axis=1)), tails)
-    return float(statistic(rows.mean(axis=0))), float(low), float(high)
-
-
-def with_interval(numbers: Sequence[float], form: str) -> str:
-    """A number and its interval as text, each written as ``form`` says."""
-    value, low, high = (f"{number:{form}}" for number in numbers)
-    return f"{value} [{low}, {high}]"

@@ -29,11 +29,12 @@ def flags(num_devices: int) -> str:
     return " ".join(chosen).strip()
 
 
-def newer_generator() -> dict[str, bool]:
+def newer_generator() -> dict[str, int | bool]:
     """``compiler_options`` of ``jax.jit`` for what must be compiled as users do."""
-    options = {"xla_backend_optimization_level": 3}
-    newer = {"xla_cpu_use_fusion_emitters": True} if _has_older_generator() else {}
-    return options | newer
+    options: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
+    if _has_older_generator():
+        options["xla_cpu_use_fusion_emitters"] = True
+    return options
 
 
 def folder() -> str:

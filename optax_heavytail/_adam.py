@@ -1,10 +1,9 @@
 """Adam's direction with stable dtypes, and AdamW as its authors wrote it."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _moments, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
@@ -65,19 +64,12 @@ def scale_by_adam(
     References:
       Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2015, algorithm 1.
     """
-    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
-    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _moments.check(b1, b2, mu_dtype, nu_dtype)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_flag("bias_correction", bias_correction)
-    _base.check_dtype("mu_dtype", mu_dtype)
-    _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        return optax.ScaleByAdamState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-        )
+        return optax.ScaleByAdamState(*_moments.start(params, mu_dtype, nu_dtype))
 
     def update(grads, state):
         count = optax.safe_increment(state.count)
@@ -85,8 +77,7 @@ def scale_by_adam(
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
         mean, square = mu, nu
         if bias_correction:
-            mean = optax.tree.bias_correction(mu, b1, count)
-            square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
+            mean, square = _moments.corrected(mu, nu, b1, b2, count)
         direction = _tree.divide_by_root(mean, square, eps)
         return direction, optax.ScaleByAdamState(count, mu, nu)
 

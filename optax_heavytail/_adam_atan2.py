@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _moments, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
@@ -75,19 +75,12 @@ def scale_by_adam_atan2(
       Everett et al., `Scaling exponents across parameterizations and optimizers
       <https://arxiv.org/abs/2407.05872>`_, 2024.
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        _base.check_range(name, value, 0.0, 1.0, high_open=True)
+    _moments.check(b1, b2, mu_dtype, nu_dtype)
     for name, value in (("scale", scale), ("ratio", ratio)):
         _base.check_range(name, value, 0.0, float("inf"), low_open=True)
-    _base.check_dtype("mu_dtype", mu_dtype)
-    _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        return ScaleByAdamAtan2State(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-        )
+        return ScaleByAdamAtan2State(*_moments.start(params, mu_dtype, nu_dtype))
 
     def update(grads, state):
         count = optax.safe_increment(state.count)

@@ -1,10 +1,9 @@
 """AMSGrad: Adam with a second moment that never shrinks."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _moments, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 
@@ -66,20 +65,14 @@ def scale_by_amsgrad(
       Reddi, Kale and Kumar, `On the convergence of Adam and beyond
       <https://openreview.net/forum?id=ryQu7f-RZ>`_, 2018, algorithm 2.
     """
-    _base.check_range("b1", b1, 0.0, 1.0, high_open=True)
-    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _moments.check(b1, b2, mu_dtype, nu_dtype)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_flag("bias_correction", bias_correction)
-    _base.check_dtype("mu_dtype", mu_dtype)
-    _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        return optax.ScaleByAmsgradState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-        )
+        start = _moments.start(params, mu_dtype, nu_dtype)
+        nu_max = _tree.zeros_like(params, nu_dtype)
+        return optax.ScaleByAmsgradState(*start, nu_max)
 
     def update(grads, state):
         count = optax.safe_increment(state.count)
@@ -87,8 +80,7 @@ def scale_by_amsgrad(
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
         mean, square = mu, nu
         if bias_correction:
-            mean = optax.tree.bias_correction(mu, b1, count)
-            square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
+            mean, square = _moments.corrected(mu, nu, b1, b2, count)
         nu_max = jax.tree.map(_tree.maximum, square, state.nu_max)
         direction = _tree.divide_by_root(mean, nu_max, eps)
         return direction, optax.ScaleByAmsgradState(count, mu, nu, nu_max)

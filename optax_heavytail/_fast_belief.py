@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _moments, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
@@ -97,12 +97,9 @@ def scale_by_fast_belief(
     _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        return ScaleByFastBeliefState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-            _tree.zeros_like(params, nu_dtype) if amsgrad else None,
-        )
+        start = _moments.start(params, mu_dtype, nu_dtype)
+        largest = _tree.zeros_like(params, nu_dtype) if amsgrad else None
+        return ScaleByFastBeliefState(*start, largest)
 
     def update(grads, state):
         count = optax.safe_increment(state.count)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _moments, _tree
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._reset_moments import reset_moments
 from optax_heavytail._transform import transform
@@ -152,11 +152,7 @@ def scale_by_spam(
     _base.check_dtype("nu_dtype", nu_dtype)
 
     def init(params):
-        return ScaleBySpamState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-        )
+        return ScaleBySpamState(*_moments.start(params, mu_dtype, nu_dtype))
 
     def update(grads, state):
         count = jnp.asarray(optax.safe_increment(state.count))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree, _units
+from optax_heavytail import _base, _moments, _tree, _units
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import wrapper
 from optax_heavytail._weight_decay import Mask, add_decayed_weights
@@ -91,32 +91,24 @@ def scale_by_stable_adam(
       Wortsman et al., `Stable and low-precision training for large-scale
       vision-language models <https://arxiv.org/abs/2304.13013>`_, 2023, algorithm 2.
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        _base.check_range(name, value, 0.0, 1.0, high_open=True)
+    _moments.check(b1, b2, mu_dtype, nu_dtype)
     _base.check_range("eps", eps, 0.0, float("inf"))
     _base.check_range("threshold", threshold, 0.0, float("inf"), low_open=True)
-    _base.check_dtype("mu_dtype", mu_dtype)
-    _base.check_dtype("nu_dtype", nu_dtype)
     if after is not None:
         _base.check_transform("after", after)
     after_tx = optax.with_extra_args_support(after or optax.identity())
     units = _units.Units("leaf", layer_axis, axis_name)
 
     def init(params):
-        return ScaleByStableAdamState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, mu_dtype),
-            _tree.zeros_like(params, nu_dtype),
-            after_tx.init(params),
-        )
+        start = _moments.start(params, mu_dtype, nu_dtype)
+        return ScaleByStableAdamState(*start, after_tx.init(params))
 
     def update(updates, state, params, **extra_args):
         grads = _tree.at_least_float32(updates)
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
-        mean = optax.tree.bias_correction(mu, b1, count)
-        square = optax.tree.scale(1 / _tree.debias_weight(b2, count), nu)
+        mean, square = _moments.corrected(mu, nu, b1, b2, count)
         step, inner_state = after_tx.update(
             _tree.divide_by_root(mean, square, eps),
             state.inner_state,

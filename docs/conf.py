@@ -42,6 +42,7 @@ nitpicky = True
 # Of other projects' documentation nothing is fetched.
 nitpick_ignore = [("py:class", "numpy.ndarray")]
 # The docstrings say what each argument is; the spelled-out unions hide them.
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"
 
 html_theme = "furo"

@@ -23,10 +23,10 @@ class SagaState(NamedTuple):
     """State of `saga`."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: y, the last gradient of each group: a leading axis of the groups, then like the
-    #: parameters; float32 or wider or in table_dtype
+    #: y, the last gradient of each group, along a leading axis of the groups, then like
+    #: the parameters; float32 or wider or in table_dtype
     table: Any
-    #: like the parameters, float32 or wider: the sum of the table over the power of
+    #: like the parameters, float32 or wider; the sum of the table over the power of
     #: two that is not below ``num_groups``
     total: Any
     rest: Any  #: likewise, what rounding has left out of ``total``

@@ -113,7 +113,9 @@ def _halfway(records: Sequence[Record]) -> str:
         losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
         spreads = [comparison.spread(numbers) for numbers in losses]
         whole = comparison.difference(losses[0], _losses(runs["cosine"][RATE_DECAYS]))
-        rows.append([*first, *spreads, comparison.difference(*losses), whole])
+        rows.append(
+            [*first, *spreads, comparison.difference(losses[0], losses[1]), whole]
+        )
     header = ["after three growing cycles", "after a cosine as long", "difference"]
     header.append("minus the whole cosine's")
     return intervals.table([*HEADER[:2], *header], rows)

@@ -38,7 +38,7 @@ def l0l1_constants(
       rule: "simple", "clipped" or "gorbunov".
 
     Returns:
-      A dict of keyword arguments: ``learning_rate`` with ``offset`` or with
+      Keyword arguments, which are ``learning_rate`` with ``offset`` or with
       ``max_update_norm``.
 
     Raises:

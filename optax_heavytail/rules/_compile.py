@@ -20,7 +20,7 @@ class RuleState(NamedTuple):
     """State of `transform`: of each rule what it needs, and no more."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: by name: ``m``, ``v``, ``gamma``, and the text of each ``ema``, like the
+    #: by the names ``m``, ``v``, ``gamma``, and the text of each ``ema``, like the
     #: parameters in float32 or wider, or one number where the average is of one; of
     #: each transform among the operands its state
     memory: dict[str, Any]
@@ -55,7 +55,7 @@ def transform(
     where ``m``, ``v`` and ``gamma`` stand for the corrected averages, such as
     :math:`\hat m_t = m_t / (1 - \beta_1^t)`. The page on rules has the table of all
     names. The update has the gradient's sign, as that of every ``scale_by_x``: chain it
-    with `scale_by_learning_rate`.
+    with `optax_heavytail.scale_by_learning_rate`.
 
     Args:
       rule: its text, such as ``"g * exp(sign(g) * sign(m))"``, or a tree of `parse`.

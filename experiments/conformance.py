@@ -14,19 +14,14 @@ its own, and one that dies is reported.
 
 import argparse
 import ast
-import importlib.metadata
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import optax
-
-from experiments.benchmarks import kit_judge, kit_tables
-from experiments.benchmarks.kit_subjects import OPTAX, PACKAGES, PARAMS, Subject
+from experiments.benchmarks import kit_choice, kit_judge, kit_tables
+from experiments.benchmarks.kit_subjects import PARAMS, Subject
 from experiments.common import files, markdown
 from experiments.common.errors import UserError
 from optax_heavytail import testing
@@ -67,31 +62,17 @@ def parser() -> argparse.ArgumentParser:
 
 def subjects(given: argparse.Namespace) -> dict[str, Subject]:
     """Those that the flags ask for."""
-    if given.factory:
-        subject = Subject(
-            given.factory,
-            _dict("--kwargs", given.kwargs),
-            _dict("--extra-args", given.extra_args),
-            tuple(filter(None, given.static_args.split(","))),
-            PARAMS[given.params],
-        )
-        return {given.factory.replace(":", " "): subject}
-    known = OPTAX
-    if given.third_party:
-        others = interpreters(given)
-        there = {p: of for p, of in PACKAGES.items() if p in others or version(p)}
-        if not there:
-            raise UserError(f"none of these is installed: {', '.join(PACKAGES)}")
-        known = {name: x for of in there.values() for name, x in of.items()}
-    chosen = {
-        name: subject
-        for name, subject in known.items()
-        if not given.words or any(word in name for word in given.words)
-    }
-    if not chosen:
-        there = ", ".join(known)
-        raise UserError(f"no optimizer is called {given.words}; there are {there}")
-    return chosen
+    if given.factory is None:
+        others = kit_choice.interpreters(given.python)
+        return kit_choice.choose(given.words, given.third_party, others)
+    subject = Subject(
+        given.factory,
+        _dict("--kwargs", given.kwargs),
+        _dict("--extra-args", given.extra_args),
+        tuple(filter(None, given.static_args.split(","))),
+        PARAMS[given.params],
+    )
+    return {given.factory.replace(":", " "): subject}
 
 
 def _dict(flag: str, text: str) -> Mapping[str, Any]:
@@ -102,54 +83,6 @@ def _dict(flag: str, text: str) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{flag} must be a dict of names and values, got {text!r}")
     return value
-
-
-def interpreters(given: argparse.Namespace) -> dict[str, str]:
-    """By the package that they judge."""
-    found = dict(entry.partition("=")[::2] for entry in given.python)
-    for package, python in found.items():
-        if package not in PACKAGES or not pathlib.Path(python).is_file():
-            raise UserError(
-                f"--python must be PACKAGE=PYTHON, with a package of {list(PACKAGES)} "
-                f"and a file, got {package}={python}"
-            )
-    return found
-
-
-def version(package: str) -> str:
-    """Of what is installed; empty if it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def origin(given: argparse.Namespace) -> str:
-    """The versions that were judged."""
-    there = [f"Optax {optax.__version__}", f"JAX {jax.__version__}"]
-    others, missing = interpreters(given), []
-    for package in PACKAGES if given.third_party else ():
-        if package in others:
-            there.append(_elsewhere(package, others[package]))
-        elif number := version(package):
-            there.append(f"{package} {number}")
-        else:
-            missing.append(package)
-    text = f"{', '.join(there)}, on a CPU."
-    return text + (f" Not installed: {', '.join(missing)}." if missing else "")
-
-
-def _elsewhere(package: str, python: str) -> str:
-    """The versions that another interpreter has."""
-    names = (package, "optax", "jax")
-    code = f"import importlib.metadata as m; print(*map(m.version, {names}))"
-    done = subprocess.run(
-        [python, "-c", code], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"--python: {python} does not have all of {', '.join(names)}")
-    own, of_optax, of_jax = done.stdout.split()
-    return f"{package} {own} (with Optax {of_optax}, JAX {of_jax})"
 
 
 def write(block: str, text: str | None) -> None:
@@ -164,14 +97,14 @@ def write(block: str, text: str | None) -> None:
 def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     """Judges one optimizer after the other, and writes what was asked for."""
     block = "third_party" if given.third_party else "optax"
-    versions = origin(given)
-    if not (given.output or given.factory or given.words):
+    others = kit_choice.interpreters(given.python)
+    versions = kit_choice.origin(given.third_party, others)
+    if not (given.output or given.factory is not None or given.words):
         write(block, None)  # a page without marks is found before the work
-    others = interpreters(given)
-    pythons = {name: others.get(p) for p, of in PACKAGES.items() for name in of}
+    pythons = kit_choice.by_optimizer(others)
     reports: dict[str, testing.Report] = {}
     for name, subject in subjects(given).items():
-        if given.factory:
+        if given.factory is not None:
             subject.found()  # a wrong name is an error, and no report
         started = time.monotonic()
         python = pythons.get(name) or sys.executable
@@ -185,7 +118,7 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     if given.output:
         files.write_atomically(given.output, f"{text}\n")
         print(f"the table is in {given.output}")
-    elif given.factory:
+    elif given.factory is not None:
         print(text)
     elif not given.words:
         write(block, text)

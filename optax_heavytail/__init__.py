@@ -119,13 +119,13 @@ from optax_heavytail._weight_decay import (
 from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
 if _typing.TYPE_CHECKING:
-    from optax_heavytail import aggregation, diagnostics
+    from optax_heavytail import aggregation, diagnostics, rules
     from optax_heavytail import testing as testing
 else:
 
     def __getattr__(name):
         # Imported when asked for: a training script that needs none starts sooner.
-        if name in ("aggregation", "diagnostics", "testing"):
+        if name in ("aggregation", "diagnostics", "rules", "testing"):
             return _importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -225,6 +225,7 @@ __all__ = [
     "qk_clip",
     "qk_clip_factors",
     "reset_moments",
+    "rules",
     "scale_by_acclip",
     "scale_by_adam",
     "scale_by_adam_atan2",

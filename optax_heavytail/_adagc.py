@@ -107,12 +107,9 @@ def clip_by_norm_ema(
       Wang et al., `AdaGC <https://arxiv.org/abs/2502.11034>`_, 2025.
     """
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
-    for name, value in (
-        ("relative_threshold", relative_threshold),
-        ("absolute_threshold", absolute_threshold),
-    ):
-        if value is not None or name == "relative_threshold":
-            _base.check_range(name, value, 0.0, float("inf"), low_open=True)
+    _check_threshold("relative_threshold", relative_threshold)
+    if absolute_threshold is not None:
+        _check_threshold("absolute_threshold", absolute_threshold)
     _base.check_integer("warmup_steps", warmup_steps, 0)
     _base.check_choice("init", init, _INITS)
     _base.check_choice("nonfinite", nonfinite, NONFINITE)
@@ -120,13 +117,7 @@ def clip_by_norm_ema(
     units = Units(scope, layer_axis, axis_name)
 
     def init_state(params):
-        shape = units.shape(params)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        return ClipByNormEmaState(
-            count=jnp.zeros([], jnp.int32),
-            threshold=units.report(jnp.zeros(shape, dtype), params),
-            seen=units.report(jnp.zeros(shape, jnp.int32), params),
-        )
+        return _start(units, params)
 
     def clip(updates, state, params=None, *, total=None, **extra_args):
         del params, extra_args
@@ -139,11 +130,7 @@ def clip_by_norm_ema(
         absolute = jnp.inf
         is_lost = jnp.zeros(gamma.shape, bool)
         if absolute_threshold is not None:
-            # The limit of this unit that shortens it as the norm of all is shortened.
-            share = _tree.safe_divide(norms.value, total.value)
-            absolute = jnp.where(
-                total.value > absolute_threshold, absolute_threshold * share, jnp.inf
-            )
+            absolute = _share(absolute_threshold, norms, total)
             is_lost |= in_warmup & ~jnp.isfinite(total.value)
         limit = jnp.where(in_warmup, absolute, relative)
         counts = jnp.isfinite(norms.value) & (norms.value > 0) & ~is_lost
@@ -152,9 +139,7 @@ def clip_by_norm_ema(
         if init == "mean":
             weight = (1 - decay) / _tree.debias_weight(decay, jnp.maximum(seen, 1))
         else:
-            weight = jnp.where(gamma > 0, 1 - decay, 1)
-            is_smaller = in_warmup & (gamma > 0)
-            weight = jnp.where(is_smaller, (length < gamma).astype(gamma.dtype), weight)
+            weight = _weight_from_least(decay, gamma, length, in_warmup)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
         new_state = ClipByNormEmaState(
@@ -165,15 +150,7 @@ def clip_by_norm_ema(
         return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)
 
     inner = masked(optax.GradientTransformationExtraArgs(init_state, clip), mask)
-
-    def update(updates, state, params, **extra_args):
-        del extra_args
-        if nonfinite == "zero":
-            updates = zero_nonfinite(updates)
-        total = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
-        return inner.update(updates, state, params, total=total)
-
-    return wrapper(inner.init, update)
+    return _with_total(inner, nonfinite, axis_name)
 
 
 def adagc(
@@ -251,3 +228,44 @@ def adagc(
         add_decayed_weights(weight_decay, mask=mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+def _check_threshold(name, value):
+    _base.check_range(name, value, 0.0, float("inf"), low_open=True)
+
+
+def _with_total(inner, nonfinite, axis_name):
+    """``inner``, which gets the norm of all leaves, also of those it does not see."""
+
+    def update(updates, state, params, **extra_args):
+        del extra_args
+        if nonfinite == "zero":
+            updates = zero_nonfinite(updates)
+        total = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
+        return inner.update(updates, state, params, total=total)
+
+    return wrapper(inner.init, update)
+
+
+def _start(units, params):
+    """The state before the first update."""
+    shape = units.shape(params)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return ClipByNormEmaState(
+        count=jnp.zeros([], jnp.int32),
+        threshold=units.report(jnp.zeros(shape, dtype), params),
+        seen=units.report(jnp.zeros(shape, jnp.int32), params),
+    )
+
+
+def _share(threshold, norms, total):
+    """The limit of each unit that shortens it as the norm of all is shortened."""
+    share = _tree.safe_divide(norms.value, total.value)
+    return jnp.where(total.value > threshold, threshold * share, jnp.inf)
+
+
+def _weight_from_least(decay, gamma, length, in_warmup):
+    """The weight of a length in an average that starts at the least of them."""
+    weight = jnp.where(gamma > 0, 1 - decay, 1)
+    is_smaller = in_warmup & (gamma > 0)
+    return jnp.where(is_smaller, (length < gamma).astype(gamma.dtype), weight)

@@ -134,48 +134,22 @@ def clip_by_moment(
       <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1 and section 5 (there with
       an average for ``inner``).
     """
-    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
-    _base.check_range("alpha", alpha, 1.0, 2.0)
-    _base.check_range("eps", eps, 0.0, float("inf"))
+    _check_numbers(b2, alpha, eps, max_growth, winsorise)
     _base.check_choice("scope", scope, _SCOPES)
-    _base.check_flag("normalize", normalize)
-    _base.check_flag("include_current", include_current)
-    for name, factor in (("max_growth", max_growth), ("winsorise", winsorise)):
-        if factor is not None:
-            _base.check_range(name, factor, 0.0, float("inf"), low_open=True)
-    _base.check_flag("report", report)
-    if bias_correction is not None:
-        _base.check_flag("bias_correction", bias_correction)
+    _check_flags(normalize, include_current, report, bias_correction)
     _base.check_dtype("threshold_dtype", threshold_dtype)
-    if inner is not None and not hasattr(inner, "update"):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}.")
-    inner_tx = optax.with_extra_args_support(inner or optax.identity())
+    inner_tx = _checked_inner(inner)
     correct = normalize if bias_correction is None else bias_correction
     is_guarded = not include_current or max_growth is not None or winsorise is not None
 
     def init(params):
-        count = jnp.zeros([], jnp.int32)
-        threshold = _tree.zeros_like(params, threshold_dtype)
-        if scope != "coordinate":
-            # From shapes alone: inside shard_map the sum over devices does not vary
-            # with them, and zeros made from the parameters' own shards would.
-            shapes = jax.eval_shape(lambda p: magnitudes(p, scope, None), params)
-            threshold = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, threshold_dtype or x.dtype), shapes
-            )
-        told = (None, None, None)
-        if report:
-            raw = _tree.zeros_like(params)
-            dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(raw))
-            told = jnp.zeros([], jnp.float32), jnp.ones([], dtype), raw
-        return ClipByMomentState(count, threshold, *told, inner_tx.init(params))
+        threshold = _first_threshold(params, scope, threshold_dtype)
+        return _start(params, threshold, report, inner_tx.init(params))
 
     def update(updates, state, params, **extra_args):
         count = optax.safe_increment(state.count)
         grads = _tree.at_least_float32(updates)
-        past = None
-        if is_guarded:
-            past = _debias(state.threshold, b2, alpha, state.count)
+        past = _debias(state.threshold, b2, alpha, state.count) if is_guarded else None
         sizes = magnitudes(grads, scope, axis_name)
         if winsorise is not None:
             grads = _limited(grads, sizes, _bounds(winsorise, past), scope)
@@ -189,36 +163,20 @@ def clip_by_moment(
         moment = _tree.at_least_float32(moment)
         limit = _debias(threshold, b2, alpha, count) if correct else threshold
         if not include_current:
-            limit = jax.tree.map(
-                lambda old, new: jnp.where(old > 0, old, new),
-                past if correct else state.threshold,
-                limit,
-            )
-        factor = jax.tree.map(
-            lambda tau, size: _factor(tau, size, eps),
-            limit,
-            magnitudes(moment, scope, axis_name),
-        )
-        if scope == "global":  # one number for all leaves
-            factor, limit = (
-                jax.tree.map(lambda _, x=x: x, moment) for x in (factor, limit)
-            )
-        clipped = jax.tree.map(jnp.multiply, factor, moment)
+            limit = _known_or(past if correct else state.threshold, limit)
+        clipped, limit = _clipped(moment, limit, eps, scope, axis_name)
         if normalize:
             clipped = _in_units(clipped, limit, eps)
         told = (None, None, None)
         if report:
             raw = _in_units(moment, limit, eps) if normalize else moment
             told = _report(raw, clipped, axis_name)
-        new_state = ClipByMomentState(
-            count, threshold, *told, _tree.cast_like(inner_state, state.inner_state)
-        )
+        inner_state = _tree.cast_like(inner_state, state.inner_state)
+        new_state = ClipByMomentState(count, threshold, *told, inner_state)
         return _tree.cast_like(clipped, updates), new_state
 
-    dtypes = {"threshold": threshold_dtype}
-    if report:
-        dtypes |= {"clipped": None, "kept": None, "raw": None}
-    return wrapper(init, update, dtypes=dtypes)
+    told_dtypes = dict.fromkeys(("clipped", "kept", "raw") if report else ())
+    return wrapper(init, update, dtypes={"threshold": threshold_dtype} | told_dtypes)
 
 
 def magnitudes(tree: Any, scope: str, axis_name: Any) -> Any:
@@ -229,6 +187,67 @@ def magnitudes(tree: Any, scope: str, axis_name: Any) -> Any:
         return _norms.global_norm(tree, axis_name).value
     norms = _norms.leaf_norms(tree, axis_name)
     return jax.tree.map(lambda norm: norm.value, norms, is_leaf=_norms.is_norm)
+
+
+def _check_numbers(b2, alpha, eps, max_growth, winsorise):
+    _base.check_range("b2", b2, 0.0, 1.0, high_open=True)
+    _base.check_range("alpha", alpha, 1.0, 2.0)
+    _base.check_range("eps", eps, 0.0, float("inf"))
+    for name, factor in (("max_growth", max_growth), ("winsorise", winsorise)):
+        if factor is not None:
+            _base.check_range(name, factor, 0.0, float("inf"), low_open=True)
+
+
+def _checked_inner(inner):
+    if inner is not None:
+        _base.check_transform("inner", inner)
+    return optax.with_extra_args_support(inner or optax.identity())
+
+
+def _check_flags(normalize, include_current, report, bias_correction):
+    _base.check_flag("normalize", normalize)
+    _base.check_flag("include_current", include_current)
+    _base.check_flag("report", report)
+    if bias_correction is not None:
+        _base.check_flag("bias_correction", bias_correction)
+
+
+def _first_threshold(params, scope, dtype):
+    if scope == "coordinate":
+        return _tree.zeros_like(params, dtype)
+    # From shapes alone: inside shard_map the sum over devices does not vary with them,
+    # and zeros made from the parameters' own shards would.
+    shapes = jax.eval_shape(lambda p: magnitudes(p, scope, None), params)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), shapes)
+
+
+def _start(params, threshold, report, inner_state):
+    """The state before the first update."""
+    told = (None, None, None)
+    if report:
+        raw = _tree.zeros_like(params)
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(raw))
+        told = jnp.zeros([], jnp.float32), jnp.ones([], dtype), raw
+    return ClipByMomentState(jnp.zeros([], jnp.int32), threshold, *told, inner_state)
+
+
+def _known_or(past, current):
+    """The threshold of the past, and the current one until something was seen."""
+    return jax.tree.map(lambda r, tau: jnp.where(r > 0, r, tau), past, current)
+
+
+def _clipped(moment, limit, eps, scope, axis_name):
+    """The moment within its limits, and the limit of each leaf."""
+    factor = jax.tree.map(
+        lambda tau, size: _factor(tau, size, eps),
+        limit,
+        magnitudes(moment, scope, axis_name),
+    )
+    if scope == "global":  # one number for all leaves
+        factor, limit = (
+            jax.tree.map(lambda _, x=x: x, moment) for x in (factor, limit)
+        )
+    return jax.tree.map(jnp.multiply, factor, moment), limit
 
 
 def _in_units(tree, limit, eps):

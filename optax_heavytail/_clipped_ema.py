@@ -116,19 +116,10 @@ def clipped_ema(
     units = _units.of_scope(scope, layer_axis, axis_name)
 
     def init_fn(params):
-        return ClippedEmaState(
-            jnp.zeros([], jnp.int32),
-            _tree.zeros_like(params, accumulator_dtype),
-            None if relative is None else units.zeros(params),
-            inner_tx.init(params),
-        )
-
-    def limits(state):
-        if relative is None:
-            return _base.at_count(threshold, state.count)
-        return jax.tree.map(
-            lambda s: jnp.where(s == 0, jnp.inf, relative * s), state.distance
-        )
+        mu = _tree.zeros_like(params, accumulator_dtype)
+        distance = None if relative is None else units.zeros(params)
+        inner_state = inner_tx.init(params)
+        return ClippedEmaState(jnp.zeros([], jnp.int32), mu, distance, inner_state)
 
     def update(updates, state, params, **extra_args):
         values, inner_state = inner_tx.update(
@@ -140,41 +131,55 @@ def clipped_ema(
             steps = _units.zero_nonfinite(steps)
         norms = units.norms(steps)
         is_good = jax.tree.map(jnp.isfinite, norms.scaled)
-        clipped = units.where(is_good, units.clip(steps, norms, limits(state)), 0)
+        limit = _limit(state, threshold, relative)
+        clipped = units.where(is_good, units.clip(steps, norms, limit), 0)
         average = optax.tree.add_scale(state.mu, 1 - decay, clipped)
         smoothed = units.where(is_good, average, jnp.nan)
         distance = state.distance
         if relative is not None:
-            distance = jax.tree.map(
-                lambda s, n, scale: _follow(s, _norms.Norm(n, scale).value, b2),
-                distance,
-                *norms,
-            )
+            distance = _follow(distance, norms, b2)
         if init == "first":
-            is_first = state.count == 0
-            start = _units.zero_nonfinite(values)
-            loud = start if nonfinite == "zero" else values
-            average, smoothed = _where(is_first, (start, loud), (average, smoothed))
-            distance = _where(is_first, state.distance, distance)
+            average, smoothed, distance = _from_first(
+                state, values, nonfinite, (average, smoothed, distance)
+            )
         new_state = ClippedEmaState(
             optax.safe_increment(state.count), average, distance, inner_state
         )
         return _tree.cast_like(smoothed, updates), new_state
 
-    dtypes = {"mu": accumulator_dtype} | (
-        {} if relative is None else {"distance": None}
+    of_distance = {} if relative is None else {"distance": None}
+    return wrapper(init_fn, update, dtypes={"mu": accumulator_dtype} | of_distance)
+
+
+def _limit(state: ClippedEmaState, threshold: Any, relative: Any) -> Any:
+    """The tau of this update; inf before the first distance."""
+    if relative is None:
+        return _base.at_count(threshold, state.count)
+    return jax.tree.map(
+        lambda s: jnp.where(s == 0, jnp.inf, relative * s), state.distance
     )
-    return wrapper(init_fn, update, dtypes=dtypes)
 
 
-def _follow(average: jax.Array, size: jax.Array, decay: Any) -> jax.Array:
-    """The average with a distance in it, if that is finite and not 0."""
-    later = jnp.where(average == 0, size, decay * average + (1 - decay) * size)
-    return jnp.where(jnp.isfinite(size) & (size > 0), later, average)
+def _follow(averages: Any, norms: _norms.Norm, decay: Any) -> Any:
+    """The averages, each with a distance in it that is finite and not 0."""
+
+    def follow(average, scaled, scale):
+        size = _norms.Norm(scaled, scale).value
+        later = jnp.where(average == 0, size, decay * average + (1 - decay) * size)
+        return jnp.where(jnp.isfinite(size) & (size > 0), later, average)
+
+    return jax.tree.map(follow, averages, *norms)
 
 
-def _where(condition: jax.Array, tree: Any, other: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+def _from_first(
+    state: ClippedEmaState, values: Any, nonfinite: str, later: tuple[Any, Any, Any]
+) -> Any:
+    """Average, update and distance: those of ``later``, but the first values first."""
+    is_first = state.count == 0
+    start = _units.zero_nonfinite(values)
+    loud = start if nonfinite == "zero" else values
+    first = start, loud, state.distance
+    return jax.tree.map(lambda x, y: jnp.where(is_first, x, y), first, later)
 
 
 def _check_limit(threshold: Any, relative: Any) -> None:

@@ -138,7 +138,7 @@ def _l1(grads: Any) -> Any:
 
 
 def _positions(x: jax.Array) -> jax.Array:
-    """Of each entry, in the order of the flattened array."""
+    """The position of each entry in the flattened array."""
     position, stride = jnp.zeros(x.shape, jnp.int32), 1
     for axis in reversed(range(x.ndim)):
         position += stride * jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)

@@ -121,35 +121,15 @@ def neumann(
       ``learning_rate`` and ``reset_interval``.
     """
     _base.check_range("learning_rate", learning_rate, 0.0, float("inf"))
-    _base.check_range("cubic", cubic, 0.0, float("inf"))
-    _base.check_range("repulsive", repulsive, 0.0, float("inf"))
-    if isinstance(repulsive_scale, str):
-        _base.check_choice("repulsive_scale", repulsive_scale, ("leaves", "params"))
-    else:
-        _base.check_range("repulsive_scale", repulsive_scale, 0.0, float("inf"))
+    _check_force(cubic, repulsive, repulsive_scale)
     _base.check_range("ema_decay", ema_decay, 0.0, 1.0)
-    _base.check_integer("burn_in_steps", burn_in_steps, 0)
-    if reset_interval is not None:
-        _base.check_integer("reset_interval", reset_interval, 1)
-    _base.check_integer("reset_growth", reset_growth, 1)
+    _check_resets(burn_in_steps, reset_interval, reset_growth)
     _base.check_dtype("mu_dtype", mu_dtype)
     mu_schedule = neumann_momentum() if momentum is None else momentum
     _base.check_range("momentum", mu_schedule, 0.0, 1.0, high_open=True)
 
     def init(params):
-        never = jnp.array(_NEVER, jnp.int32)
-        first = jnp.asarray(burn_in_steps, jnp.int32) + 1
-        interval = never if reset_interval is None else reset_interval
-        return NeumannState(
-            count=jnp.zeros([], jnp.int32),
-            next_reset=first,
-            interval=jnp.asarray(interval, jnp.int32),
-            momentum_coefficient=jnp.zeros(
-                [], jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-            ),
-            mu=_tree.zeros_like(params, mu_dtype),
-            average=_tree.copy(params),
-        )
+        return _start(params, burn_in_steps, reset_interval, mu_dtype)
 
     def update(grads, state, params):
         count = jnp.asarray(optax.safe_increment(state.count))
@@ -174,29 +154,13 @@ def neumann(
             grads,
             displaced,
         )
-        # Momentum, update and average are each made of the one before: then XLA writes
-        # all of them in place. Otherwise it copies the old momentum first.
-        momentum = jax.tree.map(
-            lambda m, s: keep * m - jnp.where(burning, 0, s), state.mu, step
-        )
-        new_updates = jax.tree.map(lambda m, s: ahead * m - s, momentum, step)
-        decay = jnp.where(burning, 0, ema_decay)
-        average = jax.tree.map(
-            lambda w, u, v: (w + u) + decay * (v - (w + u)),
-            params,
-            new_updates,
-            state.average,
+        momentum, new_updates, average = _move(
+            params, state, step, keep, ahead, burning, ema_decay
         )
         next_reset, interval = _next_reset(state, is_reset, reset_growth)
-        new_state = NeumannState(
-            count,
-            next_reset,
-            interval,
-            ahead,
-            momentum,
-            average,
+        return new_updates, NeumannState(
+            count, next_reset, interval, ahead, momentum, average
         )
-        return new_updates, new_state
 
     dtypes = {"mu": mu_dtype, "average": None}
     return transform(init, update, dtypes=dtypes, needs_params=True)
@@ -247,6 +211,58 @@ def neumann_eval_params(state: optax.OptState, params: optax.Params) -> Any:
         params,
         is_leaf=_readers.is_masked,
     )
+
+
+def _check_force(cubic, repulsive, repulsive_scale):
+    _base.check_range("cubic", cubic, 0.0, float("inf"))
+    _base.check_range("repulsive", repulsive, 0.0, float("inf"))
+    if isinstance(repulsive_scale, str):
+        _base.check_choice("repulsive_scale", repulsive_scale, ("leaves", "params"))
+    else:
+        _base.check_range("repulsive_scale", repulsive_scale, 0.0, float("inf"))
+
+
+def _check_resets(burn_in_steps, reset_interval, reset_growth):
+    _base.check_integer("burn_in_steps", burn_in_steps, 0)
+    if reset_interval is not None:
+        _base.check_integer("reset_interval", reset_interval, 1)
+    _base.check_integer("reset_growth", reset_growth, 1)
+
+
+def _start(params, burn_in_steps, reset_interval, mu_dtype):
+    """The state before the first update."""
+    never = jnp.array(_NEVER, jnp.int32)
+    first = jnp.asarray(burn_in_steps, jnp.int32) + 1
+    interval = never if reset_interval is None else reset_interval
+    return NeumannState(
+        count=jnp.zeros([], jnp.int32),
+        next_reset=first,
+        interval=jnp.asarray(interval, jnp.int32),
+        momentum_coefficient=jnp.zeros(
+            [], jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        ),
+        mu=_tree.zeros_like(params, mu_dtype),
+        average=_tree.copy(params),
+    )
+
+
+def _move(params, state, step, keep, ahead, burning, ema_decay):
+    """Momentum, update and average, each made of the one before.
+
+    Then XLA writes all of them in place. Otherwise it copies the old momentum first.
+    """
+    momentum = jax.tree.map(
+        lambda m, s: keep * m - jnp.where(burning, 0, s), state.mu, step
+    )
+    new_updates = jax.tree.map(lambda m, s: ahead * m - s, momentum, step)
+    decay = jnp.where(burning, 0, ema_decay)
+    average = jax.tree.map(
+        lambda w, u, v: (w + u) + decay * (v - (w + u)),
+        params,
+        new_updates,
+        state.average,
+    )
+    return momentum, new_updates, average
 
 
 def _pull(displaced, grads, cubic, strength, axis_name):

@@ -96,13 +96,7 @@ def neumann_inner_loop(
     _base.check_integer("num_inner_steps", num_inner_steps, 0)
     _base.check_flag("fresh_batches", fresh_batches)
     _base.check_flag("use_hvp", use_hvp)
-    if convexify is not None:
-        _base.check_pair("convexify", convexify)
-        _base.check_range("convexify[0]", convexify[0], -float("inf"), float("inf"))
-        _base.check_range(
-            "convexify[1]", convexify[1], 0.0, float("inf"), low_open=True
-        )
-        _base.check_order("convexify[0]", convexify[0], "convexify[1]", convexify[1])
+    _check_curvatures(convexify)
 
     def init(params):
         del params
@@ -120,20 +114,18 @@ def neumann_inner_loop(
             low, high = convexify
             eta, mu = 1 / high, high / (jnp.abs(low) + high)
 
-        def displaced_gradient(k, offset):
+        def gradient_in_step(k):
             def gradient(point):
                 point = _tree.cast_like(point, params)
                 return _tree.at_least_float32(
                     grad_fn(point, k) if fresh_batches else grad_fn(point)
                 )
 
-            if use_hvp:
-                return optax.tree.add(*jax.jvp(gradient, (wide,), (offset,)))
-            return gradient(optax.tree.add(wide, offset))
+            return gradient
 
         def body(k, total):
             offset = jax.tree.map(lambda m: (mu * eta * m).astype(m.dtype), total)
-            gradient = displaced_gradient(k, offset)
+            gradient = _displaced(gradient_in_step(k), wide, offset, use_hvp)
             new = jax.tree.map(lambda m, g: mu * m - g, total, gradient)
             return _tree.cast_like(new, total)
 
@@ -216,3 +208,20 @@ def neumann_two_loop(
         ),
         scale_by_learning_rate(outer),
     )
+
+
+def _check_curvatures(convexify):
+    if convexify is None:
+        return
+    _base.check_pair("convexify", convexify)
+    low, high = convexify
+    _base.check_range("convexify[0]", low, -float("inf"), float("inf"))
+    _base.check_range("convexify[1]", high, 0.0, float("inf"), low_open=True)
+    _base.check_order("convexify[0]", low, "convexify[1]", high)
+
+
+def _displaced(gradient, point, offset, use_hvp):
+    """The gradient at a displaced point, or its linear model there."""
+    if use_hvp:
+        return optax.tree.add(*jax.jvp(gradient, (point,), (offset,)))
+    return gradient(optax.tree.add(point, offset))

@@ -125,12 +125,8 @@ def skip_if_unsafe(
       Walsh et al., `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025, for
       the loss and ``rule="mean"`` with ``remember="all"``.
     """
-    for name, limit in (
-        ("max_deviations", max_deviations),
-        ("max_value_deviations", max_value_deviations),
-    ):
-        if limit is not None:
-            _base.check_range(name, limit, 0.0, float("inf"), low_open=True)
+    _check_limit("max_deviations", max_deviations)
+    _check_limit("max_value_deviations", max_value_deviations)
     _base.check_static_integer("window", window, 2)
     _base.check_choice("rule", rule, RULES)
     _base.check_choice("remember", remember, _REMEMBER)
@@ -138,18 +134,7 @@ def skip_if_unsafe(
     inner_tx = as_transform(inner)
 
     def init(params):
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        return SkipIfUnsafeState(
-            count=jnp.zeros([], jnp.int32),
-            num_nonfinite=jnp.zeros([], jnp.int32),
-            num_spikes=jnp.zeros([], jnp.int32),
-            num_value_spikes=jnp.zeros([], jnp.int32),
-            num_in_a_row=jnp.zeros([], jnp.int32),
-            limit_reached=jnp.zeros([], bool),
-            norms=_history.empty((), window, dtype),
-            values=_history.empty((), window, dtype),
-            inner_state=inner_tx.init(params),
-        )
+        return _start(params, window, inner_tx)
 
     def update(updates, state, params, *, value=None, **extra_args):
         norm = _norms.global_norm(_tree.at_least_float32(updates), axis_name)
@@ -168,41 +153,51 @@ def skip_if_unsafe(
         starts_anew = is_finite & (state.num_in_a_row >= max_in_a_row)
         is_safe = starts_anew | (is_finite & ~is_spike & ~is_value_spike)
         # inner gets zeros, not the bad gradient: NaN times 0 is NaN in derivatives.
+        safe = _where(is_safe, updates, optax.tree.zeros_like(updates))
         new_updates, inner_state = inner_tx.update(
-            _where(is_safe, updates, optax.tree.zeros_like(updates)),
-            state.inner_state,
-            params,
-            **extra_args,
+            safe, state.inner_state, params, **extra_args
         )
         in_a_row = jnp.where(is_safe, 0, optax.safe_increment(state.num_in_a_row))
         enters = is_safe if remember == "safe" else jnp.ones([], bool)
-        windows = {
-            "norms": (size, enters & jnp.isfinite(size) & (size > 0)),
-            "values": (loss, enters & jnp.isfinite(loss) & (value is not None)),
-        }
+        norm_enters = enters & jnp.isfinite(size) & (size > 0)
+        value_enters = enters & jnp.isfinite(loss) & (value is not None)
         new_state = SkipIfUnsafeState(
-            count=optax.safe_increment(state.count),
-            num_nonfinite=_count_if(~is_finite, state.num_nonfinite),
-            num_spikes=_count_if(is_spike & ~is_safe, state.num_spikes),
-            num_value_spikes=_count_if(
-                is_value_spike & ~is_safe, state.num_value_spikes
-            ),
+            **_counts(state, is_safe, is_finite, is_spike, is_value_spike),
             num_in_a_row=in_a_row,
             limit_reached=state.limit_reached | (in_a_row >= max_in_a_row),
             inner_state=_where(is_safe, inner_state, state.inner_state),
-            **{
-                name: _history.append(
-                    _history.clear(getattr(state, name), starts_anew), *entry
-                )
-                for name, entry in windows.items()
-            },
+            norms=_remembered(state.norms, starts_anew, size, norm_enters),
+            values=_remembered(state.values, starts_anew, loss, value_enters),
         )
-        return (
-            _where(is_safe, new_updates, optax.tree.zeros_like(new_updates)),
-            new_state,
-        )
+        zeros = optax.tree.zeros_like(new_updates)
+        return _where(is_safe, new_updates, zeros), new_state
 
     return wrapper(init, update)
+
+
+def _check_limit(name, value):
+    if value is not None:
+        _base.check_range(name, value, 0.0, float("inf"), low_open=True)
+
+
+def _start(params, window, inner_tx):
+    """The state before the first update."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return SkipIfUnsafeState(
+        count=jnp.zeros([], jnp.int32),
+        num_nonfinite=jnp.zeros([], jnp.int32),
+        num_spikes=jnp.zeros([], jnp.int32),
+        num_value_spikes=jnp.zeros([], jnp.int32),
+        num_in_a_row=jnp.zeros([], jnp.int32),
+        limit_reached=jnp.zeros([], bool),
+        norms=_history.empty((), window, dtype),
+        values=_history.empty((), window, dtype),
+        inner_state=inner_tx.init(params),
+    )
+
+
+def _remembered(history, starts_anew, x, enters):
+    return _history.append(_history.clear(history, starts_anew), x, enters)
 
 
 def _checked(value):
@@ -243,6 +238,18 @@ def _mean_limit(history, max_deviations):
 
 def _where(condition, tree, other):
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+
+
+def _counts(state, is_safe, is_finite, is_spike, is_value_spike):
+    """The fields that count updates, and what was skipped for which reason."""
+    return {
+        "count": optax.safe_increment(state.count),
+        "num_nonfinite": _count_if(~is_finite, state.num_nonfinite),
+        "num_spikes": _count_if(is_spike & ~is_safe, state.num_spikes),
+        "num_value_spikes": _count_if(
+            is_value_spike & ~is_safe, state.num_value_spikes
+        ),
+    }
 
 
 def _count_if(condition, count):

@@ -94,22 +94,7 @@ def scale_by_clipped_trust_ratio(
     check_mask("mask", mask)
 
     def init(params):
-        # From shapes alone: inside shard_map the sum over devices does not vary with
-        # them, and ones made from the parameters' own shards would.
-        norms = jax.eval_shape(
-            lambda p: _norms.leaf_norms(p, layer_axis=layer_axis), params
-        )
-        ones = (
-            jax.tree.map(
-                lambda n: jnp.ones(
-                    n.scale.shape, n.scale.dtype, out_sharding=n.scale.sharding
-                ),
-                norms,
-                is_leaf=_norms.is_norm,
-            )
-            for _ in range(2)
-        )
-        return ScaleByClippedTrustRatioState(jnp.zeros([], jnp.int32), *ones)
+        return _start(params, layer_axis)
 
     # Not `transform`: a second pass of the norms would read a wide copy of narrow
     # parameters, where it can widen them on the way.
@@ -153,6 +138,26 @@ def check_bounds(name: str, bounds: Bounds | None) -> Bounds:
     _base.check_pair(name, bounds)
     _check_bounds((f"{name}[0]", f"{name}[1]"), bounds)
     return bounds
+
+
+def _start(params, layer_axis):
+    """The state before the first update."""
+    # From shapes alone: inside shard_map the sum over devices does not vary with them,
+    # and ones made from the parameters' own shards would.
+    norms = jax.eval_shape(
+        lambda p: _norms.leaf_norms(p, layer_axis=layer_axis), params
+    )
+    ones = (
+        jax.tree.map(
+            lambda n: jnp.ones(
+                n.scale.shape, n.scale.dtype, out_sharding=n.scale.sharding
+            ),
+            norms,
+            is_leaf=_norms.is_norm,
+        )
+        for _ in range(2)
+    )
+    return ScaleByClippedTrustRatioState(jnp.zeros([], jnp.int32), *ones)
 
 
 def _check_bounds(names: tuple[str, str], bounds: Bounds) -> None:

@@ -103,37 +103,21 @@ def clip_by_zscore(
     _base.check_range("max_zscore", max_zscore, 0.0, float("inf"), low_open=True)
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
     _base.check_integer("warmup_steps", warmup_steps, 1)
-    if max_norm is not None:
-        _base.check_range("max_norm", max_norm, 0.0, float("inf"), low_open=True)
+    highest = _highest(max_norm)
     _base.check_choice("action", action, _ACTIONS)
     _base.check_range("min_deviation", min_deviation, 0.0, float("inf"))
     _base.check_flag("log", log)
     _base.check_choice("nonfinite", nonfinite, NONFINITE)
     units = Units(scope, layer_axis, axis_name)
-    highest = jnp.inf if max_norm is None else max_norm
 
     def init(params):
-        shape = units.shape(params)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-
-        def report(value, dtype):
-            return units.report(jnp.full(shape, value, dtype), params)
-
-        return ClipByZscoreState(
-            count=jnp.zeros([], jnp.int32),
-            threshold=report(jnp.inf, dtype),
-            seen=report(0, jnp.int32),
-            mean=report(0, dtype),
-            deviation=report(0, dtype),
-        )
+        return _start(units, params)
 
     def update(grads, state):
         if nonfinite == "zero":
             grads = zero_nonfinite(grads)
         norms = units.norms(grads)
-        old = _Statistics(
-            *map(units.collect, (state.seen, state.mean, state.deviation))
-        )
+        old = _statistics(units, state)
         counts = jnp.isfinite(norms.value) & (norms.value > 0)
         x = jnp.where(counts, norms.value, 1)
         x = jnp.log(x) if log else x
@@ -154,12 +138,7 @@ def clip_by_zscore(
             **_updated(old, kept, is_warm, decay)._asdict(),
         }
         reports = {
-            name: jax.tree.map(
-                jnp.where,
-                units.report(counts, grads),
-                units.report(value, grads),
-                getattr(state, name),
-            )
+            name: _reported(units, grads, counts, value, getattr(state, name))
             for name, value in new.items()
         }
         count = optax.safe_increment(state.count)
@@ -175,6 +154,42 @@ class _Statistics(NamedTuple):
     seen: jax.Array
     mean: jax.Array
     deviation: jax.Array
+
+
+def _highest(max_norm):
+    """``max_norm``, checked; inf for none."""
+    if max_norm is None:
+        return jnp.inf
+    _base.check_range("max_norm", max_norm, 0.0, float("inf"), low_open=True)
+    return max_norm
+
+
+def _start(units, params):
+    """The state before the first update."""
+    shape = units.shape(params)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+
+    def report(value, dtype):
+        return units.report(jnp.full(shape, value, dtype), params)
+
+    return ClipByZscoreState(
+        count=jnp.zeros([], jnp.int32),
+        threshold=report(jnp.inf, dtype),
+        seen=report(0, jnp.int32),
+        mean=report(0, dtype),
+        deviation=report(0, dtype),
+    )
+
+
+def _statistics(units, state):
+    return _Statistics(*map(units.collect, (state.seen, state.mean, state.deviation)))
+
+
+def _reported(units, grads, counts, value, old):
+    """What the state shows: the new value of the units whose norm counts."""
+    return jax.tree.map(
+        jnp.where, units.report(counts, grads), units.report(value, grads), old
+    )
 
 
 def _allowed(over, above, action):

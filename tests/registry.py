@@ -1582,6 +1582,23 @@ CASES = {
         ),
         ranges={"learning_rate": POSITIVE} | {"num_inner_steps": Whole(0)},
     ),
+    "rule": Case(
+        oht.rules.transform,
+        {"rule": "g * exp(sign(g) * sign(m))"},
+        ("rule", "seed", "vocabulary"),
+    ),
+    "rule-everything": Case(
+        oht.rules.transform,
+        {
+            "rule": "ld * min(1 / norm(g), 1) * tail + 0.01 * w",
+            "vocabulary": oht.rules.EXTENDED,
+            "operands": {"tail": oht.trace(0.9)},
+            "total_steps": 9,
+        },
+        ("rule", "seed", "vocabulary", "operands"),
+        needs_params=True,
+        variant=True,
+    ),
     "snapshots": Case(
         oht.snapshot_ensemble,
         {"inner": oht.gclip(0.1, 1.0), "num_snapshots": 3, "t_0": 1, "t_mult": 2},

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from experiments import conformance
-from experiments.benchmarks import kit_judge, kit_tables
+from experiments.benchmarks import kit_choice, kit_judge, kit_tables
 from experiments.benchmarks.kit_subjects import OPTAX, PACKAGES, Subject
 from experiments.common import markdown
 from experiments.common.errors import UserError
@@ -129,14 +129,12 @@ def test_the_page_has_both_blocks():
 
 
 def test_another_interpreter_is_asked_for_its_versions():
-    flags = ["--third-party", f"--python=psgd-jax={sys.executable}"]
-    given = conformance.parser().parse_args(flags)
-    assert list(conformance.interpreters(given)) == ["psgd-jax"]
+    others = kit_choice.interpreters([f"psgd-jax={sys.executable}"])
+    assert list(others) == ["psgd-jax"]
     with pytest.raises(UserError, match="does not have all of psgd-jax, optax, jax"):
-        conformance.origin(given)
-    given = conformance.parser().parse_args(["--python=none=/no/such"])
+        kit_choice.origin(True, others)
     with pytest.raises(UserError, match="--python must be PACKAGE=PYTHON"):
-        conformance.interpreters(given)
+        kit_choice.interpreters(["none=/no/such"])
 
 
 MINE = """

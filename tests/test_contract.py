@@ -24,7 +24,10 @@ NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
 STRONGER_HERE = {"grad", "injected", "scan", "sharding"}
 LAWS = [law for law in testing.DEFAULT_LAWS if law not in STRONGER_HERE]
 # What arithmetic alone can break: variants do nothing else with a tree.
-OF_VARIANTS = ["pure", "one_trace", "abstract", "extra_args", "missing_params", "zero"]
+OF_ARITHMETIC = ("pure", "one_trace", "abstract", "extra_args", "missing_params")
+OF_ARITHMETIC += ("zero",)
+# What further Cases of a factory, and chains of parts that have Cases, do with a tree.
+OF_TREES = ("masked", "none", "empty", "scalar")
 
 
 def each_case(test, keep=lambda case: True):
@@ -87,9 +90,29 @@ def _check_laws(case, laws, max_examples):
     )
 
 
+def _is_chain(case):
+    state = jax.eval_shape(case.make().init, make_params())
+    is_named = hasattr(state, "_fields")
+    return isinstance(state, tuple) and not is_named and "inner" not in case.kwargs
+
+
+def _is_first_of_its_factory(case):
+    alike = (c for c in CASES.values() if c.factory is case.factory)
+    return case is next(c for c in alike if not c.variant)
+
+
+def _quick_laws(case):
+    """The nightly tries all laws on all Cases."""
+    if case.variant:
+        return OF_ARITHMETIC
+    if _is_chain(case) or not _is_first_of_its_factory(case):
+        return OF_ARITHMETIC + OF_TREES
+    return LAWS
+
+
 @each_case
 def test_laws_of_the_kit(case):
-    _check_laws(case, OF_VARIANTS if case.variant else LAWS, max_examples=2)
+    _check_laws(case, _quick_laws(case), max_examples=2)
 
 
 @pytest.mark.nightly
@@ -112,7 +135,7 @@ def test_laws_of_the_kit_that_are_stronger_here(case):
     )
 
 
-@each_case
+@each_structure
 def test_donated_buffers(case):
     tx = case.make()
 
@@ -204,8 +227,11 @@ def _floats(tree):
 
 @each_case
 def test_types_are_stable_under_every_mix_of_dtypes(case):
-    """Also of two dtypes in one tree, and weak types."""
-    for mix in itertools.product(NARROW, NARROW):
+    """Also of two dtypes in one tree, and weak types; for a variant, two mixes."""
+    mixes = [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)]
+    if not case.variant:
+        mixes = itertools.product(NARROW, NARROW)
+    for mix in mixes:
         _assert_stable(case, *mix)
     with jax.enable_x64(True):
         for mix in (jnp.float64, jnp.float32), (jnp.float16, jnp.float64):

@@ -50,6 +50,8 @@ def _argument(name, value):
         return jax.random.key(value)
     if name == "weights":
         return jnp.asarray(value)
+    if name == "vocabulary":
+        return getattr(oht.rules, value)
     if isinstance(value, list):
         return tuple(_argument("", x) for x in value)
     return value

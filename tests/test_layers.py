@@ -1,9 +1,10 @@
-"""A wing of the experiments imports wings below it, never beside or above it."""
+"""Which way the experiments' wings import, and how long files and functions are."""
 
 import ast
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / "experiments"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "experiments"
 FLOORS = (  # from the ground
     {"common"},
     {"data", "models"},
@@ -46,3 +47,34 @@ def test_wings_import_those_below_them():
         if (reason := breach(path.relative_to(FOLDER).parts[0], name))
     ]
     assert not breaches, "\n".join(breaches)
+
+
+def too_long(text, most_in_file=400, most_in_function=60):
+    """What is longer, in lines: docstrings of functions do not count."""
+    if text.count("\n") > most_in_file:
+        yield "the file"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            documented = ast.get_docstring(node) is not None
+            docstring = first.end_lineno - first.lineno + 1 if documented else 0
+            if node.end_lineno - node.lineno + 1 - docstring > most_in_function:
+                yield node.name
+
+
+def test_files_and_functions_are_short():
+    long = [
+        f"{path.relative_to(ROOT)}: {what}"
+        for folder in ("optax_heavytail", "experiments")
+        for path in (ROOT / folder).rglob("*.py")
+        for what in too_long(path.read_text(encoding="utf-8"))
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_what_is_too_long():
+    body = "    x = 1\n" * 58
+    kept = f"def kept():\n    '''A.\n\n    B.\n    '''\n{body}    return x\n"
+    long = kept.replace("kept", "long").replace("return", "x += 1\n    return")
+    assert list(too_long(kept + long)) == ["long"]
+    assert list(too_long("x = 1\n" * 401)) == ["the file"]

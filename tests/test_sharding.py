@@ -119,6 +119,11 @@ WITH_NORMS = {
     "clipped_ema": functools.partial(oht.clipped_ema, relative=1.0, scope="leaf"),
     "cautious": functools.partial(oht.cautious, oht.trace(0.9)),
     "peak": functools.partial(oht.clip_by_peak, 0.5),
+    "rule": functools.partial(
+        oht.rules.transform,
+        "min(1 / norm(m), 1) * m + rms(g) * sign(g)",
+        vocabulary=oht.rules.EXTENDED,
+    ),
 }
 WITH_NORMS |= {  # all others that say over which axes a sum goes
     # Specs have no masked leaves, as the state of a masked transform has.

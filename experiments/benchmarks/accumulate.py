@@ -122,8 +122,8 @@ def difference(batch_size: int, microbatches: int) -> float:
 
     def leaves(number: int) -> list[jax.Array]:
         batch = stacked(batch_size, number)
-        found = gradient(params, model_state, batch, jax.random.key(0))
-        return jax.tree.leaves(found.grads)
+        summed = gradient(params, model_state, batch, jax.random.key(0))
+        return jax.tree.leaves(summed.grads)
 
     return max(
         float(jnp.max(jnp.abs(one - many)) / jnp.max(jnp.abs(one)))

@@ -61,10 +61,10 @@ def positive(text: str) -> int:
 
 def several(text: str, item: Callable[[str], Any]) -> list[Any]:
     """Items between commas, each once."""
-    found = [item(part) for part in text.split(",")]
-    if len(set(found)) < len(found):
+    items = [item(part) for part in text.split(",")]
+    if len(set(items)) < len(items):
         raise argparse.ArgumentTypeError(f"{text!r} must have each item once")
-    return found
+    return items
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:

@@ -143,7 +143,7 @@ def measure_count(
 def rows(records: Sequence[common.Record]) -> list[list[str]]:
     """The rows of one number of leaves."""
     by_name = {record["contestant"]: record for record in records}
-    found = []
+    cells = []
     for name, record in by_name.items():
         against = REFERENCES.get(name, REFERENCE)
         reference = by_name[against]
@@ -151,7 +151,7 @@ def rows(records: Sequence[common.Record]) -> list[list[str]]:
             common.summarize([times[stage] for times in record["stages"]]).median
             for stage in STAGES
         ]
-        found.append(
+        cells.append(
             [
                 str(record["leaves"]),
                 name,
@@ -171,7 +171,7 @@ def rows(records: Sequence[common.Record]) -> list[list[str]]:
                 ),
             ]
         )
-    return found
+    return cells
 
 
 def main(argv: Sequence[str]) -> None:
@@ -202,10 +202,10 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     for name in names:  # the first compilation of a process starts the compiler
         build(name, trees.equal_leaves(2))
-    found, records = [], []
+    rows, records = [], []
     for count in flags.counts:
         new_rows, new_records = measure_count(count, flags.builds, flags.repeats, names)
-        found += new_rows
+        rows += new_rows
         records += new_records
     explanation = (
         f"Leaves of 16 x 16; medians of {flags.builds} compilations, each from "
@@ -213,7 +213,7 @@ def main(argv: Sequence[str]) -> None:
         f"{CALLS_PER_TIME} steps. Ratios are to the optimizer named before them, one "
         "per round: the median with quartiles."
     )
-    table = markdown.table(HEADINGS, found)
+    table = markdown.table(HEADINGS, rows)
     common.write(flags.output, "Many small leaves", [explanation, table], records)
 
 

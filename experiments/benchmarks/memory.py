@@ -96,7 +96,7 @@ def measure(name: str, dtypes: dict[str, str], tree: str) -> common.Record:
     state = jax.eval_shape(tx.init, params)
     program = step.compile_step(tx, params)
     analysis = program.memory_analysis()
-    found = {
+    bytes_by_part = {
         "argument": analysis.argument_size_in_bytes,
         "output": analysis.output_size_in_bytes,
         "alias": analysis.alias_size_in_bytes,
@@ -109,9 +109,9 @@ def measure(name: str, dtypes: dict[str, str], tree: str) -> common.Record:
         "dtypes": dtypes,
         "parameters": trees.num_params(shapes),
         "state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        **found,
+        **bytes_by_part,
         # Outputs in the memory of a donated argument are no further bytes.
-        "peak": sum(found.values()) - 2 * found["alias"],
+        "peak": sum(bytes_by_part.values()) - 2 * bytes_by_part["alias"],
         "moved": int(program.cost_analysis()["bytes accessed"]),
         "device_peak": _device_peak(tx, program, shapes),
     }

@@ -66,12 +66,12 @@ def _bytes(trainer: throughput.Trainer) -> int:
 
 def rows_of(record: common.Record) -> list[list[str]]:
     """The rows of one optimizer."""
-    found = []
+    rows = []
     for name, seconds in record["seconds"].items():
         milliseconds = common.summarize([1e3 * t for t in seconds])
         ratio = common.paired_ratio(seconds, record["seconds"][ALONE])
         is_step = name in (AGAIN, MONITORED)
-        found.append(
+        rows.append(
             [
                 record["optimizer"],
                 name,
@@ -79,7 +79,7 @@ def rows_of(record: common.Record) -> list[list[str]]:
                 str(ratio) if is_step else "-",
             ]
         )
-    return found
+    return rows
 
 
 def main(argv: Sequence[str]) -> None:

@@ -192,13 +192,13 @@ def measure_tree(
 
 def pairs() -> list[tuple[str, str, int]]:
     """Each contestant with each of its references, and the bytes it must move."""
-    found = [
+    ours = [
         (name, reference, contestant.bytes_per_param)
         for name, contestant in CONTESTANTS.items()
         for reference in contestant.references
     ]
     torch = TORCH if has_torch() else ()
-    return found + [(name, ADAMW, TORCH_ADAMW_BYTES) for name in torch]
+    return ours + [(name, ADAMW, TORCH_ADAMW_BYTES) for name in torch]
 
 
 def row(record: common.Record, size: int, copy_rate: float) -> list[str]:
@@ -240,9 +240,9 @@ def main(argv: Sequence[str]) -> None:
     steps = flags.steps or (1 if jax.default_backend() == "cpu" else 20)
     parts, records = [_explanation(flags.repeats, steps)], []
     for name in flags.trees:
-        part, found = measure_tree(name, flags.repeats, steps)
+        part, measured = measure_tree(name, flags.repeats, steps)
         parts.append(part)
-        records += found
+        records += measured
     common.write(flags.output, "Optimizer step", parts, records)
 
 

@@ -208,13 +208,15 @@ SHOWN: dict[str, tuple[str, Show]] = {
 }
 
 
-def tables(found: Sequence[tuple[Cell, Record]]) -> list[str]:
+def tables(measured: Sequence[tuple[Cell, Record]]) -> list[str]:
     """One table per method and quantity, laws against settings and sizes."""
     parts = []
     for title, (explanation, show) in SHOWN.items():
         parts += [f"## {title}", explanation]
         for method in LAWS:
-            chosen = [(cell, record) for cell, record in found if cell.method == method]
+            chosen = [
+                (cell, record) for cell, record in measured if cell.method == method
+            ]
             parts += [f"`{method}`:", _table(chosen, show)]
     return parts
 
@@ -246,13 +248,13 @@ def study(output: Path, repeats: int) -> None:
     """
     common.check_writable(output)
     partial = output.with_name(f"{output.name}.partial.jsonl")
-    found = run(cells(), repeats, partial)
+    measured = run(cells(), repeats, partial)
     explanation = (
         f"`estimate_tail` with its defaults on {repeats} sets of samples a "
         "number. Columns: what the samples go over, the coefficient of their "
         "autoregression, and how many there are. Stable and Gaussian series are linear "
         "autoregressions; Pareto and Student-t series have the ranks of a Gaussian one."
     )
-    records = [record for _, record in found]
-    common.write(output, "Tail estimators", [explanation, *tables(found)], records)
+    records = [record for _, record in measured]
+    common.write(output, "Tail estimators", [explanation, *tables(measured)], records)
     partial.unlink()

@@ -98,8 +98,8 @@ class Gradient:
         gradient = steps.make_gradient(task, None, aggregate.MEAN)
 
         def add(total: Any, params: Any, model_state: Any, batch: Batch):
-            found = gradient(params, model_state, batch, jax.random.key(0))
-            return optax.tree.add(total, found.grads)
+            summed = gradient(params, model_state, batch, jax.random.key(0))
+            return optax.tree.add(total, summed.grads)
 
         self._params, self._model_state = jax.jit(task.init)(jax.random.key(0))
         self._total = optax.tree.zeros_like(self._params)
@@ -132,10 +132,10 @@ def measure(name: str, rows: int, dtype: str, repeats: int) -> list[common.Recor
             "dtype": dtype,
             "rows": rows,
             "optimizer": optimizer,
-            "seconds": found,
+            "seconds": seconds,
             "gradient_seconds": times[GRADIENT],
         }
-        for optimizer, found in times.items()
+        for optimizer, seconds in times.items()
     ]
 
 

@@ -151,12 +151,12 @@ def cg_direction(problem: Problem, steps: int) -> Callable[..., Any]:
 
 def directions(problem: Problem, steps: int) -> dict[str, Callable[..., Any]]:
     """The methods' directions with K = ``steps``."""
-    found = (
+    chosen = (
         neumann_direction(problem, steps, use_hvp=False),
         neumann_direction(problem, steps, use_hvp=True),
         cg_direction(problem, steps),
     )
-    return dict(zip(METHODS, found, strict=True))
+    return dict(zip(METHODS, chosen, strict=True))
 
 
 def evaluations(method: str, steps: int) -> str:
@@ -169,9 +169,9 @@ def evaluations(method: str, steps: int) -> str:
     }[method]
 
 
-def cosine(found: Any, exact: np.ndarray) -> float:
+def cosine(approximate: Any, exact: np.ndarray) -> float:
     """The cosine of the angle between a direction and the exact one."""
-    flat = np.asarray(ravel_pytree(found)[0], np.float64)
+    flat = np.asarray(ravel_pytree(approximate)[0], np.float64)
     return float(flat @ exact / (np.linalg.norm(flat) * np.linalg.norm(exact)))
 
 

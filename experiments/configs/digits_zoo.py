@@ -44,6 +44,7 @@ OPTIMIZERS = {
     "normalized_gd": (0.3, {"b1": 0.9}),
     "novograd": (0.1, {}),
     "powersign": (0.3, {}),
+    "rule": (3e-2, {"expression": "adam * exp(sign(g) * sign(m))"}),
     "sgdw": (0.3, {}),
     "spam": (3e-2, {}),
     "stable_adamw": (3e-2, {}),

@@ -97,7 +97,7 @@ def _histogram(layer: LayerDiagnosis) -> Picture:
 
 
 def _num_bins(samples: np.ndarray) -> int:
-    """By Freedman and Diaconis' rule, but no more than a picture can show."""
+    """Freedman and Diaconis' number, but no more than a picture can show."""
     low, high = np.quantile(samples, (0.25, 0.75))
     width, span = 2 * (high - low) / len(samples) ** (1 / 3), np.ptp(samples)
     if span == 0:

@@ -38,7 +38,7 @@ def load(folder: Path) -> tuple[Images, Images]:
     """
     config = image_defaults.image_config().data
     config.update(path=str(datasets.find(folder, TAR)), image_size=SIZE)
-    found = images.load(config)
+    loaded = images.load(config)
     rng = np.random.default_rng(0)
 
     def part(split: images.Split, number: int) -> Images:
@@ -47,7 +47,7 @@ def load(folder: Path) -> tuple[Images, Images]:
         weights = np.ones(number, np.float32)
         return {"images": pixels, "labels": split.labels[chosen], "weights": weights}
 
-    return part(found.train, TRAIN_IMAGES), part(found.validation, VALIDATION_IMAGES)
+    return part(loaded.train, TRAIN_IMAGES), part(loaded.validation, VALIDATION_IMAGES)
 
 
 def problem(folder: Path, batch_size: int) -> Problem:

@@ -27,7 +27,7 @@ def spread(losses: np.ndarray) -> str:
 
 
 def points_above(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """By how many percentage points more images are right, pairing the seeds."""
+    """Percentage points that more images are right, the seeds paired."""
     points = 100 * (np.array(result["accuracies"]) - np.array(other["accuracies"]))
     return study.with_interval(study.mean_interval(points), "+.2f")
 

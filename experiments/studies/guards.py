@@ -109,10 +109,10 @@ def measure(name: str) -> dict[str, Any]:
     """The best rate on clean data, and what fresh seeds give there."""
     tuned = tune(name)
     contestant, best = Contestant(CONTESTANTS[name], 0.0), [Point(tuned["rate"], None)]
-    found = {}
+    by_condition = {}
     for condition, what in CONDITIONS.items():
         curves = training.runner(contestant, problem(what, "test"))(best, SEEDS)
-        found[condition] = {
+        by_condition[condition] = {
             "losses": study.rounded(curves.losses[0, :, -1]),
             "accuracies": study.rounded(curves.accuracies[0, :, -1]),
         }
@@ -121,7 +121,7 @@ def measure(name: str) -> dict[str, Any]:
         same, SEEDS
     )
     at_same_rate = study.rounded(curves.losses[0, :, -1])
-    return tuned | {"conditions": found, "at_baselines_rate": at_same_rate}
+    return tuned | {"conditions": by_condition, "at_baselines_rate": at_same_rate}
 
 
 @functools.cache
@@ -152,10 +152,10 @@ def cells(scale: str, data: Path) -> list[Cell]:
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    found = {r["settings"]["optimizer"]: r["result"] for r in records}
-    base = _losses(found[BASELINE], "clean")
+    results = {r["settings"]["optimizer"]: r["result"] for r in records}
+    base = _losses(results[BASELINE], "clean")
     rows, rates = [], []
-    for name, result in found.items():
+    for name, result in results.items():
         clean = _losses(result, "clean")
         versus = ["", ""]
         if name != BASELINE:

@@ -83,10 +83,10 @@ def _lars(rate: Any) -> optax.GradientTransformation:
 
 def _ratios(state: Any) -> dict[str, jax.Array]:
     """The trust ratios of the kernels of convolutions and of the head, unbounded."""
-    found = oht.get_trust_ratio(state, raw=True)
+    by_leaf = oht.get_trust_ratio(state, raw=True)
     kernels = [
         ratio
-        for path, ratio in jax.tree_util.tree_leaves_with_path(found)
+        for path, ratio in jax.tree_util.tree_leaves_with_path(by_leaf)
         if "kernel" in jax.tree_util.keystr(path)
     ]
     ratios = jnp.stack([jnp.mean(ratio) for ratio in kernels])
@@ -119,8 +119,11 @@ def _pair(
     make: Callable[..., Any], schedule: Any = training.warm_cosine
 ) -> dict[str, Contestant]:
     """With and without a bound, otherwise alike."""
-    found = {BOUNDED: _bounded(1.0, 0.1, make), UNBOUNDED: _bounded(None, 0.1, make)}
-    return {k: v._replace(schedule=schedule) for k, v in found.items()}
+    contestants = {
+        BOUNDED: _bounded(1.0, 0.1, make),
+        UNBOUNDED: _bounded(None, 0.1, make),
+    }
+    return {k: v._replace(schedule=schedule) for k, v in contestants.items()}
 
 
 def _constant(steps: int) -> optax.Schedule:
@@ -173,42 +176,42 @@ Results = dict[Any, dict[str, dict[str, Any]]]  # by batch size or attempt, opti
 
 
 def _results(records: Sequence[Record], key: str) -> Results:
-    found: Results = {}
+    grouped: Results = {}
     for record in records:
         settings = record["settings"]
-        results = found.setdefault(settings[key], {})
+        results = grouped.setdefault(settings[key], {})
         results[settings["optimizer"]] = record["result"]
-    return found
+    return grouped
 
 
 def _by_size(records: Sequence[Record]) -> Results:
-    found = [record for record in records if "attempt" not in record["settings"]]
-    return _results(found, "batch_size")
+    planned = [record for record in records if "attempt" not in record["settings"]]
+    return _results(planned, "batch_size")
 
 
 def _by_attempt(records: Sequence[Record]) -> Results:
     """With the comparison that they are attempts at first."""
-    found = [record for record in records if "attempt" in record["settings"]]
+    attempts = [record for record in records if "attempt" in record["settings"]]
     first = {"as above": _by_size(records)[ATTEMPTED_BATCH_SIZE]}
-    return first | _results(found, "attempt")
+    return first | _results(attempts, "attempt")
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    found = _by_size(records)
+    by_size = _by_size(records)
     losses = {
         f"batch_{size}": comparison.training_table(results, BASELINE)
-        for size, results in found.items()
+        for size, results in by_size.items()
     }
     return {
         **losses,
-        "bounds": _bounds(found),
-        "ratios": _ratio_table(found),
+        "bounds": _bounds(by_size),
+        "ratios": _ratio_table(by_size),
         "attempts": _attempts(_by_attempt(records)),
     }
 
 
-def _bounds(found: Results) -> str:
+def _bounds(by_size: Results) -> str:
     """Points of accuracy that each bound gains over none, seed by seed."""
     bounded = [name for name in CONTESTANTS if name.startswith("lambc")]
     rows = [
@@ -216,18 +219,18 @@ def _bounds(found: Results) -> str:
             name,
             *(
                 comparison.points_above(results[name], results[UNBOUNDED])
-                for results in found.values()
+                for results in by_size.values()
             ),
         ]
         for name in sorted(bounded, key=lambda name: float(name.split()[-1]))
     ]
-    return markdown.table(["", *(f"batch {size:,}" for size in found)], rows)
+    return markdown.table(["", *(f"batch {size:,}" for size in by_size)], rows)
 
 
-def _attempts(found: Results) -> str:
+def _attempts(by_size: Results) -> str:
     """What a bound of 1 gains over none when something else is changed."""
     rows = []
-    for name, results in found.items():
+    for name, results in by_size.items():
         pair = results[UNBOUNDED], results[BOUNDED]
         losses = [comparison.spread(np.array(result["losses"])) for result in pair]
         accuracies = [f"{np.mean(result['accuracies']):.1%}" for result in pair]
@@ -237,10 +240,10 @@ def _attempts(found: Results) -> str:
     return markdown.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
 
 
-def _ratio_table(found: Results) -> str:
+def _ratio_table(by_size: Results) -> str:
     """Raw trust ratios over time, the mean over seeds."""
     rows = []
-    for size, results in found.items():
+    for size, results in by_size.items():
         for name, result in results.items():
             seen = result["seen"]
             if not seen:

@@ -79,7 +79,7 @@ def _variants(batch_size: int) -> dict[str, Contestant]:
 
 
 def contestant(name: str, batch_size: int) -> Contestant:
-    """By its name; resets and burn-in depend on the steps of an epoch."""
+    """The contestant of a name; resets and burn-in depend on the steps of an epoch."""
     return (CONTESTANTS | _variants(batch_size))[name]
 
 

@@ -18,12 +18,12 @@ Results = dict[str, dict[str, Any]]  # by optimizer
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    found = {f"final_{size}": _finals(records, size) for size in _sizes(records)}
-    blocks = {name: _against_best(_main(results)) for name, results in found.items()}
-    middle, whole = found["final_64"], list(found.values())[-1]
+    finals = {f"final_{size}": _finals(records, size) for size in _sizes(records)}
+    blocks = {name: _against_best(_main(results)) for name, results in finals.items()}
+    middle, whole = finals["final_64"], list(finals.values())[-1]
     constant = _select(records, "final", schedule="constant")
     return {
-        "points": _points(found),
+        "points": _points(finals),
         **blocks,
         "steps": _steps(records),
         "scaling": _scaling(records),
@@ -75,11 +75,11 @@ def _main(results: Results) -> Results:
     return {k: result for k, result in results.items() if not _is_variant(k)}
 
 
-def _points(found: dict[str, Results]) -> str:
-    """By how much more of the images Neumann has right."""
-    baselines = [name for name in _main(found["final_64"]) if name != "neumann"]
+def _points(finals: dict[str, Results]) -> str:
+    """How many more of the images Neumann has right, in percentage points."""
+    baselines = [name for name in _main(finals["final_64"]) if name != "neumann"]
     rows = []
-    for block, results in found.items():
+    for block, results in finals.items():
         neumann = results["neumann"]
         above = [comparison.points_above(neumann, results[name]) for name in baselines]
         rows.append([f"{int(block.split('_')[1]):,}", *above])
@@ -153,7 +153,7 @@ def _steps(records: Sequence[Record]) -> str:
 
 
 def _scaling(records: Sequence[Record]) -> str:
-    """By what the steps shrink from one batch size to the next."""
+    """How many times fewer steps each next batch size needs."""
     sizes = _sizes(records)
     pairs = list(itertools.pairwise(sizes))
     by_size = {size: _select(records, "speed", batch_size=size) for size in sizes}

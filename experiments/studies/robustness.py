@@ -111,17 +111,17 @@ def cells(scale: str, data: Path) -> list[Cell]:
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
-    found: dict[str, dict[str, Any]] = {}
+    by_condition: dict[str, dict[str, Any]] = {}
     for record in records:
         settings = record["settings"]
-        of_condition = found.setdefault(settings["condition"], {})
+        of_condition = by_condition.setdefault(settings["condition"], {})
         of_condition[settings["optimizer"]] = record["result"]
     conditions = {
         name: comparison.training_table(results, BASELINE)
-        for name, results in found.items()
+        for name, results in by_condition.items()
     }
     return {
-        "widths": _widths(found["clean"]),
+        "widths": _widths(by_condition["clean"]),
         **{name.replace(" ", "_"): table for name, table in conditions.items()},
     }
 

@@ -62,10 +62,10 @@ def ensemble(setup: Setup) -> Problem:
         def predict(params: Any) -> jax.Array:
             return jax.nn.softmax(digits.logits(params, images))
 
-        found = oht.snapshot_predictions(state, predict)
+        shown = oht.snapshot_predictions(state, predict)
         rows = jnp.arange(len(labels))
-        chosen = jnp.maximum(found[rows, labels], jnp.finfo(found.dtype).tiny)
-        is_right = jnp.argmax(found, axis=-1) == labels
+        chosen = jnp.maximum(shown[rows, labels], jnp.finfo(shown.dtype).tiny)
+        is_right = jnp.argmax(shown, axis=-1) == labels
         return -jnp.mean(jnp.log(chosen)), jnp.mean(is_right)
 
     return _plain(setup)._replace(evaluate=evaluate)
@@ -81,8 +81,8 @@ def growing(batch_plan: oht.BatchSizePlan, setup: Setup) -> Problem:
     in_a_row = setup._replace(steps=int(ends[-1]), batch_size=1)
 
     def batches(seed: int) -> dict[str, np.ndarray]:
-        found = digits.problem(in_a_row).batches(seed)
-        chosen = {name: rows[places, 0] for name, rows in found.items()}
+        images = digits.problem(in_a_row).batches(seed)
+        chosen = {name: rows[places, 0] for name, rows in images.items()}
         return chosen | {"weights": (is_real / sizes[:, None]).astype(np.float32)}
 
     def loss(params: PyTree, state: PyTree, data: PyTree, batch: PyTree) -> Any:
@@ -158,30 +158,30 @@ def _with_signs() -> dict[str, Method]:
 
 
 def methods() -> dict[tuple[str, str, str], Method]:
-    """By optimizer, schedule and what is done with it."""
-    found = {}
+    """All methods, by optimizer, schedule and what is done with it."""
+    known = {}
     for name, base in BASES.items():
         for schedule, made in SCHEDULES.items():
             for use, method in _with_growth(base, made).items():
-                found[name, schedule, use] = method
-        found[name, "cosine", "short"] = Method(base, short)
+                known[name, schedule, use] = method
+        known[name, "cosine", "short"] = Method(base, short)
         for schedule, cycles in CYCLES.items():
             for use, method in with_cycles(base, cycles).items():
-                found[name, schedule, use] = method
+                known[name, schedule, use] = method
     signs = _with_signs()
     for name, method in signs.items():
-        found[name, "cosine", "decaying rate"] = method
+        known[name, "cosine", "decaying rate"] = method
     for name in ("momentum", "adamw", "powersign", "addsign"):
-        method = found[name, "cosine", "decaying rate"]
-        found[name, "cosine", "larger batch"] = method._replace(problem=larger)
-    return found
+        method = known[name, "cosine", "decaying rate"]
+        known[name, "cosine", "larger batch"] = method._replace(problem=larger)
+    return known
 
 
 def measure(setup: Setup, method: Method) -> dict[str, Any]:
     """Tuned, and fresh seeds."""
     problem = method.problem(setup)
-    found = tuning.tune_and_run(method.contestant, problem, PROTOCOL)
-    return found | {"updates": problem.steps}
+    tuned = tuning.tune_and_run(method.contestant, problem, PROTOCOL)
+    return tuned | {"updates": problem.steps}
 
 
 def cells(scale: str, data: Path) -> list[Cell]:

@@ -60,12 +60,12 @@ def _baselines(
     """First columns, and results by schedule and use, of each condition's baselines."""
     for condition in _values(records, "condition"):
         for name in comparison.BASELINES:
-            found: dict[str, Uses] = {}
+            schedules: dict[str, Uses] = {}
             for record in _select(records, condition=condition, optimizer=name):
                 settings = record["settings"]
-                uses = found.setdefault(settings["schedule"], {})
+                uses = schedules.setdefault(settings["schedule"], {})
                 uses[settings["use"]] = record["result"]
-            yield [condition, name], found
+            yield [condition, name], schedules
 
 
 def _has_cycles(uses: Uses) -> bool:
@@ -85,10 +85,10 @@ def _minus(result: Result, other: Result) -> str:
 def _restarts(records: Sequence[Record]) -> str:
     """Losses on the way, of one cosine and of cycles."""
     rows = []
-    for first, found in _baselines(records):
+    for first, schedules in _baselines(records):
         last = {
             schedule: uses["last" if _has_cycles(uses) else "decaying rate"]
-            for schedule, uses in found.items()
+            for schedule, uses in schedules.items()
         }
         for schedule, result in last.items():
             places = [result["evaluated_at"].index(step) for step in LOOKS]
@@ -104,8 +104,11 @@ def _restarts(records: Sequence[Record]) -> str:
 def _halfway(records: Sequence[Record]) -> str:
     """The third end of growing cycles, against a cosine that ends there."""
     rows = []
-    for first, found in _baselines(records):
-        cycles, cosine = found["4 growing cycles"]["last"], found["cosine"]["short"]
+    for first, runs in _baselines(records):
+        cycles, cosine = (
+            runs["4 growing cycles"]["last"],
+            runs["cosine"]["short"],
+        )
         place = cycles["evaluated_at"].index(cosine["updates"])
         losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
         difference = study.mean_interval(losses[0] - losses[1])
@@ -118,14 +121,14 @@ def _halfway(records: Sequence[Record]) -> str:
 def _ensembles(records: Sequence[Record]) -> str:
     """The mean of snapshots, against the last one and against one cosine."""
     rows = []
-    for first, found in _baselines(records):
-        cosine = found["cosine"]["decaying rate"]
-        for schedule, uses in found.items():
+    for first, runs in _baselines(records):
+        cosine = runs["cosine"]["decaying rate"]
+        for schedule, uses in runs.items():
             if _has_cycles(uses):
                 result, last = uses["ensemble"], uses["last"]
                 name = comparison.named(schedule, result)
                 losses = [_minus(result, other) for other in (last, cosine)]
-                others = last, cosine, found["cosine"]["short"]
+                others = last, cosine, runs["cosine"]["short"]
                 points = [comparison.points_above(result, other) for other in others]
                 rows.append([*first, name, *losses, *points])
     others = ["the last one", "one cosine", "a cosine of 280 steps"]
@@ -137,8 +140,8 @@ def _ensembles(records: Sequence[Record]) -> str:
 def _growing(records: Sequence[Record]) -> str:
     """A growing batch against a decaying rate."""
     rows = []
-    for first, found in _baselines(records):
-        for schedule, uses in found.items():
+    for first, schedules in _baselines(records):
+        for schedule, uses in schedules.items():
             if not _has_cycles(uses):
                 pair = decaying, grown = uses["decaying rate"], uses["growing batch"]
                 updates = f"{decaying['updates']}, {grown['updates']}"

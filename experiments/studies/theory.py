@@ -133,8 +133,8 @@ def simulate(
 
     keys = jax.random.split(jax.random.key(0), runs)
     # A run that has left the range of float32 is as far away as can be.
-    found = np.asarray(jax.jit(jax.vmap(one_run))(keys), np.float64)
-    return np.where(np.isfinite(found), np.minimum(found, 1e30), 1e30)
+    ends = np.asarray(jax.jit(jax.vmap(one_run))(keys), np.float64)
+    return np.where(np.isfinite(ends), np.minimum(ends, 1e30), 1e30)
 
 
 def rate(kind: str, order: float, method: str, runs: int) -> dict[str, Any]:
@@ -229,13 +229,13 @@ def dimension(
 def cells(scale: str, data: Path) -> list[Cell]:
     """All measurements."""
     runs = RUNS[scale]
-    found = [
+    cells = [
         _cell(rate, kind=kind, order=order, method=method, runs=runs)
         for kind in NOISES
         for order in ORDERS
         for method in METHODS
     ]
-    found += [
+    cells += [
         _cell(horizon, kind=kind, order=order, method=method, steps=steps, runs=runs)
         for kind in NOISES[:2]
         for order in ORDERS
@@ -243,12 +243,12 @@ def cells(scale: str, data: Path) -> list[Cell]:
         for steps in HORIZONS
     ]
     # Of a long vector there is no need for many runs.
-    found += [
+    cells += [
         _cell(dimension, **about, number=number, steps=2000, runs=runs // 8)
         for about in ({"scales": s, "method": m} for s in SMALLEST for m in CLIPPED)
         for number in DIMENSIONS
     ]
-    return found
+    return cells
 
 
 def _cell(measure: Callable[..., dict[str, Any]], **settings: Any) -> Cell:

@@ -33,9 +33,9 @@ def _of(records: Sequence[Record], part: str) -> list[Record]:
 
 def _by(records: Sequence[Record], *names: str) -> dict[tuple[Any, ...], Record]:
     """Records by some of their settings, which tell them apart."""
-    found = {tuple(r["settings"][name] for name in names): r for r in records}
-    assert len(found) == len(records)
-    return found
+    measured = {tuple(r["settings"][name] for name in names): r for r in records}
+    assert len(measured) == len(records)
+    return measured
 
 
 def _distinct(records: Sequence[Record], name: str) -> list[Any]:
@@ -44,10 +44,12 @@ def _distinct(records: Sequence[Record], name: str) -> list[Any]:
 
 def rates(records: Sequence[Record]) -> str:
     """Fitted exponents of the mean error beside the theorems'."""
-    found = _by(records, "kind", "order", "method")
+    measured = _by(records, "kind", "order", "method")
 
     def cell(kind: str, order: float, method: str) -> str:
-        return study.with_interval(found[kind, order, method]["result"]["slope"], ".2f")
+        return study.with_interval(
+            measured[kind, order, method]["result"]["slope"], ".2f"
+        )
 
     return _exponents(records, lambda order: -2 * (order - 1) / order, cell)
 
@@ -76,14 +78,14 @@ def _exponents(
 
 def deviations(records: Sequence[Record]) -> str:
     """How the errors of the last step are spread over the runs."""
-    found = _by(records, "kind", "order", "method")
+    measured = _by(records, "kind", "order", "method")
     kinds, orders, methods = (
         _distinct(records, name) for name in ("kind", "order", "method")
     )
     shown = [order for order in orders if order in (orders[0], SHOWN_ORDER, orders[-1])]
     rows = []
     for kind, order, method in itertools.product(kinds, shown, methods):
-        result = found[kind, order, method]["result"]
+        result = measured[kind, order, method]["result"]
         names = ("median", "mean", "quantile_99")
         median, mean, high = (result[name][-1] for name in names)
         numbers = [f"{x:.3g}" for x in (median, mean, high, high / median)]
@@ -95,11 +97,11 @@ def deviations(records: Sequence[Record]) -> str:
 
 def horizons(records: Sequence[Record]) -> str:
     """Fitted exponents of the mean squared gradient beside theorem 2's."""
-    found = _by(records, "kind", "order", "method", "steps")
+    measured = _by(records, "kind", "order", "method", "steps")
     steps = _distinct(records, "steps")
 
     def cell(kind: str, order: float, method: str) -> str:
-        of_runs = [found[kind, order, method, k]["result"]["squares"] for k in steps]
+        of_runs = [measured[kind, order, method, k]["result"]["squares"] for k in steps]
         squares = np.transpose(of_runs)
         exponent = study.fitted_exponent(steps, squares)
         last = squares[:, -1].mean()
@@ -110,7 +112,7 @@ def horizons(records: Sequence[Record]) -> str:
 
 def dimensions(records: Sequence[Record]) -> str:
     """Errors by dimension, and fitted exponents of the dimension."""
-    found = _by(records, "scales", "method", "number")
+    measured = _by(records, "scales", "method", "number")
     kinds, methods, numbers = (
         _distinct(records, name) for name in ("scales", "method", "number")
     )
@@ -118,7 +120,7 @@ def dimensions(records: Sequence[Record]) -> str:
     for scales in kinds:
         means = {}
         for method in methods:
-            errors = [found[scales, method, n]["result"]["errors"] for n in numbers]
+            errors = [measured[scales, method, n]["result"]["errors"] for n in numbers]
             means[method] = np.mean(errors, axis=1)
             cells = [f"{mean:.3g}" for mean in means[method]]
             exponent = study.fitted_exponent(numbers, np.transpose(errors))
@@ -142,14 +144,14 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
 
 
 def _curves(records: Sequence[Record], statistic: str, label: str) -> bytes:
-    found = _by(records, "kind", "order", "method")
+    measured = _by(records, "kind", "order", "method")
     kinds, methods = (_distinct(records, name) for name in ("kind", "method"))
     figure = Figure(figsize=(11.0, 4.2), dpi=150, facecolor="white")
     for axes, kind in zip(
         figure.subplots(1, len(kinds), sharey=True), kinds, strict=True
     ):
         for i, method in enumerate(methods):
-            result = found[kind, SHOWN_ORDER, method]["result"]
+            result = measured[kind, SHOWN_ORDER, method]["result"]
             axes.plot(
                 result["steps"],
                 result[statistic],
@@ -157,7 +159,7 @@ def _curves(records: Sequence[Record], statistic: str, label: str) -> bytes:
                 linewidth=1.8,
                 label=NAMES[method],
             )
-        _guide(axes, found[kind, SHOWN_ORDER, "gclip"]["result"], statistic)
+        _guide(axes, measured[kind, SHOWN_ORDER, "gclip"]["result"], statistic)
         figures.style(axes, "step")
         axes.set(xscale="log", yscale="log")
         axes.set_title(f"{kind}, a = {SHOWN_ORDER:g}", loc="left", color=figures.INK)

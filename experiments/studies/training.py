@@ -219,8 +219,8 @@ def _lane(contestant: Contestant, problem: Problem) -> _Lane:
 
     def show(carry: Any, data: Any) -> Shown:
         params, model_state, state = carry
-        found = contestant.read(state, params) if contestant.read else params
-        loss, accuracy = problem.evaluate(found, model_state, data)
+        evaluated = contestant.read(state, params) if contestant.read else params
+        loss, accuracy = problem.evaluate(evaluated, model_state, data)
         return loss, accuracy, contestant.observe(state) if contestant.observe else {}
 
     return _Lane(start, step, show)

@@ -71,13 +71,13 @@ def _search(
 ) -> tuple[Tuned, Contestant]:
     """One grid, whose new points are added to ``known``, and where the next one is."""
     rates, thresholds = grid(contestant, protocol)
-    found = points(rates, thresholds)
-    new = [point for point in found if _name(point) not in known]
+    tried = points(rates, thresholds)
+    new = [point for point in tried if _name(point) not in known]
     if new:
         last = run(new, protocol.tuning_seeds).losses[..., -1].mean(axis=1)
         known |= zip(map(_name, new), last, strict=True)
-    losses = np.array([known[_name(point)] for point in found])
-    best = found[int(np.argmin(losses))]
+    losses = np.array([known[_name(point)] for point in tried])
+    best = tried[int(np.argmin(losses))]
     moved = contestant._replace(
         rate=_moved(best.rate, rates),
         threshold=best.threshold and _moved(best.threshold, thresholds),

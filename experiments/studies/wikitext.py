@@ -80,8 +80,8 @@ def problem(folder: Path, steps: int = STEPS) -> Problem:
 
     def batches(seed: int) -> PyTree:
         pipeline = text.train_pipeline(rows, BATCH_SIZE, seed, VOCABULARY)
-        found = [pipeline[step] for step in range(steps)]
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+        batches = [pipeline[step] for step in range(steps)]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
 
     return Problem(
         steps,

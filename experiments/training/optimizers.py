@@ -12,7 +12,7 @@ from experiments.common import fields
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.configs import fields as tables
-from optax_heavytail import diagnostics
+from optax_heavytail import diagnostics, rules
 
 
 def momentum(
@@ -79,6 +79,29 @@ def history_adamw(
     return optax.chain(oht.clip_by_history(factor, window), inner)
 
 
+VOCABULARIES = {"bello": rules.BELLO, "extended": rules.EXTENDED}
+
+
+def rule(
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    mask=None,
+    *,
+    expression: str,
+    vocabulary: str = "bello",
+    **kwargs,
+) -> optax.GradientTransformation:
+    """The rule that is an expression, with decoupled weight decay."""
+    if vocabulary not in VOCABULARIES:
+        allowed = " or ".join(VOCABULARIES)
+        raise ValueError(f"vocabulary must be {allowed}, got {vocabulary!r}")
+    return optax.chain(
+        rules.transform(expression, vocabulary=VOCABULARIES[vocabulary], **kwargs),
+        oht.add_decayed_weights(weight_decay, mask),
+        oht.scale_by_learning_rate(learning_rate),
+    )
+
+
 BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acclip": oht.acclip,
     "adabelief": optax.adabelief,
@@ -107,6 +130,7 @@ BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "normalized_gd": oht.normalized_gd,
     "novograd": optax.novograd,
     "powersign": oht.powersign,
+    "rule": rule,
     "sgdw": oht.sgdw,
     "spam": oht.spam,
     "stable_adamw": oht.stable_adamw,

@@ -210,7 +210,7 @@ def examine(
 
 
 def _outcomes(trial: Trial, laws: tuple[str, ...]) -> Iterator[_run.Outcome]:
-    """Of each law, or of none but ``runs`` where no update goes through."""
+    """The outcome of each law, or of ``runs`` alone where no update goes through."""
     runs = _run.judge("runs", assert_runs, trial)
     if runs.status == _run.BROKEN:
         yield runs._replace(detail=f"cannot run: {runs.detail}")

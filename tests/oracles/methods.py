@@ -21,6 +21,7 @@ from tests.oracles import (
     orthogonalize,
     parts,
     qk_clip,
+    rules,
     saga,
     skip_if_unsafe,
     smooth,
@@ -59,6 +60,7 @@ MODULES = (
     saga,
     conditional_gradient,
     langevin,
+    rules,
 )
 ORACLES = {name: make for module in MODULES for name, make in module.ORACLES.items()}
 CASES = [case for module in MODULES for case in module.CASES]

@@ -28,6 +28,7 @@ from tests.planted_faults import (
     neumann,
     parts,
     rates_and_signs,
+    rules,
     spikes,
     trainer,
 )
@@ -38,6 +39,7 @@ GROUPS = (
     parts,
     clipping,
     rates_and_signs,
+    rules,
     spikes,
     neumann,
     aggregation,

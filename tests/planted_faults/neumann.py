@@ -104,8 +104,8 @@ FAULTS = [
     Fault(
         "Hessian-vector product without the gradient",
         "optax_heavytail/_neumann_two_loop.py",
-        "return optax.tree.add(*jax.jvp(gradient, (wide,), (offset,)))",
-        "return jax.jvp(gradient, (wide,), (offset,))[1]",
+        "return optax.tree.add(*jax.jvp(gradient, (point,), (offset,)))",
+        "return jax.jvp(gradient, (point,), (offset,))[1]",
         ("tests/test_neumann_two_loop.py", "-k", "quadratic_converges"),
     ),
     Fault(

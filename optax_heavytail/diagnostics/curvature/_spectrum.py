@@ -43,7 +43,7 @@ class Spectrum(NamedTuple):
         )
 
     def _error(self, probe: jax.Array, end: jax.Array) -> jax.Array:
-        """Of the first node that is the end and stands for a step."""
+        """The error of the first node that is the end and stands for a step."""
         is_end = self.nodes[probe] == end
         return jnp.nanmin(jnp.where(is_end, self.errors[probe], jnp.nan))
 

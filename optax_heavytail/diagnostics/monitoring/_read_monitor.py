@@ -113,10 +113,10 @@ def read_monitor(state: optax.OptState) -> dict[str, float]:
     return dict(zip(labels, values.tolist(), strict=True))
 
 
-def _labels(found: Any, encoded: np.ndarray | None) -> list[str]:
-    """Of the numbers of a monitor, in their order."""
-    names = _MONITOR if isinstance(found, MonitorState) else _CLIPPING
-    if getattr(found, "raw_mean", found) is None:
+def _labels(monitor: Any, encoded: np.ndarray | None) -> list[str]:
+    """Names for the numbers of a monitor, in their order."""
+    names = _MONITOR if isinstance(monitor, MonitorState) else _CLIPPING
+    if getattr(monitor, "raw_mean", monitor) is None:
         names = names[:-1]
     return [name + row for name in names for row in _rows.names(encoded)]
 

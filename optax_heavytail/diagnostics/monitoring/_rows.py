@@ -62,7 +62,7 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
 
 
 def _norm(row: jax.Array) -> jax.Array:
-    """Of few numbers: both passes, without the conditional, which costs more."""
+    """The norm of few numbers: both passes; a conditional would cost more."""
     scale = _norms.rescaling(jnp.sum(jnp.square(row)))
     return _norms.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
 

@@ -115,7 +115,7 @@ def collect_noise(
 
 @dataclasses.dataclass
 class _Sums:
-    """Of the first pass, by layer."""
+    """What the first pass adds up, by layer."""
 
     mean: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
@@ -161,7 +161,7 @@ def _first_pass(gradients: Any, num_batches: int) -> _Sums:
 
 
 def _eps(dtype: Any) -> float:
-    """Of a floating dtype; integers are not rounded."""
+    """The unit roundoff of a floating dtype; integers are not rounded."""
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 

@@ -220,7 +220,7 @@ def _layer_json(layer: LayerDiagnosis) -> dict[str, Any]:
 
 
 def _largest_share(noise: LayerNoise) -> float:
-    """Of the largest draw in the sum of squares; falls to 0 if there is a variance."""
+    """The largest draw's share of the sum of squares: near 0 if there is a variance."""
     squares = noise.norms**2
     return float(squares.max() / squares.sum()) if squares.any() else math.nan
 

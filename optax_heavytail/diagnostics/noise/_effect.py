@@ -142,7 +142,7 @@ def _log_gains(cut: _Products, raw: _Products) -> dict[str, float | None]:
 
 
 def _log_progress(products: _Products, kept: np.ndarray) -> float:
-    """Of (mean over i != j of <u_i, g_j>)^2 / mean |u_i|^2; NaN without a signal."""
+    """Log of (mean over i != j of <u_i, g_j>)^2 / mean |u_i|^2, or NaN."""
     cross, n = products.cross[np.ix_(kept, kept)], int(kept.sum())
     signal = (cross.sum() - np.trace(cross)) / (n * (n - 1))
     power = np.mean(np.diag(products.own)[kept])

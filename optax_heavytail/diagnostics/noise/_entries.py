@@ -60,7 +60,7 @@ def scaled(coordinates: np.ndarray) -> np.ndarray:
 
 
 def across_iterations(scaled: np.ndarray, confidence: float, seed: int) -> TailEstimate:
-    """Of single coordinates: the median of their indices.
+    """The tail of single coordinates over the iterations: the median of their indices.
 
     The interval is a jackknife over blocks of iterations, which all coordinates share.
     """

@@ -114,7 +114,7 @@ def diagnose_layer(
 
 
 def _share(part: LayerNoise, whole: LayerNoise) -> float:
-    """Of the variance; with an inf or NaN somewhere, 1: nothing is known of it."""
+    """The share of the variance; 1 with an inf or NaN somewhere: nothing is known."""
     if part.num_nonfinite or whole.num_nonfinite or not whole.variance:
         return 1.0
     return part.variance / whole.variance

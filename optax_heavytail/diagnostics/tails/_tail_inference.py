@@ -117,7 +117,7 @@ def _null_indices(
 
 
 def _p_value(question: Question, number: int, rng: np.random.Generator) -> float | None:
-    """Of the hypothesis that the tail is a power law, or that the law is stable.
+    """The p-value of the tail being a power law, or of the law being stable.
 
     Of several draws, twice the median of their p-values: a p-value however the draws
     depend on each other. None where a distance to the law cannot be told.

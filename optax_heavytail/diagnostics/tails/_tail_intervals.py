@@ -64,7 +64,7 @@ def central(values: np.ndarray, confidence: float) -> Interval:
 
 
 def dependence_factor(magnitudes: np.ndarray, k: int) -> float:
-    """By how much dependence multiplies the variance of `hill`, at least 1.
+    """How many times larger dependence makes the variance of `hill`, at least 1.
 
     The variance of sums over blocks of what every sample adds to the estimate, against
     that of single samples; of the 4k largest, as the k largest are too few to tell.
@@ -82,7 +82,7 @@ def dependence_factor(magnitudes: np.ndarray, k: int) -> float:
 
 
 def _length(series: np.ndarray) -> int:
-    """Of blocks; no fewer than five of them, to have a variance."""
+    """The length of blocks; at least five blocks, to have a variance."""
     return min(_surrogates.block_length(series), len(series) // 5)
 
 
@@ -92,7 +92,7 @@ def _normal(method: Method, statistic: float, reach: float) -> Interval:
 
 
 def _variance(method: Method, prepared: np.ndarray, is_series: bool) -> float:
-    """Of the statistic of all samples."""
+    """The variance of the statistic of all samples."""
     shares = influence(method, prepared)
     if not is_series:
         return float(np.var(shares)) / len(shares)
@@ -100,12 +100,12 @@ def _variance(method: Method, prepared: np.ndarray, is_series: bool) -> float:
 
 
 def _pickands_variance(shape: float) -> float:
-    """Of Pickands' estimate of the shape, times a quarter of k."""
+    """The variance of Pickands' estimate of the shape, times a quarter of k."""
     log2 = math.log(2)
     slope = math.expm1(shape * log2) / shape if shape else log2
     return (2 ** (2 * shape + 1) + 1) / (2 * log2 * slope) ** 2
 
 
 def _gamma_quantile(shape: float, z: float) -> float:
-    """Of the gamma law of mean 1, by Wilson and Hilferty, at a normal quantile."""
+    """The gamma law of mean 1 at a normal quantile, by Wilson and Hilferty."""
     return max(0.0, 1 - 1 / (9 * shape) + z / (3 * math.sqrt(shape))) ** 3

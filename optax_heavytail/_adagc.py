@@ -23,6 +23,7 @@ class ClipByNormEmaState(NamedTuple):
     #: gamma, in the updates' units, 0 where no norm was seen; (), or with scope "leaf"
     #: a tree of () or of (layers,); the limit is ``relative_threshold`` times it
     threshold: Any
+    kept: Any  #: likewise, share that was left of the last norm that was seen
     seen: Any  #: likewise, int32, norms that were finite and not 0
 
 
@@ -126,8 +127,8 @@ def clip_by_norm_ema(
         norms = units.norms(grads)
         gamma, seen = units.collect(state.threshold), units.collect(state.seen)
         in_warmup = state.count < warmup_steps
-        relative = jnp.where(gamma > 0, relative_threshold * gamma, jnp.inf)
-        absolute = jnp.inf
+        absolute = none = _tree.no_limit(gamma.dtype)
+        relative = jnp.where(gamma > 0, relative_threshold * gamma, none)
         is_lost = jnp.zeros(gamma.shape, bool)
         if absolute_threshold is not None:
             absolute = _share(absolute_threshold, norms, total)
@@ -142,11 +143,10 @@ def clip_by_norm_ema(
             weight = _weight_from_least(decay, gamma, length, in_warmup)
         gamma = jnp.where(counts, (1 - weight) * gamma + weight * length, gamma)
         clipped = units.where(~is_lost, units.clip(grads, norms, limit), jnp.nan)
-        new_state = ClipByNormEmaState(
-            count=optax.safe_increment(state.count),
-            threshold=units.report(gamma, grads),
-            seen=units.report(seen, grads),
-        )
+        old = units.collect(state.kept)
+        kept = jnp.where(counts, _norms.clip_factor(norms, limit), old)
+        shown = (units.report(x, grads) for x in (gamma, kept, seen))
+        new_state = ClipByNormEmaState(optax.safe_increment(state.count), *shown)
         return _tree.cast_like(clipped, updates), _tree.cast_like(new_state, state)
 
     inner = masked(optax.GradientTransformationExtraArgs(init_state, clip), mask)
@@ -254,6 +254,7 @@ def _start(units, params):
     return ClipByNormEmaState(
         count=jnp.zeros([], jnp.int32),
         threshold=units.report(jnp.zeros(shape, dtype), params),
+        kept=units.all_kept(params),
         seen=units.report(jnp.zeros(shape, jnp.int32), params),
     )
 
@@ -261,7 +262,8 @@ def _start(units, params):
 def _share(threshold, norms, total):
     """The limit of each unit that shortens it as the norm of all is shortened."""
     share = _tree.safe_divide(norms.value, total.value)
-    return jnp.where(total.value > threshold, threshold * share, jnp.inf)
+    none = _tree.no_limit(share.dtype)
+    return jnp.where(total.value > threshold, threshold * share, none)
 
 
 def _weight_from_least(decay, gamma, length, in_warmup):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _readers, _tree
-from optax_heavytail._transform import wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 
 
 class WeightedIterateAverageState(NamedTuple):
@@ -19,7 +19,7 @@ class WeightedIterateAverageState(NamedTuple):
 
 
 def weighted_iterate_average(
-    inner: optax.GradientTransformation,
+    inner: Inner,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the linearly weighted average of the parameters beside ``inner``.
 
@@ -58,7 +58,7 @@ def weighted_iterate_average(
       Zhang et al., `Why are adaptive methods good for attention models?
       <https://arxiv.org/abs/1912.03194>`_, 2020, theorem 1.
     """
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def init(params):
         return WeightedIterateAverageState(

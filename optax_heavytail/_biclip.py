@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms, _units
+from optax_heavytail import _base, _norms, _tree, _units
 from optax_heavytail._gclip import ClipByNormState
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._transform import transform
@@ -48,10 +48,11 @@ def clip_by_interval(
       axis_name: see `clip_by_norm`. Scope "coordinate" takes no norm.
 
     Returns:
-      A transform with a `ClipByNormState`. Updates keep their structure, shapes and
-      dtypes. Sizes within the interval pass bit for bit with scope "coordinate". Zero
-      stays zero, and numbers too small to be normal ones count as 0. Where a schedule
-      returns a lower bound above the upper one, the upper holds.
+      A transform with a `ClipByNormState`, whose ``kept`` is above 1 where a norm grew.
+      Updates keep their structure, shapes and dtypes. Sizes within the interval pass
+      bit for bit with scope "coordinate". Zero stays zero, and numbers too small to be
+      normal ones count as 0. Where a schedule returns a lower bound above the upper
+      one, the upper holds.
 
     Raises:
       ValueError: a concrete bound is outside its range, the bounds are in the wrong
@@ -75,8 +76,8 @@ def clip_by_interval(
     units = _units.of_scope(scope, layer_axis, axis_name)
 
     def init(params):
-        del params
-        return ClipByNormState(jnp.zeros([], jnp.int32))
+        kept = None if scope == "coordinate" else units.all_kept(params)
+        return ClipByNormState(jnp.zeros([], jnp.int32), kept)
 
     def update(updates, state):
         if nonfinite == "zero":
@@ -99,7 +100,12 @@ def clip_by_interval(
                 lambda v, ok, x: jnp.where(ok, 0, v * x), vectors, is_within, lengths
             ),
         )
-        return clamped, ClipByNormState(optax.safe_increment(state.count))
+        kept = None
+        if scope != "coordinate":
+            share = jnp.where(is_within, 1, _tree.safe_divide(lengths, sizes))
+            share = _tree.nan_unless(jnp.isfinite(norms.scaled), share)
+            kept = units.report(share, updates)
+        return clamped, ClipByNormState(optax.safe_increment(state.count), kept)
 
     return transform(init, update)
 

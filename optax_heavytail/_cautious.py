@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree, _units
-from optax_heavytail._transform import wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 
 
 def cautious(
-    inner: optax.GradientTransformation,
+    inner: Inner,
     *,
     normalization: str = "mean",
     floor: jax.typing.ArrayLike = 1e-3,
@@ -114,7 +114,7 @@ def cautious(
 
 
 def grams(
-    inner: optax.GradientTransformation,
+    inner: Inner,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the sizes of ``inner``'s updates and the signs of the gradient.
 
@@ -162,10 +162,10 @@ def grams(
 
 
 def _with_gradient(
-    inner: optax.GradientTransformation, combine: Callable[[Any, Any], Any]
+    inner: Inner, combine: Callable[[Any, Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
     """What ``combine`` makes of the updates of ``inner`` and the gradients."""
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def update(grads, state, params, **extra_args):
         updates, state = inner_tx.update(grads, state, params, **extra_args)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _history, _parts
+from optax_heavytail import _base, _history, _norms, _parts, _tree
 from optax_heavytail._transform import transform
 from optax_heavytail._units import NONFINITE, Units, zero_nonfinite
 from optax_heavytail._weight_decay import Mask, check_mask, masked
@@ -20,11 +20,15 @@ class ClipByHistoryState(NamedTuple):
     are ``(units, ...)`` below, that axis is missing with the scope "global".
     """
 
-    count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: the limit of the last norm that was finite and not 0, inf for none, in the
-    #: updates' units; (), or with scope "leaf" a tree of () or of (layers,)
+    #: the limit of the last norm that was finite and not 0, in the updates' units, the
+    #: largest number for none; (), or with scope "leaf" a tree of () or of (layers,)
     threshold: Any
-    num_clipped: jax.Array  #: (units,), int32, how often each unit was shortened
+    #: share that was left of the last norm that was finite and not 0, 1 where nothing
+    #: was clipped; likewise
+    kept: Any
+    #: (units,), int32, how often each unit was shortened; over ``history.seen`` it is
+    #: the share of all
+    num_clipped: jax.Array
     #: ``numbers`` (units, window), float32 or wider: the last norms, the newest last,
     #: 0 before; ``seen`` (units,), int32: how many came
     history: _history.History
@@ -113,7 +117,8 @@ def clip_by_history(
     def limit(history, norms):
         del norms
         is_known = history.seen >= jnp.maximum(warmup_steps, 1)
-        return jnp.where(is_known, factor * _history.quantile(history, 0.5), jnp.inf)
+        limit = factor * _history.quantile(history, 0.5)
+        return jnp.where(is_known, limit, _tree.no_limit(limit.dtype))
 
     tx = clip_by_past(
         limit,
@@ -150,8 +155,10 @@ def clip_by_past(
         shape = units.shape(params)
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         return ClipByHistoryState(
-            count=jnp.zeros([], jnp.int32),
-            threshold=units.report(jnp.full(shape, jnp.inf, dtype), params),
+            threshold=units.report(
+                jnp.full(shape, _tree.no_limit(dtype), dtype), params
+            ),
+            kept=units.all_kept(params),
             num_clipped=jnp.zeros(shape, jnp.int32),
             history=_history.empty(shape, window, dtype),
         )
@@ -167,14 +174,16 @@ def clip_by_past(
         clipped = units.clip(grads, norms, tau)
         if nonfinite == "zero" and zero_units:
             clipped = units.where(jnp.isfinite(sizes), clipped, 0)
-        threshold = jax.tree.map(
-            jnp.where, *(units.report(x, grads) for x in (counts, tau)), state.threshold
-        )
+
+        def told(numbers, old):
+            reports = (units.report(x, grads) for x in (counts, numbers))
+            return jax.tree.map(jnp.where, *reports, old)
+
         entering = jnp.minimum(sizes, tau) if remember_clipped else sizes
         is_clipped = counts & (sizes > tau)
         return clipped, ClipByHistoryState(
-            count=optax.safe_increment(state.count),
-            threshold=threshold,
+            threshold=told(tau, state.threshold),
+            kept=told(_norms.clip_factor(norms, tau), state.kept),
             num_clipped=jnp.where(
                 is_clipped, optax.safe_increment(state.num_clipped), state.num_clipped
             ),

@@ -44,6 +44,15 @@ def clip_by_moment(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Limits what ``inner`` makes of the gradient by a moment of the raw gradient.
 
+    **It belongs where raw gradients arrive, and is no guard for an optimizer.** It
+    compares what ``inner`` makes of a gradient with raw gradients. So ``inner`` is an
+    average of these, as in ``clip_by_moment(oht.ema(0.9))``, and never an optimizer:
+    ``clip_by_moment(optax.adamw(1e-3))`` compares steps of size 0.001 with gradients,
+    and clips all of them or none. In front of an optimizer it clips 42% of the
+    coordinates of calm Gaussian gradients, at each step. What shortens rare gradients
+    that are far too large, and leaves the others as they are, is `guarded`, or
+    `clip_by_history`.
+
     With :math:`\tau_0 = 0` and updates :math:`k \geq 1`, elementwise for the scope
     "coordinate",
 
@@ -61,11 +70,6 @@ def clip_by_moment(
 
     The literal form has the units of a gradient and takes learning rates on the scale
     of SGD's; the normalized one takes Adam's.
-
-    **Put it where the gradients arrive**: it compares what ``inner`` makes of a
-    gradient with raw gradients, so ``inner`` is an average and no optimizer. It limits
-    coordinates, and many of them at each step: to guard an optimizer against rare
-    gradients that are far too large, take `clip_by_history` or `guarded`.
 
     As published, a gradient enters the threshold that is to stop it, and a huge one
     stays in it for about :math:`1 / (1 - \beta_2)` updates. Three options guard against
@@ -295,7 +299,13 @@ def _debias(threshold, b2, alpha, count):
 
 
 def _bounds(factor, past):
-    return jax.tree.map(lambda r: jnp.where(r > 0, factor * r, jnp.inf), past)
+    return jax.tree.map(
+        lambda r: jnp.where(r > 0, factor * r, _tree.no_limit(r.dtype)), past
+    )
+
+
+def _is_limit(bound):
+    return bound < _tree.no_limit(bound.dtype)
 
 
 def _finite_minimum(size, bound):
@@ -304,10 +314,12 @@ def _finite_minimum(size, bound):
 
 def _limited(grads, sizes, bounds, scope):
     if scope == "coordinate":
-        return jax.tree.map(lambda g, b: jnp.clip(g, -b, b), grads, bounds)
+        return jax.tree.map(
+            lambda g, b: jnp.where(_is_limit(b), jnp.clip(g, -b, b), g), grads, bounds
+        )
 
     def factor(size, bound):
-        is_known = jnp.isfinite(bound)  # an infinite one has a slope that is NaN
+        is_known = _is_limit(bound)
         return jnp.where(is_known, _factor(jnp.where(is_known, bound, 1), size, 0), 1)
 
     factors = jax.tree.map(factor, sizes, bounds)

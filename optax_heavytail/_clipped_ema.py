@@ -152,11 +152,12 @@ def clipped_ema(
 
 
 def _limit(state: ClippedEmaState, threshold: Any, relative: Any) -> Any:
-    """The tau of this update; inf before the first distance."""
+    """The tau of this update; the largest number before the first distance."""
     if relative is None:
         return _base.at_count(threshold, state.count)
     return jax.tree.map(
-        lambda s: jnp.where(s == 0, jnp.inf, relative * s), state.distance
+        lambda s: jnp.where(s == 0, _tree.no_limit(s.dtype), relative * s),
+        state.distance,
     )
 
 

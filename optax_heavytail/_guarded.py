@@ -7,11 +7,11 @@ import optax
 
 from optax_heavytail._clip_by_history import clip_by_history
 from optax_heavytail._skip_if_unsafe import skip_if_unsafe
-from optax_heavytail._transform import as_transform
+from optax_heavytail._transform import Inner, as_transform
 
 
 def guarded(
-    inner: optax.GradientTransformation | optax.MultiSteps,
+    inner: Inner,
     factor: jax.typing.ArrayLike = 2.0,
     window: int = 100,
     *,

@@ -92,7 +92,7 @@ def median_and_deviation(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
 def norm_limit(history: History, max_deviations: Any) -> jax.Array:
     """A limit on norms: so many deviations of their logarithms above the median.
 
-    inf until the window is full.
+    The largest number until the window is full.
     """
     numbers = history.numbers
     # Logarithms of ratios: that of 1e-30 alone has lost two digits.
@@ -104,7 +104,7 @@ def norm_limit(history: History, max_deviations: Any) -> jax.Array:
     median, deviation = median_and_deviation(logs)
     excess = max_deviations * jnp.maximum(deviation, _SMALLEST_DEVIATION)
     limit = largest[..., 0] * jnp.exp(median + excess)
-    return jnp.where(is_full(history), limit, jnp.inf)
+    return jnp.where(is_full(history), limit, _tree.no_limit(limit.dtype))
 
 
 def mean_and_deviation(history: History, ddof: int) -> tuple[jax.Array, jax.Array]:

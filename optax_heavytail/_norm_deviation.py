@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _history
+from optax_heavytail import _base, _history, _tree
 from optax_heavytail._clip_by_history import clip_by_past
 from optax_heavytail._skip_if_unsafe import RULES
 from optax_heavytail._units import Units
@@ -91,7 +91,8 @@ def clip_by_norm_deviation(
             return _history.norm_limit(history, max_deviations)
         mean, deviation = _history.mean_and_deviation(history, ddof=0)
         tau = mean + max_deviations * jnp.maximum(deviation, _SMALLEST_DEVIATION)
-        return jnp.where(history.seen >= max(2, window // 2), tau, jnp.inf)
+        is_known = history.seen >= max(2, window // 2)
+        return jnp.where(is_known, tau, _tree.no_limit(tau.dtype))
 
     return clip_by_past(
         limit,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _history
+from optax_heavytail import _base, _history, _tree
 from optax_heavytail._clip_by_history import clip_by_past
 from optax_heavytail._units import Units
 
@@ -89,7 +89,8 @@ def clip_by_norm_quantile(
         if include_current:
             pool = _history.append(history, norms, jnp.isfinite(norms) & (norms > 0))
         is_known = _history.size(pool) >= min_history
-        return jnp.where(is_known, _history.quantile(pool, quantile), jnp.inf)
+        found = _history.quantile(pool, quantile)
+        return jnp.where(is_known, found, _tree.no_limit(found.dtype))
 
     return clip_by_past(
         limit, window, Units(scope, layer_axis, axis_name), nonfinite=nonfinite

@@ -225,15 +225,20 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     The product itself may be too small a number where the clipped update is not: two of
     the factors are powers of two that keep everything in range on the way. All are
     quotients at last: of those XLA makes no copy in each leaf's own program.
+
+    The largest number is no limit, also for a norm that is beyond it.
     """
     scaled, scale = norm
     single = jnp.finfo(scaled.dtype).bits == 32
     far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
     tau = jnp.asarray(tau, scaled.dtype)
-    over = scaled > tau * scale
+    # Products are of 0 where they are not used: an inf on the way stops debuggers.
+    is_limit = tau < _tree.no_limit(scaled.dtype)
+    over = is_limit & (scaled > jnp.where(is_limit, tau, 0) * scale)
     is_far = over & (tau < scaled * far)
     # 1 where it is not used: an infinite one there has a slope that is NaN.
-    lifted = jnp.where(is_far, tau * lift, jnp.where(over, tau, 1))
+    far_tau = jnp.where(is_far, tau, 0)
+    lifted = jnp.where(is_far, far_tau * lift, jnp.where(over, tau, 1))
     # Without this an infinite norm would zero every finite entry, silently.
     # A schedule's bad threshold is loud too.
     lifted = _tree.nan_unless(jnp.isfinite(scaled) & (tau >= 0), lifted)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _tree
-from optax_heavytail._transform import wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 
 
 class ResetMomentsState(NamedTuple):
@@ -18,7 +18,7 @@ class ResetMomentsState(NamedTuple):
 
 
 def reset_moments(
-    inner: optax.GradientTransformation,
+    inner: Inner,
     period: jax.typing.ArrayLike = 500,
     *,
     warmup_steps: jax.typing.ArrayLike = 150,
@@ -72,7 +72,7 @@ def reset_moments(
     _base.check_integer("period", period, 1)
     _base.check_integer("warmup_steps", warmup_steps, 0)
     _base.check_range("warmup_start", warmup_start, 0.0, 1.0)
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def init(params):
         return ResetMomentsState(jnp.zeros([], jnp.int32), inner_tx.init(params))

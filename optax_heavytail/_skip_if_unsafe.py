@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base, _history, _norms, _tree
-from optax_heavytail._transform import as_transform, wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 
 RULES = ("median", "mean")
 _REMEMBER = ("safe", "all")
@@ -32,7 +32,7 @@ class SkipIfUnsafeState(NamedTuple):
 
 
 def skip_if_unsafe(
-    inner: optax.GradientTransformation | optax.MultiSteps,
+    inner: Inner,
     *,
     max_deviations: jax.typing.ArrayLike | None = 10.0,
     max_value_deviations: jax.typing.ArrayLike | None = None,
@@ -69,9 +69,12 @@ def skip_if_unsafe(
     ``optax.tree.get(state, "limit_reached")``. What is not finite is never applied.
 
     **Gradients that are accumulated**: write ``skip_if_unsafe(optax.MultiSteps(tx,
-    8))``. The other way round one NaN microbatch is in the sum of
-    ``optax.MultiSteps`` for good (it clears it by a multiplication with 0), and every
-    later step is skipped.
+    8))``. The other way round, ``optax.MultiSteps(skip_if_unsafe(tx), 8)``, one NaN
+    microbatch **stops the training for good**: it stays in the sum of
+    ``optax.MultiSteps``, which clears it by a multiplication with 0, and every later
+    step is skipped. All that can be seen from in here is that: ``limit_reached``
+    becomes true. ``should_skip_update_fn=optax.skip_not_finite`` keeps the NaN out of
+    the sum in that order too.
 
     Args:
       inner: the optimizer, or ``optax.MultiSteps`` of one.
@@ -233,7 +236,8 @@ def _value_is_spike(values, loss, max_deviations, rule):
 def _mean_limit(history, max_deviations):
     mean, deviation = _history.mean_and_deviation(history, ddof=1)
     is_known = history.seen >= max(2, history.numbers.shape[-1] // 2)
-    return jnp.where(is_known, mean + max_deviations * deviation, jnp.inf)
+    limit = mean + max_deviations * deviation
+    return jnp.where(is_known, limit, _tree.no_limit(limit.dtype))
 
 
 def _where(condition, tree, other):

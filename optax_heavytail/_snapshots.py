@@ -9,7 +9,7 @@ import optax
 
 from optax_heavytail import _base, _readers
 from optax_heavytail._schedules import survey
-from optax_heavytail._transform import wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 
 
 class SnapshotEnsembleState(NamedTuple):
@@ -22,7 +22,7 @@ class SnapshotEnsembleState(NamedTuple):
 
 
 def snapshot_ensemble(
-    inner: optax.GradientTransformation,
+    inner: Inner,
     num_snapshots: int,
     *,
     t_0: int,
@@ -69,7 +69,7 @@ def snapshot_ensemble(
     """
     _base.check_static_integer("num_snapshots", num_snapshots, 1)
     starts = survey.restarts(t_0, t_mult)
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def init(params):
         zeros = optax.tree.zeros_like(params)

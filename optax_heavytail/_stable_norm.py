@@ -111,7 +111,8 @@ def scale_by_stable_norm(
         """The averages with a norm in them."""
         if max_ratio is not None:
             usual = _corrected(state.root, b2, state.seen, 0.5)
-            cap = jnp.where(state.seen == 0, jnp.inf, max_ratio * usual)
+            no_cap = _tree.no_limit(norm.dtype)
+            cap = jnp.where(state.seen == 0, no_cap, max_ratio * usual)
             norm = _tree.minimum(norm, cap)
         return ScaleByStableNormState(
             jnp.asarray(optax.safe_increment(state.seen)),

@@ -14,6 +14,8 @@ import optax
 from optax_heavytail import _base, _tree
 from optax_heavytail._stochastic_rounding import round_bfloat16_fields
 
+#: A transform, or Optax's accumulation, which is called as one.
+Inner = optax.GradientTransformation | optax.MultiSteps
 Dtypes = Mapping[str, jax.typing.DTypeLike | None]
 
 
@@ -88,9 +90,7 @@ def wrapper(
     return round_bfloat16_fields(tx, **dtypes)
 
 
-def as_transform(
-    inner: optax.GradientTransformation | optax.MultiSteps,
-) -> optax.GradientTransformationExtraArgs:
+def as_transform(inner: Inner) -> optax.GradientTransformationExtraArgs:
     """``inner`` with extra arguments; ``optax.MultiSteps`` is no transform itself."""
     if isinstance(inner, optax.MultiSteps):
         update: Any = inner.update  # of its own state, and no other

@@ -54,6 +54,14 @@ def wide_dtype(x: Any) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
+def no_limit(dtype: Any) -> Any:
+    """The largest number of a dtype, which clips take for no limit at all.
+
+    An inf is none of a finite gradient: `jax_debug_infs` stops at it.
+    """
+    return jnp.finfo(dtype).max
+
+
 def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """``x / y``, and 0 with a zero gradient where ``y`` is 0."""
     zero = y == 0

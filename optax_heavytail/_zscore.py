@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _tree
+from optax_heavytail import _base, _norms, _tree
 from optax_heavytail._transform import transform
 from optax_heavytail._units import NONFINITE, Units, zero_nonfinite
 
@@ -17,9 +17,10 @@ class ClipByZscoreState(NamedTuple):
     """State of `clip_by_zscore`; a unit is what has one norm."""
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
-    #: the norm above which the last that was finite and not 0 was shortened, inf for
-    #: none; (), or with scope "leaf" a tree of () or of (layers,)
+    #: the norm above which the last that was finite and not 0 was shortened, the
+    #: largest number for none; (), or with scope "leaf" a tree of () or of (layers,)
     threshold: Any
+    kept: Any  #: likewise, share that was left of that norm
     seen: Any  #: likewise, int32, norms that were finite and not 0
     mean: Any  #: likewise, average of the norms, or of their logarithms
     deviation: Any  #: likewise, their deviation, without the floor
@@ -103,7 +104,8 @@ def clip_by_zscore(
     _base.check_range("max_zscore", max_zscore, 0.0, float("inf"), low_open=True)
     _base.check_range("decay", decay, 0.0, 1.0, high_open=True)
     _base.check_integer("warmup_steps", warmup_steps, 1)
-    highest = _highest(max_norm)
+    if max_norm is not None:
+        _base.check_range("max_norm", max_norm, 0.0, float("inf"), low_open=True)
     _base.check_choice("action", action, _ACTIONS)
     _base.check_range("min_deviation", min_deviation, 0.0, float("inf"))
     _base.check_flag("log", log)
@@ -127,14 +129,13 @@ def clip_by_zscore(
         )
         above = max_zscore * spread
         is_spike = is_warm & (x - old.mean > above)
-        kept = old.mean + _allowed(x - old.mean, above, action)
-        kept = jnp.where(is_spike, kept, x)
+        kept = jnp.where(is_spike, old.mean + _allowed(x - old.mean, above, action), x)
         in_norms = jnp.exp if log else lambda y: y
-        limit = jnp.where(is_warm, in_norms(old.mean + above), jnp.inf)
         # Where nothing is clipped the size itself: exp(log(n)) is not quite n.
-        length = jnp.where(is_spike, in_norms(kept), jnp.inf)
+        length = _limit(is_spike, in_norms(kept), max_norm)
         new = {
-            "threshold": jnp.minimum(limit, highest),
+            "threshold": _limit(is_warm, in_norms(old.mean + above), max_norm),
+            "kept": _norms.clip_factor(norms, length),
             **_updated(old, kept, is_warm, decay)._asdict(),
         }
         reports = {
@@ -142,10 +143,18 @@ def clip_by_zscore(
             for name, value in new.items()
         }
         count = optax.safe_increment(state.count)
-        clipped = units.clip(grads, norms, jnp.minimum(length, highest))
+        clipped = units.clip(grads, norms, length)
         return clipped, ClipByZscoreState(count=count, **reports)
 
     return transform(init, update)
+
+
+def _limit(is_known, limit, max_norm):
+    """The limit, the largest number where it is not known; within ``max_norm``."""
+    none = _tree.no_limit(limit.dtype)
+    return jnp.minimum(
+        jnp.where(is_known, limit, none), none if max_norm is None else max_norm
+    )
 
 
 class _Statistics(NamedTuple):
@@ -154,14 +163,6 @@ class _Statistics(NamedTuple):
     seen: jax.Array
     mean: jax.Array
     deviation: jax.Array
-
-
-def _highest(max_norm):
-    """``max_norm``, checked; inf for none."""
-    if max_norm is None:
-        return jnp.inf
-    _base.check_range("max_norm", max_norm, 0.0, float("inf"), low_open=True)
-    return max_norm
 
 
 def _start(units, params):
@@ -174,7 +175,8 @@ def _start(units, params):
 
     return ClipByZscoreState(
         count=jnp.zeros([], jnp.int32),
-        threshold=report(jnp.inf, dtype),
+        threshold=report(_tree.no_limit(dtype), dtype),
+        kept=units.all_kept(params),
         seen=report(0, jnp.int32),
         mean=report(0, dtype),
         deviation=report(0, dtype),

@@ -143,7 +143,7 @@ _TREE = {"kernel": 0.5, "bias": [0.25, 0.125]}
 _PREFIX = {"kernel": jnp.linspace(0.1, 2.0, 8).reshape(4, 2), "bias": 0.25}
 _DTYPES = ("mu_dtype", "threshold_dtype")
 _BF16 = {"drift": 2**-7}
-_HISTORY = ("count", "threshold", "num_clipped", "history")
+_HISTORY = ("threshold", "kept", "num_clipped", "history")
 _RATE, _MOMENTUM = oht.normalized_momentum()
 
 CASES = {
@@ -752,7 +752,14 @@ CASES = {
             "min_deviation": NONNEGATIVE,
         },
         states={
-            "ClipByZscoreState": ("count", "threshold", "seen", "mean", "deviation")
+            "ClipByZscoreState": (
+                "count",
+                "threshold",
+                "kept",
+                "seen",
+                "mean",
+                "deviation",
+            )
         },
     ),
     "zscore-log-leaf": Case(
@@ -773,7 +780,7 @@ CASES = {
             "absolute_threshold": POSITIVE,
             "warmup_steps": Whole(0),
         },
-        states={"ClipByNormEmaState": ("count", "threshold", "seen")},
+        states={"ClipByNormEmaState": ("count", "threshold", "kept", "seen")},
     ),
     "norm_ema-layers": Case(
         oht.clip_by_norm_ema,

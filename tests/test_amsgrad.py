@@ -1,5 +1,7 @@
 """AMSGrad: that of Optax, and that of the paper without bias correction."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,18 @@ def test_100_steps_follow_the_reference(bias_correction):
         for name in v:
             # 100 steps of a few operations, each within 1e-16; sums may cancel.
             assert_leaf_close(u[name], v[name], 1e-10, f"{name}, step {step}")
+
+
+def test_no_slope_rests_on_a_maximum_being_one_of_its_arguments_in_every_bit():
+    """XLA may compute an argument anew, to other last bits; then it equals neither."""
+    tx, w = oht.scale_by_amsgrad(), jnp.ones(3)
+
+    def summed(grads, state):
+        return jnp.sum(tx.update(grads, state)[0])
+
+    program = str(jax.make_jaxpr(jax.grad(summed))(w, tx.init(w)))
+    assert "select_n" in program
+    assert re.findall(r"= eq \w+ [a-z]\w*", program) == []
 
 
 def test_it_is_that_of_optax():

@@ -92,6 +92,15 @@ def test_what_is_not_finite_is_zero_and_leaves_every_statistic(bad):
     assert int(later.history.seen) == 0
 
 
+def test_no_limit_is_none_for_norms_beyond_the_largest_number():
+    tx = oht.clip_by_history(warmup_steps=3)
+    grads = jnp.full(4, 3e38)
+    updates, state = tx.update(grads, tx.init(grads))
+    assert_trees_equal(updates, grads)
+    assert float(state.kept) == 1.0
+    assert int(state.num_clipped) == 0
+
+
 def test_a_loss_times_a_constant_changes_nothing():
     """But for the constant: a power of two, so that no rounding differs."""
     norms = np.abs(np.random.default_rng(1).standard_cauchy(60)) + 0.1

@@ -55,6 +55,9 @@ CLIPS = {
     "peak-rescale": functools.partial(oht.clip_by_peak, 0.5, rescale=True),
     **PAST,
 }
+# What says in its state how much of the norms it left.
+BY_NORM = {"norm", "norm-leaf", "rms", "smooth-leaf", "smooth-global"}
+BY_NORM |= {"history", "quantile", "zscore", "zscore-log", "norm_ema"}
 # What has a unit of its own for each leaf, and for each slice along a layer axis.
 BY_LAYER = {
     "rms": functools.partial(oht.clip_by_rms, 0.5),
@@ -102,7 +105,7 @@ def _two_steps(make):
     @jax.jit
     def run(first, second):
         updates, state = tx.update(first, tx.init(first))
-        return updates, tx.update(second, state)[0]
+        return updates, *tx.update(second, state)
 
     return run
 
@@ -111,9 +114,8 @@ def _two_steps(make):
 def test_nothing_grows_or_turns(make):
     @hypothesis.given(trees, trees)
     def check(first, second):
-        for got, given in zip(
-            _two_steps(make)(first, second), (first, second), strict=True
-        ):
+        got_first, got_second, _ = _two_steps(make)(first, second)
+        for got, given in ((got_first, first), (got_second, second)):
             for name in given:
                 u, g = as_float64(got[name]), as_float64(given[name])
                 # A product of three factors, each rounded in float32.
@@ -121,6 +123,25 @@ def test_nothing_grows_or_turns(make):
                 assert np.all(u * g >= 0)
 
     check()
+
+
+@each({name: CLIPS[name] for name in CLIPS if name in BY_NORM})
+def test_what_is_kept_is_told(make):
+    first = {"w": np.float32([1.0, 2.0, -2.0]), "b": np.float32([0.25])}
+    second = {"w": np.float32([30.0, 0.0, 40.0]), "b": np.float32([-12.0])}
+    _, updates, state = _two_steps(make)(first, second)
+    kept = state.kept
+    if not isinstance(kept, dict):
+        kept = {"all": kept}
+        updates, second = ({"all": _flat(t)} for t in (updates, second))
+    for name, share in kept.items():
+        sizes = [np.linalg.norm(as_float64(t[name])) for t in (updates, second)]
+        np.testing.assert_allclose(float(share), sizes[0] / sizes[1], rtol=1e-5)
+    assert min(map(float, kept.values())) < 1
+
+
+def _flat(tree):
+    return np.concatenate([as_float64(x) for x in tree.values()])
 
 
 @each(CLIPS | BY_LAYER)

@@ -268,6 +268,13 @@ CLIPS = {
     "norm": (oht.clip_by_norm(2.0), lambda grads, _: grads),
     "leaf": (oht.clip_by_norm(2.0, scope="leaf"), lambda grads, _: grads),
     "optax": (optax.clip_by_global_norm(2.0), lambda grads, _: grads),
+    "history": (oht.clip_by_history(1.0, 5, warmup_steps=1), lambda grads, _: grads),
+    "zscore": (oht.clip_by_zscore(0.5, warmup_steps=3), lambda grads, _: grads),
+    "norm_ema": (oht.clip_by_norm_ema(warmup_steps=3), lambda grads, _: grads),
+    "interval": (
+        oht.clip_by_interval(0.0, 2.0, scope="leaf"),
+        lambda grads, _: grads,
+    ),
     "acclip": (
         oht.scale_by_acclip(**ACCLIP, report=True),
         lambda grads, _: momenta(grads, False),

@@ -112,10 +112,13 @@ def test_every_study_has_a_page_and_results(name):
 def test_pages_show_what_was_measured(name, scale):
     cells = catalogue.STUDIES[name].cells(scale, Path())
     records = study.wanted(study.raw_file(name, scale), cells)
-    page = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
-    assert markdown.fill(page, catalogue.blocks(name, scale, records)) == page
+    own = (study.PAGES / f"{name}.md").read_text(encoding="utf-8")
+    made = catalogue.blocks(name, scale, records, study.PAGES)
+    for path, blocks in made.items():
+        page = path.read_text(encoding="utf-8")
+        assert markdown.fill(page, blocks) == page, path
     for file in catalogue.STUDIES[name].pictures(records):
-        assert f"({file})" in page
+        assert f"({file})" in own
         assert (study.PAGES / file).exists()
     assert not any("dirty" in record["commit"] for record in records)
 

@@ -315,6 +315,32 @@ def test_unsafe_steps_are_skipped_and_counted(tmp_path, log_every):
     assert math.isfinite(final["loss"])
 
 
+def test_the_optimizer_is_told_the_loss():
+    """A loss that jumps while its gradient stays is skipped by the rule on it."""
+    task = toy_task.make()
+    raised = dataclasses.replace(
+        task,
+        loss_sum=lambda params, *rest: (
+            task.loss_sum(params, *rest)[0] + rest[1]["lift"].sum(),
+            rest[0],
+        ),
+    )
+    config = toy_task.config()
+    config.optimizers.adamw.skip_if_unsafe = {"window": 2, "max_value_deviations": 5.0}
+    optimizer = trainer.optimizers.build(config.optimizers.adamw)
+    key = jax.random.key(0)
+    step = jax.jit(steps.make_train_step(raised, optimizer, lambda count: 1.0, key))
+    state = steps.new_state(raised, optimizer, key)
+    skipped = []
+    for lift in (0.0, 0.0, 1e6, 0.0):
+        batch = {**toy_task.batch(0), "lift": np.full(8, lift, np.float32)}
+        state, _ = step(
+            state, steps.new_window(), programs.stack([batch]), jnp.float32(0.01)
+        )
+        skipped.append(trainer.optimizers.skipped(state.opt_state)["num_value_spikes"])
+    assert skipped == [0, 0, 1, 1]
+
+
 def test_too_many_unsafe_steps_end_the_run(tmp_path):
     config = toy_task.config(steps=10, log_every=4, eval_every=10)
     config.optimizers.adamw.skip_if_unsafe = {"max_in_a_row": 1}

@@ -101,7 +101,13 @@ def _read(state, name):
     """Its own field of this name, or the only one within."""
     name = {"ema": "mu"}.get(name, name)  # one name for all first moments
     own = getattr(state, name, None)
-    return optax.tree.get(state, name) if own is None else own
+    found = optax.tree.get(state, name) if own is None else own
+    return jax.tree.map(_limit, found) if name == "threshold" else found
+
+
+def _limit(x):
+    """A limit that is none: the oracles' inf, and the largest number in a state."""
+    return jnp.where(x == jnp.finfo(x.dtype).max, jnp.inf, x)
 
 
 @functools.cache

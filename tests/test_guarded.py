@@ -51,6 +51,21 @@ def test_without_a_loss_there_is_no_rule_on_it():
     assert int(state.values.seen) == 0
 
 
+def test_elsewhere_a_nan_microbatch_stays_in_the_sum():
+    """All that the guard inside can do is to say so; Optax has another way."""
+    steps, safe = [1.0, jnp.nan] + [1.0] * 24, oht.skip_if_unsafe(optax.sgd(1.0))
+    skipping = {"should_skip_update_fn": optax.skip_not_finite}
+    for kwargs, moves in (({}, 0), (skipping, 12)):
+        tx = jitted(optax.MultiSteps(safe, 2, **kwargs))
+        state = tx.init(jnp.zeros(1))
+        out = []
+        for grad in steps:
+            updates, state = tx.update(jnp.array([grad]), state)
+            out.append(float(updates[0]))
+        assert out.count(-1.0) == moves
+        assert bool(optax.tree.get(state, "limit_reached")) == (moves == 0)
+
+
 @pytest.mark.parametrize("wrap", [oht.guarded, oht.skip_if_unsafe])
 def test_a_nan_microbatch_is_left_out_of_the_sum(wrap):
     """Inside ``optax.MultiSteps`` it would stay there for good."""

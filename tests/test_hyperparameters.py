@@ -189,6 +189,23 @@ def test_each_entry_of_a_tree_is_checked():
             "nonfinite",
             "['propagate', 'zero']",
         ),
+        (oht.clip_by_history, "scope", "['global', 'leaf']"),
+        (oht.clip_by_history, "nonfinite", "['propagate', 'zero']"),
+        (oht.clip_by_norm_quantile, "scope", "['global', 'leaf']"),
+        (oht.clip_by_norm_deviation, "rule", "['median', 'mean']"),
+        (oht.clip_by_norm_deviation, "remember", "['raw', 'clipped']"),
+        (oht.clip_by_zscore, "action", "['adaptive', 'mean', 'percentile']"),
+        (oht.clip_by_norm_ema, "init", "['min', 'mean']"),
+        (
+            functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)),
+            "rule",
+            "['median', 'mean']",
+        ),
+        (
+            functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)),
+            "remember",
+            "['safe', 'all']",
+        ),
     ],
 )
 def test_unknown_words_are_named(factory, name, allowed):
@@ -271,12 +288,16 @@ def test_curvature_bounds_are_a_pair():
     [
         (functools.partial(oht.adashift, 0.1), "n"),
         (functools.partial(oht.skip_if_unsafe, optax.sgd(0.1)), "window"),
+        (functools.partial(oht.guarded, optax.sgd(0.1)), "window"),
+        (oht.clip_by_history, "window"),
+        (oht.clip_by_norm_quantile, "window"),
+        (oht.clip_by_norm_deviation, "window"),
         (
             functools.partial(oht.snapshot_ensemble, optax.sgd(0.1), t_0=2),
             "num_snapshots",
         ),
     ],
-    ids=["n", "window", "num_snapshots"],
+    ids=["n", "skip", "guarded", "history", "quantile", "deviation", "num_snapshots"],
 )
 def test_numbers_that_fix_a_shape_are_static(factory, name):
     for bad in (2.0, "2"):

@@ -87,6 +87,43 @@ def test_clipped_singular_values(x64):
             assert_leaf_close(got, _of_singular_values(last, function), 1e-10)
 
 
+def _published_soft_clip(x, steps):
+    """SPECTRA's, with c = 1: Newton-Schulz for the inverse root of I + X X^T."""
+    squares = np.eye(len(x)) + x @ x.T
+    bound = np.abs(x @ x.T).sum(axis=1).max()  # Gershgorin's
+    alpha = 1 + min(bound, np.linalg.norm(x) ** 2)
+    y, z = squares / alpha, np.eye(len(x))
+    for _ in range(steps):
+        t = (3 * np.eye(len(x)) - z @ y) / 2
+        y, z = y @ t, t @ z
+    return z @ x / np.sqrt(alpha)
+
+
+def test_elsewhere_ten_iterations_lose_what_is_behind_a_spike(x64):
+    x = _matrix([100.0, 0.5, 0.4, 0.3], 6)
+    want = _of_singular_values(x, _soft)
+
+    def error(got):
+        behind = np.linalg.svd(np.asarray(got), compute_uv=False)[1:]
+        return np.max(np.abs(behind / np.linalg.svd(want, compute_uv=False)[1:] - 1))
+
+    assert error(_published_soft_clip(x, 10)) > 0.2
+    assert error(_published_soft_clip(x, 20)) < 1e-6  # it is that method
+    assert error(one_step(oht.clip_by_spectral_norm(1.0), x)) < 1e-6
+
+
+def test_elsewhere_the_clip_of_a_vector_jumps():
+    def published(size):  # with c = 1
+        return size if size <= 1 else size / np.sqrt(1 + size**2)
+
+    assert published(1.0) - published(1.0001) > 0.29
+    sizes = [
+        float(one_step(oht.clip_by_spectral_norm(1.0), jnp.array([size]))[0])
+        for size in (1.0, 1.0001)
+    ]
+    assert 0 < sizes[1] - sizes[0] < 1e-4
+
+
 def test_worked_values():
     grads = {"w": jnp.diag(jnp.array([3.0, 0.5])), "b": jnp.array([1.8, 2.4])}
     soft = one_step(oht.clip_by_spectral_norm(1.0), grads)

@@ -82,6 +82,19 @@ def test_elsewhere_a_leaf_that_was_zero_in_the_warmup_is_frozen():
     assert out[2][1] == pytest.approx(0.6)
 
 
+def test_elsewhere_an_inverted_band_decays_to_nothing():
+    average, out = 0.0, []
+    for step in range(1000):  # of norms that are all 1
+        low, high = 0.95 * average, 0.6 * average
+        norm = min(max(1.0, low), high) if step else 1.0
+        average = 0.95 * average + 0.05 * norm
+        out.append(norm)
+    assert out[1] == pytest.approx(0.03)
+    assert out[-1] < 1e-10
+    ours, _ = lengths(oht.clip_by_norm_ema(warmup_steps=1), [1.0] * 100)
+    assert ours == [1.0] * 100
+
+
 def test_elsewhere_the_deviation_of_one_norm_is_nan():
     norms = np.array([1.0])
     with np.errstate(invalid="ignore"):

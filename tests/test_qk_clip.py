@@ -61,6 +61,14 @@ def test_no_head_to_clip(logits):
     assert_trees_equal(missing, updates)
 
 
+def test_elsewhere_a_negative_largest_logit_makes_nan_weights():
+    largest = np.float32(-5.0)
+    published = np.minimum(1.0, 100.0 / (largest + 1e-6))
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(np.sqrt(published))
+    assert oht.qk_clip_factors(jnp.array([largest])).tolist() == [1.0]
+
+
 def test_factors():
     logits = jnp.array([[50.0, 400.0], [-3.0, jnp.inf]])
     np.testing.assert_array_equal(

@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "addsign": (0.3, {}),
     "amsgrad": (1e-2, {"bias_correction": False}),
     "biclip": (1.0, {"lower": 1e-3, "upper": 0.03}),
+    "cautious_adamw": (0.1, {}),
     "cclip": (1.0, {"threshold": 0.01}),
     "clip_by_moment": (1.0, {"scope": "global"}),
     "clipped_gd": (30.0, {"max_update_norm": 1.0}),

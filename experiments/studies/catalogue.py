@@ -10,6 +10,7 @@ from experiments.studies import (
     lambc,
     neumann,
     robustness,
+    spikes,
     study,
     survey,
     theory,
@@ -23,11 +24,12 @@ STUDIES = {
     "survey": survey.STUDY,
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
+    "spikes": spikes.STUDY,
 }
 
 
 def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> None:
-    """Measures what is missing of a study, and renders its page.
+    """Measures what is missing of a study, and renders its pages.
 
     Raises:
       UserError: a folder is not writable, or the page has other blocks.
@@ -40,13 +42,19 @@ def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> 
     records = study.wanted(path, cells)
     for file, picture in chosen.pictures(records).items():
         files.write_atomically(pages / file, picture)
-    page = pages / f"{name}.md"
-    text = page.read_text(encoding="utf-8")
-    filled = markdown.fill(text, blocks(name, scale, records))
-    files.write_atomically(page, filled)
+    for page, made in blocks(name, scale, records, pages).items():
+        filled = markdown.fill(page.read_text(encoding="utf-8"), made)
+        files.write_atomically(page, filled)
 
 
-def blocks(name: str, scale: str, records: Sequence[study.Record]) -> dict[str, str]:
-    """Every block of the page of a study."""
-    tables = STUDIES[name].tables(records)
-    return {**tables, "origin": study.origin(records, name, scale)}
+def blocks(
+    name: str, scale: str, records: Sequence[study.Record], pages: Path
+) -> dict[Path, dict[str, str]]:
+    """Every block of the pages of a study: of its own, and of others."""
+    chosen = STUDIES[name]
+    own = {**chosen.tables(records), "origin": study.origin(records, name, scale)}
+    others = {
+        pages.parent / page: tables(records)
+        for page, tables in chosen.elsewhere.items()
+    }
+    return {pages / f"{name}.md": own, **others}

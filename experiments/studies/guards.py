@@ -178,7 +178,23 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     return {
         "losses": markdown.table([*header, *changed], rows),
         "accuracies": markdown.table(["optimizer", "rate", *conditions], rates),
+        "winsorise": _of_an_option(results["acclip"], results["acclip, winsorise=8"]),
     }
+
+
+def _of_an_option(without: dict[str, Any], with_it: dict[str, Any]) -> str:
+    """What an option changes in each condition, and at the rates of the grid."""
+    both = with_it, without
+    rows = [
+        [condition, _difference(*(_losses(r, condition) for r in both))]
+        for condition in CONDITIONS
+    ]
+    same = _difference(*(np.array(r["at_baselines_rate"]) for r in both))
+    rows.append([f"clean, at {BASELINE}'s rate", same])
+    pairs = zip(with_it["tuning_losses"], without["tuning_losses"], strict=True)
+    for rate, (a, b) in zip(with_it["rates"], pairs, strict=True):
+        rows.append([f"clean, validation, rate {rate:.3g}", f"{a - b:+.4f}"])
+    return markdown.table(["condition", "with winsorise=8 - without"], rows)
 
 
 def _losses(result: dict[str, Any], condition: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +29,18 @@ class Cell(NamedTuple):
     measure: Callable[[], dict[str, Any]]
 
 
+Tables = Callable[[Sequence[Record]], dict[str, str]]  # blocks of a page, Markdown
+
+
 class Study(NamedTuple):
     """A question, as measurements and what is shown of them."""
 
     # (scale, folder of data sets) -> all of them
     cells: Callable[[str, Path], list[Cell]]
-    tables: Callable[[Sequence[Record]], dict[str, str]]  # blocks of the page, Markdown
+    tables: Tables
     pictures: Callable[[Sequence[Record]], dict[str, bytes]]  # PNG, by file name
+    # Blocks of further pages, which lie beside the folder of the studies' own.
+    elsewhere: Mapping[str, Tables] = MappingProxyType({})
 
 
 def raw_file(name: str, scale: str, results: Path = RESULTS) -> Path:

@@ -51,6 +51,17 @@ def weighted_iterate_average(
     return oht.weighted_iterate_average(momentum(learning_rate, **kwargs))
 
 
+def cautious_adamw(
+    learning_rate: float, weight_decay: float = 0.0, mask=None, **kwargs
+) -> optax.GradientTransformation:
+    """AdamW whose steps leave out what points against the gradient."""
+    return optax.chain(
+        oht.cautious(oht.scale_by_adam(**kwargs)),
+        oht.add_decayed_weights(weight_decay, mask),
+        oht.scale_by_learning_rate(learning_rate),
+    )
+
+
 def guarded_adamw(
     learning_rate: float,
     weight_decay: float = 0.0,
@@ -113,6 +124,7 @@ BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "addsign": oht.addsign,
     "amsgrad": oht.amsgrad,
     "biclip": oht.biclip,
+    "cautious_adamw": cautious_adamw,
     "cclip": oht.cclip,
     "clip_by_moment": clip_by_moment,
     "clipped_gd": oht.clipped_gd,

@@ -98,6 +98,7 @@ def make_train_step(
             gradients.grads,
             opt_state,
             state.params,
+            value=gradients.loss,
             grad_fn=lambda params: (
                 gradient(params, state.model_state, batch, key).grads
             ),

@@ -222,7 +222,7 @@ FAULTS = [
     Fault(
         "spikes of a window that is not full",
         "optax_heavytail/_history.py",
-        "return jnp.where(is_full(history), limit, jnp.inf)",
+        "return jnp.where(is_full(history), limit, _tree.no_limit(limit.dtype))",
         "return limit",
         ("tests/test_skip_if_unsafe.py", "-k", "beside or derivatives"),
     ),
@@ -246,6 +246,27 @@ FAULTS = [
         "tau = limit(state.history, sizes)",
         "tau = limit(_history.append(state.history, sizes, counts), sizes)",
         ("tests/test_golden_oracles.py", "-k", "clip_by_history"),
+    ),
+    Fault(
+        "a limit that is none, and a norm beyond the largest number",
+        "optax_heavytail/_norms.py",
+        "over = is_limit & (scaled > jnp.where(is_limit, tau, 0) * scale)",
+        "over = scaled > tau * scale",
+        ("tests/test_clip_by_history.py", "-k", "largest_number"),
+    ),
+    Fault(
+        "a limit that is not known is infinite",
+        "optax_heavytail/_clip_by_history.py",
+        "jnp.where(is_known, limit, _tree.no_limit(limit.dtype))",
+        "jnp.where(is_known, limit, jnp.inf)",
+        ("tests/test_debug_flags.py", "-k", "history"),
+    ),
+    Fault(
+        "the share that is kept by another limit",
+        "optax_heavytail/_clip_by_history.py",
+        "told(_norms.clip_factor(norms, tau), state.kept)",
+        "told(_norms.clip_factor(norms, 2 * tau), state.kept)",
+        ("tests/test_clip_laws.py", "-k", "kept_is_told"),
     ),
     Fault(
         "clipped norms in the window",
@@ -285,7 +306,7 @@ FAULTS = [
     Fault(
         "AdaGC: leaves that were zero are frozen",
         "optax_heavytail/_adagc.py",
-        "relative = jnp.where(gamma > 0, relative_threshold * gamma, jnp.inf)",
+        "relative = jnp.where(gamma > 0, relative_threshold * gamma, none)",
         "relative = relative_threshold * gamma",
         ("tests/test_past_limits.py", "-k", "frozen"),
     ),

@@ -4,6 +4,13 @@ from tests.planted_faults.fault import Fault
 
 FAULTS = [
     Fault(
+        "trainer: the optimizer is not told the loss",
+        "experiments/training/steps.py",
+        "            value=gradients.loss,\n",
+        "",
+        ("tests/test_experiments_train.py", "-k", "told_the_loss"),
+    ),
+    Fault(
         "trainer: the config before the records are cut",
         "experiments/runs/folders.py",
         "    try:\n        if step is None:\n            _set_aside",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_heavytail import _base
-from optax_heavytail._transform import wrapper
+from optax_heavytail._transform import Inner, as_transform, wrapper
 from optax_heavytail.diagnostics.monitoring import _norm_history, _rows
 from optax_heavytail.diagnostics.monitoring._norm_history import NormHistory
 
@@ -31,7 +31,7 @@ class MonitorState(NamedTuple):
 
 
 def monitor(
-    inner: optax.GradientTransformation,
+    inner: Inner,
     *,
     per_leaf: bool = True,
     reservoir_size: int = 1024,
@@ -94,7 +94,7 @@ def monitor(
     """
     _base.check_flag("per_leaf", per_leaf)
     _base.check_static_integer("reservoir_size", reservoir_size, 2)
-    inner_tx = optax.with_extra_args_support(inner)
+    inner_tx = as_transform(inner)
 
     def init(params):
         rows, dtype = _rows.num_rows(params, per_leaf), _rows.dtype(params)

@@ -1,10 +1,11 @@
-"""Trains the same model under several optimizers and reports the result.
+r"""Trains the same model under several optimizers and reports the result.
 
 python -m experiments.compare --config=experiments/configs/bert_tiny.py \
     --workdir=runs/bert_tiny
 """
 
 from experiments.common import cli, distributed
+from experiments.configs import fields
 from experiments.training import comparison
 
 
@@ -17,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, fields.IN_COMPARISON)

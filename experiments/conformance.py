@@ -14,6 +14,8 @@ its own, and one that dies is reported.
 
 import argparse
 import ast
+import functools
+import math
 import pathlib
 import sys
 import time
@@ -22,18 +24,16 @@ from typing import Any
 
 from experiments.benchmarks import kit_choice, kit_judge, kit_tables
 from experiments.benchmarks.kit_subjects import PARAMS, Subject
-from experiments.common import files, markdown
+from experiments.common import commands, files, inputs, markdown
 from experiments.common.errors import UserError
 from optax_heavytail import testing
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "conformance.md"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> commands.Parser:
     """The flags."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = commands.Parser(__doc__)
     made.add_argument("words", nargs="*", help="parts of names")
     made.add_argument("--third-party", action="store_true", help="other packages")
     made.add_argument(
@@ -52,12 +52,23 @@ def parser() -> argparse.ArgumentParser:
         "--static-args", default="", help="names that are never arrays, with commas"
     )
     made.add_argument("--params", choices=PARAMS, default="kit", help="parameters")
-    made.add_argument("--output", type=pathlib.Path, help="file for the table")
-    made.add_argument("--timeout", type=float, default=3600, help="seconds for each")
+    made.add_argument(
+        "--output",
+        type=functools.partial(inputs.local, "--output"),
+        help="file for the table",
+    )
+    made.add_argument("--timeout", type=_seconds, default=3600, help="seconds for each")
     made.add_argument("--only", help=argparse.SUPPRESS)  # the process of one optimizer
     made.add_argument("--laws", help=argparse.SUPPRESS)
     made.add_argument("--to", type=pathlib.Path, help=argparse.SUPPRESS)
     return made
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} must be a number above 0")
+    return value
 
 
 def subjects(given: argparse.Namespace) -> dict[str, Subject]:
@@ -99,7 +110,9 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
     block = "third_party" if given.third_party else "optax"
     others = kit_choice.interpreters(given.python)
     versions = kit_choice.origin(given.third_party, others)
-    if not (given.output or given.factory is not None or given.words):
+    if given.output is not None:
+        files.check_target(given.output)
+    elif given.factory is None and not given.words:
         write(block, None)  # a page without marks is found before the work
     pythons = kit_choice.by_optimizer(others)
     reports: dict[str, testing.Report] = {}
@@ -115,7 +128,7 @@ def run(given: argparse.Namespace, argv: Sequence[str]) -> None:
         seconds = time.monotonic() - started
         print(f"{name}, {seconds:.0f} s\n{reports[name]}\n", flush=True)
     text = f"{versions}\n\n{kit_tables.tables(reports)}"
-    if given.output:
+    if given.output is not None:
         files.write_atomically(given.output, f"{text}\n")
         print(f"the table is in {given.output}")
     elif given.factory is not None:
@@ -135,7 +148,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with commands.one_line_errors():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Says whether the gradient noise of a model is heavy-tailed, and where to clip.
+r"""Says whether the gradient noise of a model is heavy-tailed, and where to clip.
 
 python -m experiments.diagnose --config=experiments/configs/bert_tiny.py \
     --config.optimizer.name=adamw --checkpoint=runs/adamw --workdir=runs/diagnosis
@@ -7,6 +7,7 @@ python -m experiments.diagnose --config=experiments/configs/bert_tiny.py \
 from absl import flags
 
 from experiments.common import cli, distributed
+from experiments.configs import fields
 from experiments.diagnosis import noise
 
 CHECKPOINT = flags.DEFINE_string(
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, fields.SECTIONS)

@@ -1,4 +1,4 @@
-"""How the curvature of the loss changes while a model trains.
+r"""How the curvature of the loss changes while a model trains.
 
 python -m experiments.follow --config=experiments/configs/bert_tiny.py \
     --workdir=runs/followed
@@ -13,6 +13,7 @@ trains again, and measures what is missing.
 from absl import flags
 
 from experiments.common import cli, distributed, files
+from experiments.configs import fields
 from experiments.diagnosis import following, trajectory, trajectory_figures
 
 SPECTRA = flags.DEFINE_integer(
@@ -20,9 +21,14 @@ SPECTRA = flags.DEFINE_integer(
     6,
     "Steps whose spectrum is taken, the first and the last with them.",
     lower_bound=2,
+    upper_bound=fields.MOST_STEPS,
 )
 POINTS = flags.DEFINE_integer(
-    "points", 80, "Updates whose smoothness is taken.", lower_bound=2
+    "points",
+    80,
+    "Updates whose smoothness is taken.",
+    lower_bound=2,
+    upper_bound=fields.MOST_STEPS,
 )
 LOSS_BATCHES = flags.DEFINE_integer(
     "loss_batches", 4, "Batches over which the loss is averaged.", lower_bound=1
@@ -36,12 +42,13 @@ def main() -> None:
     """Measures as the flags say."""
     values = SPECTRA.value, POINTS.value, LOSS_BATCHES.value, LANCZOS_STEPS.value
     workdir = cli.workdir()
-    records = following.measure(cli.config(), workdir, following.Settings(*values))
     picture = workdir / following.FIGURE_FILE
+    files.check_target(picture)
+    records = following.measure(cli.config(), workdir, following.Settings(*values))
     drawn = trajectory_figures.png(records, trajectory.fit(records))
     files.write_atomically(picture, drawn)
     distributed.say(f"{following.describe(records)}\n\npicture: {picture}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, fields.SECTIONS)

@@ -6,34 +6,41 @@ What is measured already is used again: delete the raw results to measure anew. 
 studies need data that the project does not have: docs/evidence/protocol.md says which.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.common.errors import UserError
+from experiments.common import commands, inputs
 from experiments.studies import catalogue, study
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> commands.Parser:
     """The flags."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = commands.Parser(__doc__)
+    made.add_argument("name", choices=catalogue.STUDIES, help="The study.")
+    made.add_argument(
+        "--scale",
+        choices=study.SCALES,
+        default="cpu",
+        help="Which of its sizes to measure (%(default)s).",
     )
-    made.add_argument("name", choices=catalogue.STUDIES)
-    made.add_argument("--scale", choices=study.SCALES, default="cpu")
-    made.add_argument("--data", type=Path, default=Path("data"), help="folder")
+    made.add_argument(
+        "--data",
+        default="data",
+        help="Folder of the data sets that some studies need (%(default)s).",
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     """Reproduces as the flags say."""
     given = parser().parse_args(argv)
-    catalogue.reproduce(given.name, given.scale, given.data, study.RESULTS, study.PAGES)
+    data = inputs.local("--data", given.data)
+    page = catalogue.reproduce(
+        given.name, given.scale, data, study.RESULTS, study.PAGES
+    )
+    print(f"written: {page}")
 
 
 if __name__ == "__main__":
-    try:
+    with commands.one_line_errors():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Finds the learning rate of each optimizer on the grids of a config.
+r"""Finds the learning rate of each optimizer on the grids of a config.
 
 python -m experiments.sweep --config=experiments/configs/bert_tiny.py \
     --workdir=runs/bert_tiny_sweep --results=experiments/results/bert_tiny_sweep
@@ -8,7 +8,9 @@ import functools
 
 from absl import flags
 
-from experiments.common import cli, distributed, files, inputs
+from experiments.common import cli, distributed, fields, files, inputs
+from experiments.common.errors import UserError
+from experiments.configs import fields as tables
 from experiments.training import sweeps
 
 OPTIMIZERS = flags.DEFINE_list(
@@ -22,16 +24,23 @@ RESULTS = flags.DEFINE_string(
 def main() -> None:
     """Sweeps as the flags say."""
     config = cli.config()
+    if not OPTIMIZERS.value:
+        fields.check(config, {**tables.RUN, **tables.COMPARE})
     names = OPTIMIZERS.value or config.compare.optimizers
     targets = [cli.workdir() / "sweep"]
-    targets += [inputs.local("--results", RESULTS.value)] if RESULTS.value else []
-    for target in targets:  # before the runs, not after
-        distributed.by_main(functools.partial(files.make_folder, target.parent))
+    if RESULTS.value is not None:
+        targets.append(inputs.local("--results", RESULTS.value))
+        if not targets[-1].name:
+            raise UserError(f"--results={RESULTS.value}: must be a path with a name")
+    written = [file for target in targets for file in sweeps.files_of(target)]
+    for file in written:  # before the runs, not after
+        distributed.by_main(functools.partial(files.check_target, file))
     finals = sweeps.sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)
     table = sweeps.page(finals, config)
     distributed.say(table)
     distributed.by_main(lambda: sweeps.write(finals, table, targets))
+    distributed.say(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, tables.IN_SWEEP)

@@ -1,4 +1,4 @@
-"""Trains one model with one optimizer.
+r"""Trains one model with one optimizer.
 
 python -m experiments.train --config=experiments/configs/bert_tiny.py \
     --workdir=runs/adamw --config.optimizer.name=adamw
@@ -6,6 +6,7 @@ python -m experiments.train --config=experiments/configs/bert_tiny.py \
 
 from experiments.common import cli, distributed
 from experiments.common.errors import UserError
+from experiments.configs import fields
 from experiments.runs import folders
 from experiments.training import trainer
 
@@ -24,9 +25,9 @@ def main() -> None:
     distributed.say(
         f"validation loss {outcome.loss:.3f} {report.loss_unit}, "
         f"{report.accuracy_name} {outcome.metrics['accuracy']:.1%}, "
-        f"trained {outcome.seconds:.0f} s"
+        f"trained {outcome.seconds:.0f} s; all of it is in {workdir}"
     )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, fields.SECTIONS)

@@ -45,6 +45,12 @@ from optax_heavytail._fast_belief import (
 from optax_heavytail._gclip import ClipByNormState, clip_by_norm, gclip
 from optax_heavytail._guarded import guarded
 from optax_heavytail._lambc import lambc
+from optax_heavytail._langevin import (
+    OverdampedLangevinState,
+    UnderdampedLangevinState,
+    overdamped_langevin,
+    underdamped_langevin,
+)
 from optax_heavytail._larsc import larsc
 from optax_heavytail._learning_rate import scale_by_learning_rate
 from optax_heavytail._neumann import NeumannState, neumann, neumann_eval_params
@@ -59,12 +65,14 @@ from optax_heavytail._orthogonalize import orthogonalize
 from optax_heavytail._qk_clip import QKClipState, qk_clip, qk_clip_factors
 from optax_heavytail._readers import get_momentum, get_threshold, get_trust_ratio
 from optax_heavytail._reset_moments import ResetMomentsState, reset_moments
+from optax_heavytail._saga import SagaState, saga
 from optax_heavytail._schedules.batch_growth import BatchSizePlan, grow_batch
 from optax_heavytail._schedules.normalized import (
     NormalizedMomentum,
     batch_for_normalized,
     normalized_momentum,
 )
+from optax_heavytail._schedules.smoothness import l0l1_constants
 from optax_heavytail._schedules.survey import (
     neumann_momentum,
     transformer_schedule,
@@ -112,6 +120,7 @@ from optax_heavytail._trust_ratio import (
     ScaleByClippedTrustRatioState,
     scale_by_clipped_trust_ratio,
 )
+from optax_heavytail._unroll import unroll
 from optax_heavytail._weight_decay import (
     AddDecayedWeightsState,
     add_decayed_weights,
@@ -150,8 +159,10 @@ __all__ = [
     "NeumannInnerLoopState",
     "NeumannState",
     "NormalizedMomentum",
+    "OverdampedLangevinState",
     "QKClipState",
     "ResetMomentsState",
+    "SagaState",
     "ScaleByAdamAtan2State",
     "ScaleByAdashiftState",
     "ScaleByClippedTrustRatioState",
@@ -163,6 +174,7 @@ __all__ = [
     "SkipIfUnsafeState",
     "SnapshotEnsembleState",
     "StochasticRoundingState",
+    "UnderdampedLangevinState",
     "WeightedIterateAverageState",
     "acclip",
     "adagc",
@@ -207,6 +219,7 @@ __all__ = [
     "grams",
     "grow_batch",
     "guarded",
+    "l0l1_constants",
     "lambc",
     "larsc",
     "mask_coverage",
@@ -221,11 +234,13 @@ __all__ = [
     "normalized_gd",
     "normalized_momentum",
     "orthogonalize",
+    "overdamped_langevin",
     "powersign",
     "qk_clip",
     "qk_clip_factors",
     "reset_moments",
     "rules",
+    "saga",
     "scale_by_acclip",
     "scale_by_adam",
     "scale_by_adam_atan2",
@@ -250,6 +265,8 @@ __all__ = [
     "strongly_convex_step",
     "trace",
     "transformer_schedule",
+    "underdamped_langevin",
+    "unroll",
     "warm_restarts",
     "weighted_iterate_average",
     "weighted_iterate_average_eval_params",

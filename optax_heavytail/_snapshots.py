@@ -68,6 +68,7 @@ def snapshot_ensemble(
       section 3. Its :math:`M` is ``num_snapshots``, its :math:`T / M` is ``t_0``.
     """
     _base.check_static_integer("num_snapshots", num_snapshots, 1)
+    _base.check_static("t_mult", t_mult)
     starts = survey.restarts(t_0, t_mult)
     inner_tx = as_transform(inner)
 

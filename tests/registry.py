@@ -39,6 +39,7 @@ class Whole(NamedTuple):
 DECAY = Range(r"\[0.0, 1.0\)", (-0.1, 1.0, 1), (0, 0.0, 0.999))
 SHARE = Range(r"\(0.0, 1.0\]", (0.0, 0, 1.1), (1e-30, 1, 0.5))
 CLOSED = Range(r"\[0.0, 1.0\]", (-0.1, 1.1), (0, 1, 0.5))
+ANY = Range(r"\(-inf, inf\)", (float("inf"), float("nan")), (-2, 0.5))
 ORDER = Range(r"\[1.0, 2.0\]", (0.99, 2.01, 0), (1, 2, 1.5))
 NONNEGATIVE = Range(r"\[0.0, inf\)", (-1e-9, -1), (0, 0.0, 1e30))
 POSITIVE = Range(r"\(0.0, inf\)", (0.0, 0, -1.0), (1e-30, 1e30))
@@ -497,6 +498,60 @@ CASES = {
         needs_params=True,
         **_POLAR,
         variant=True,
+    ),
+    "saga": Case(
+        oht.saga,
+        {"num_groups": 3},
+        ("num_groups",),
+        extra_args={"group": 1},
+        signature="num_groups, *, variant='saga', table_dtype=None, axis_name=None",
+        states={"SagaState": ("count", "table", "total", "rest", "seen")},
+    ),
+    "saga-sag-bfloat16": Case(
+        oht.saga,
+        {"num_groups": 3, "variant": "sag", "table_dtype": jnp.bfloat16},
+        ("num_groups", "table_dtype"),
+        extra_args={"group": 2},
+        **_BF16,
+        variant=True,
+    ),
+    "langevin": Case(
+        oht.overdamped_langevin,
+        {"learning_rate": 0.1, "inverse_temperature": 4.0, "key": 1},
+        ("key",),
+        signature="learning_rate, inverse_temperature, *, skew=0.0, key",
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "skew": ANY,
+        },
+        states={"OverdampedLangevinState": ("count", "rng_key")},
+    ),
+    "langevin-skew": Case(
+        oht.overdamped_langevin,
+        {
+            "learning_rate": _half_life,
+            "inverse_temperature": float("inf"),
+            "skew": 0.5,
+            "key": jax.random.key(2),
+        },
+        ("key",),
+        variant=True,
+    ),
+    "langevin-velocity": Case(
+        oht.underdamped_langevin,
+        {
+            "learning_rate": 0.1,
+            "friction": 2.0,
+            "inverse_temperature": 4.0,
+            "key": 3,
+        },
+        ("key",),
+        signature="learning_rate, friction, inverse_temperature, *, key",
+        ranges={
+            "learning_rate": NONNEGATIVE,
+            "friction": NONNEGATIVE,
+        },
+        states={"UnderdampedLangevinState": ("count", "rng_key", "mu")},
     ),
     "orthogonalize": Case(
         oht.orthogonalize,

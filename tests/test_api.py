@@ -80,6 +80,8 @@ SIGNATURES = {
     "nonconvex_threshold": "scale, num_steps, tail_order",
     "normalized_momentum": "num_steps=None, tail_order=None, scale=1.0",
     "batch_for_normalized": "num_steps, tail_order",
+    "l0l1_constants": "l0, l1, rule='simple'",
+    "unroll": "tx, loss_fn, num_steps, *, truncate=None, checkpoint=True",
     "get_threshold": "state",
     "get_momentum": "state",
     "qk_clip_factors": "max_logits, threshold=100.0",

@@ -430,3 +430,23 @@ def test_the_report_tells_what_was_taken_away(scope, normalize):
     if not normalize:  # without units it is the average itself
         assert_trees_close(state.raw, oht.get_momentum(state), 1e-6)
     assert 0 < state.kept <= 1
+
+
+def test_it_is_no_guard_for_an_optimizer():
+    """As its docstring says: it clips 42% of calm gradients, and steps by chance."""
+    rng = np.random.default_rng(0)
+    grads = jnp.asarray(rng.normal(size=(400, 500)), jnp.float32)
+    tx = oht.clip_by_moment(eps=0.0)
+
+    def step(state, grad):
+        updates, state = tx.update(grad, state)
+        return state, jnp.mean(jnp.abs(updates) < jnp.abs(grad))
+
+    shares = jax.lax.scan(step, tx.init(grads[0]), grads)[1]
+    assert 0.41 < float(jnp.mean(shares[300:])) < 0.44
+    around, bare = oht.clip_by_moment(optax.adamw(1e-3), eps=0.0), optax.adamw(1e-3)
+    for size, is_clipped in ((1.0, False), (1e-6, True)):
+        params, grad = jnp.ones(3), size * jnp.array([1.0, -1.0, 2.0])
+        got, _ = around.update(grad, around.init(params), params)
+        want, _ = bare.update(grad, bare.init(params), params)
+        assert bool(jnp.all(jnp.abs(got) < 0.1 * jnp.abs(want))) == is_clipped

@@ -222,3 +222,64 @@ def test_the_state_tells_which_share_of_the_step_was_kept():
     for length, want in ((1.0, 1.0), (8.0, 0.25), (0.0, 1.0)):
         _, state = tx.update(jnp.array([length, 0.0]), tx.init(jnp.zeros(2)))
         np.testing.assert_allclose(state.kept, want, rtol=1e-6)
+
+
+# The constants of published steps for (L0, L1)-smooth objectives.
+
+
+@pytest.mark.parametrize(
+    ("rule", "want"),
+    [
+        ("simple", (1.0, 0.25, 0.003322)),
+        ("clipped", (0.5, 0.166667, 0.001667)),
+        ("gorbunov", (0.283572, 0.094524, 0.001411)),
+    ],
+)
+def test_constants_of_published_steps(rule, want):
+    """For norms that are nearly 0, 1 and 100."""
+    constants = oht.l0l1_constants(1.0, 2.0, rule)
+    for norm, step in zip((1e-12, 1.0, 100.0), want, strict=True):
+        if rule == "clipped":
+            got = min(constants["learning_rate"], constants["max_update_norm"] / norm)
+        else:
+            got = constants["learning_rate"] / (norm + constants["offset"])
+        assert round(got, 6) == step
+
+
+@pytest.mark.parametrize(
+    ("rule", "factory", "steps"),
+    [
+        ("simple", oht.normalized_gd, 541),
+        ("clipped", oht.clipped_gd, 1078),
+        ("gorbunov", oht.normalized_gd, 1865),
+    ],
+)
+def test_constants_on_a_quartic(rule, factory, steps):
+    """w^4 from 10 to below 1e-6."""
+    with jax.enable_x64(True):
+        tx = factory(**oht.l0l1_constants(4.0, 3.0, rule))
+
+        def step(carry):
+            w, state, count = carry
+            updates, state = tx.update(4 * w**3, state)
+            return w + updates, state, count + 1
+
+        start = (jnp.array(10.0), tx.init(jnp.array(10.0)), 0)
+        run = jax.jit(
+            lambda c: jax.lax.while_loop(lambda c: c[0] ** 4 >= 1e-6, step, c)
+        )
+        assert int(run(start)[2]) == steps
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((1.0, 0.0), r"l1 must be in \(0.0, inf\), got 0.0"),
+        ((-1.0, 1.0), r"l0 must be in \[0.0, inf\), got -1.0"),
+        ((0.0, 1.0, "clipped"), r"l0 must be in \(0.0, inf\), got 0.0"),
+        ((1.0, 1.0, "exact"), "rule must be one of .* got 'exact'"),
+    ],
+)
+def test_constants_out_of_range(args, message):
+    with pytest.raises(ValueError, match=message):
+        oht.l0l1_constants(*args)

@@ -37,6 +37,7 @@ SHARED = {
     "fields",
     "image_defaults",
     "mlm_defaults",
+    "search_rules",  # no run of the trainer
     "variants",
 }
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)

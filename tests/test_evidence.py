@@ -89,19 +89,6 @@ def test_blocks_are_put_between_their_marks():
             markdown.fill(page, blocks)
 
 
-def test_an_exponent_is_fitted_to_the_mean():
-    sizes = np.array([10, 100, 1000])
-    spread = np.array([0.5, 1.0, 1.5])[:, None]
-    value, low, high = study.fitted_exponent(sizes, spread * 7 * sizes**-0.75)
-    assert [value, low, high] == pytest.approx([-0.75] * 3)
-    errors = np.random.default_rng(0).exponential(sizes**-0.5, (200, 3))
-    value, low, high = study.fitted_exponent(sizes, errors)
-    assert low < -0.5 < high
-    assert low < value < high
-    # Each mean has an error of 1 / sqrt(200); the ends of two decades make the slope.
-    assert 0.5 < (high - low) / (4 * np.sqrt(2 / 200) / np.log(100)) < 2
-
-
 @pytest.mark.parametrize("name", catalogue.STUDIES)
 def test_every_study_has_a_page_and_results(name):
     assert (study.PAGES / f"{name}.md").exists()
@@ -243,10 +230,6 @@ def test_methods_are_those_of_the_theorems(method):
             "acclip": np.clip(grads, -tau, tau),
         }[method]
         np.testing.assert_allclose(updates, -4 / (k + 1) * clipped, rtol=1e-5)
-
-
-def test_intervals_are_written_beside_their_number():
-    assert study.with_interval((-0.5, -0.625, 0.25), ".2f") == "-0.50 [-0.62, 0.25]"
 
 
 def plain_sgd(rate):

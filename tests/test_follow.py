@@ -153,7 +153,9 @@ def test_other_measurements_are_refused(finished, tmp_path, monkeypatch):
     (tmp_path / following.RECORDS_FILE).write_text("[1]\n")
     with pytest.raises(UserError, match=r"curvature.jsonl:1: a JSON object is needed"):
         following.measurements(tmp_path / following.RECORDS_FILE, SETTINGS)
-    (tmp_path / following.RECORDS_FILE).write_text('{"kind": "spectrum", "step": 0}\n')
+    (tmp_path / following.RECORDS_FILE).write_text(
+        '{"kind": "smoothness", "step": 1, "gradient_norm": 1, "smoothness": null}\n'
+    )
     with pytest.raises(UserError, match="has measurements with None"):
         following.measurements(tmp_path / following.RECORDS_FILE, SETTINGS)
 
@@ -256,6 +258,8 @@ def test_pictures_show_the_records(tmp_path):
     )
     few = records_of(np.ones(2))
     assert trajectory_figures.png(few, trajectory.fit(few)).startswith(b"\x89PNG")
+    lost = [{**few[0], "smoothness": None}, {**few[1], "gradient_norm": None}]
+    assert trajectory_figures.png(lost, trajectory.fit(lost)).startswith(b"\x89PNG")
 
 
 def test_bad_flags_are_one_line(tmp_path):

@@ -11,7 +11,7 @@ FLOORS = (  # from the ground
     {"runs", "configs"},
     {"reporting", "tasks"},
     {"training"},
-    {"diagnosis", "studies", "benchmarks"},
+    {"diagnosis", "studies", "benchmarks", "rule_search"},
 )
 HEIGHT = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 

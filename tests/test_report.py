@@ -445,9 +445,18 @@ def test_runs_on_other_devices_are_comparable(tmp_path):
     [
         ("{oops", "metrics.jsonl:1: not JSON ("),
         ("[1]", "metrics.jsonl:1: a JSON object is needed, found [1]"),
-        ('{"kind": "train", "step": 1}', "kind, step and loss are needed"),
-        ('{"kind": "eval", "step": "1", "loss": 2.0}', "step is '1', an integer"),
-        ('{"kind": "x", "step": 1, "loss": 2.0}', "kind is 'x', allowed: train, eval"),
+        (
+            '{"kind": "train", "step": 1}',
+            "record.loss: is missing; must be",
+        ),
+        (
+            '{"kind": "eval", "step": "1", "loss": 2.0}',
+            "record.step='1': must be",
+        ),
+        (
+            '{"kind": "x", "step": 1, "loss": 2.0}',
+            "record.kind=x: must be one of",
+        ),
         ('{"kind": "train", "step": 1, "loss": NaN}', "NaN is not a JSON number"),
     ],
 )

@@ -16,7 +16,7 @@ from experiments.training.job import Job
 from experiments.training.programs import Programs
 from tests import toy_task
 
-TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
+TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second", "seal")
 ROOT = Path(__file__).parent.parent
 
 

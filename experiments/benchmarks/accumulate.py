@@ -1,4 +1,4 @@
-"""Memory of a step of 32,768 images, by the number of microbatches.
+r"""Memory of a step of 32,768 images, by the number of microbatches.
 
     python -m experiments.benchmarks.accumulate \
         --output=experiments/results/bench_accumulate_cpu

@@ -6,33 +6,29 @@ runs on an accelerator's machine that has no more than these.
 
 import argparse
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import files, inputs, json_files, memory, provenance
+from experiments.common import commands, files, inputs, json_files, memory, provenance
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 
+LONGEST_NUMBER = 9  # digits
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
 
-class Parser(argparse.ArgumentParser):
-    """Flags of a benchmark; bad ones end in one line."""
+class Parser(commands.Parser):
+    """Flags of a benchmark."""
 
     def __init__(self, doc: str | None, repeats: int | None = None):
-        super().__init__(
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(doc)
         self.add_argument(
             "--output",
             type=functools.partial(inputs.local, "--output"),
@@ -47,15 +43,15 @@ class Parser(argparse.ArgumentParser):
                 help="Rounds of the interleaved run (%(default)s).",
             )
 
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage as well."""
-        raise UserError(message)
-
 
 def positive(text: str) -> int:
     """An integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of 1 or more")
+    is_short = text.isdecimal() and len(text) <= LONGEST_NUMBER
+    if not is_short or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60} must be an integer of 1 or more, of at most "
+            f"{LONGEST_NUMBER} digits"
+        )
     return int(text)
 
 
@@ -83,10 +79,8 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Calls ``main`` with the command line; bad input ends in one line."""
     memory.keep_freed()
-    try:
+    with commands.one_line_errors():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 # Timing
@@ -157,13 +151,11 @@ def header() -> dict[str, str]:
 
 
 def check_writable(output: Path) -> None:
-    """Makes the folder of the output; called before the measurements, not after."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output}: {error.strerror}") from None
-    if not os.access(output.parent, os.W_OK):
-        raise UserError(f"--output={output}: its folder must be writable")
+    """Refuses a bad output; called before the measurements, not after."""
+    if not output.name:
+        raise UserError(f"--output={output}: must be a path with a name")
+    for file in files_of(output):
+        files.check_target(file)
 
 
 def write(
@@ -176,8 +168,15 @@ def write(
     print(f"\n{page}", flush=True)
     origin = {"kind": "header", **facts}
     rows = json_files.as_lines(map(json_files.finite, (origin, *records)))
-    for suffix, content in ((".md", page), (".jsonl", rows)):
-        files.write_atomically(output.with_name(output.name + suffix), content)
+    for file, content in zip(files_of(output), (page, rows), strict=True):
+        files.write_atomically(file, content)
+    print(f"written: {', '.join(map(str, files_of(output)))}", flush=True)
+
+
+def files_of(output: Path) -> tuple[Path, Path]:
+    """The table of a benchmark, and its timings."""
+    name = output.name
+    return output.with_name(f"{name}.md"), output.with_name(f"{name}.jsonl")
 
 
 def _quoted(name: str, value: str) -> str:

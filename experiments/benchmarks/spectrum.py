@@ -1,4 +1,4 @@
-"""Spectra of whole models: the time and the memory of a Lanczos search.
+r"""Spectra of whole models: the time and the memory of a Lanczos search.
 
     python -m experiments.benchmarks.spectrum \
         --output=experiments/results/bench_spectrum_gpu

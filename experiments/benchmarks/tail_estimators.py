@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.benchmarks import common
 from experiments.benchmarks.known_laws import GAUSSIAN, POWER_LAWS, STABLE_LAWS, Law
-from experiments.common import markdown, provenance
+from experiments.common import fields, markdown, provenance
 from experiments.common.json_files import Record
 from experiments.common.measurements import Measurements
 from optax_heavytail import diagnostics
@@ -21,6 +21,16 @@ LEVEL = 0.05  # of the tests whose rejections are counted
 NUM_NULL = 20  # a test of the level 1/21
 STABLE_METHODS = ("log_moment", "characteristic_function")
 Over = Literal["iterations", "coordinates"]
+SHARE = fields.number(0, 1)
+# What the tables show of a record.
+RECORD = {
+    "settings": fields.mapping(),
+    **{f"result.{name}": SHARE for name in ("below", "above", "rejected", "heavier")},
+    **{
+        f"result.{name}": fields.number(0).or_text("inf")
+        for name in ("median", "width")
+    },
+}
 
 
 class Cell(NamedTuple):
@@ -150,7 +160,7 @@ def run(
     def key(settings: Record) -> str:
         return json.dumps(settings)
 
-    known = Measurements(partial, lambda record: key(record["settings"]))
+    known = Measurements(partial, lambda record: key(record["settings"]), _check)
     for number, cell in enumerate(wanted, 1):
         settings = {**cell.key(), **about}
         if key(settings) not in known:
@@ -166,6 +176,10 @@ def run(
         (cell, {"kind": "cell", **cell.key(), **record["result"]})
         for cell, record in measured
     ]
+
+
+def _check(record: Record, where: str) -> None:
+    fields.check(record, RECORD, where)
 
 
 Show = Callable[[Cell, Record], str]

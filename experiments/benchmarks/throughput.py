@@ -1,4 +1,4 @@
-"""Training steps of whole models, and how much of each the optimizer takes.
+r"""Training steps of whole models, and how much of each the optimizer takes.
 
     python -m experiments.benchmarks.throughput \
         --output=experiments/results/bench_throughput_gpu --dtype=bfloat16

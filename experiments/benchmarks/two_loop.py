@@ -1,4 +1,4 @@
-"""Neumann's inner loop against conjugate gradients: cost and direction.
+r"""Neumann's inner loop against conjugate gradients: cost and direction.
 
     python -m experiments.benchmarks.two_loop \
         --output=experiments/results/bench_two_loop_cpu

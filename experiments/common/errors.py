@@ -28,7 +28,7 @@ def printable(text: str) -> str:
     )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error of a library says, shortened; of a full disk just that."""
     text = " ".join(str(error).split())
     for reason in map(os.strerror, NO_ROOM):

@@ -31,6 +31,13 @@ class Field(NamedTuple):
             accepts=lambda value: value is None or self.accepts(value),
         )
 
+    def or_text(self, word: str) -> "Field":
+        """The same of a field that may be a word."""
+        return self._replace(
+            allowed=f"{self.allowed}, or {word}",
+            accepts=lambda value: value == word or self.accepts(value),
+        )
+
 
 def integer(low: int, high: int = LARGEST) -> Field:
     """An integer in [low, high]; no bool is one."""
@@ -48,13 +55,15 @@ def number(
     """A finite number in [low, high]; ``above`` and ``below`` leave the ends out."""
     ends = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     least = f"above {low:g}" if above else f"{low:g} or more"
-    allowed = f"in {ends}" if math.isfinite(high) else least
+    allowed = f", in {ends}" if math.isfinite(high) else f", {least}"
 
     def accepts(value: Any) -> bool:
         is_number = is_real(value) and math.isfinite(value) and low <= value <= high
         return is_number and not ((above and value == low) or (below and value == high))
 
-    return Field(f"a finite number, {allowed}", accepts)
+    if low == -math.inf and high == math.inf:
+        allowed = ""
+    return Field(f"a finite number{allowed}", accepts)
 
 
 def is_real(value: Any) -> bool:

@@ -14,16 +14,23 @@ class Measurements:
     Args:
       path: of the file; read if it is there.
       key: record -> what it was measured of. The last of a key counts.
+      check: (record, where it is) -> nothing, or a `UserError`.
 
     Raises:
       UserError: the file is not one of such measurements.
     """
 
-    def __init__(self, path: Path, key: Callable[[Record], Hashable]):
+    def __init__(
+        self,
+        path: Path,
+        key: Callable[[Record], Hashable],
+        check: Callable[[Record, str], None] = lambda record, where: None,
+    ):
         self._path, self._key = path, key
         self.records = json_files.read_lines(path).records
         self._found: dict[Hashable, Record] = {}
         for number, record in enumerate(self.records, 1):
+            check(record, f"{path}:{number}: record")
             try:
                 self._found[key(record)] = record
             except (KeyError, TypeError) as error:

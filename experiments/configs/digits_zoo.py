@@ -12,8 +12,8 @@ from experiments.common.types import Config
 from experiments.configs import image_defaults
 
 # Transform, its peak learning rate, and what else is not its default. The rates are the
-# best of experiments/results/digits_zoo_sweep.md and digits_zoo_later_sweep.md beside
-# it, which try each and its neighbours.
+# best of experiments/results/digits_zoo_sweep.md, and of digits_zoo_later_sweep.md and
+# digits_zoo_rule_sweep.md beside it, which try each and its neighbours.
 OPTIMIZERS = {
     "acclip": (3e-2, {"normalize": True, "eps": 1e-8}),
     "acclip_literal": (3.0, {}),
@@ -45,7 +45,7 @@ OPTIMIZERS = {
     "normalized_gd": (0.3, {"b1": 0.9}),
     "novograd": (0.1, {}),
     "powersign": (0.3, {}),
-    "rule": (3e-2, {"expression": "adam * exp(sign(g) * sign(m))"}),
+    "rule": (1e-2, {"expression": "adam * exp(sign(g) * sign(m))"}),
     "sgdw": (0.3, {}),
     "spam": (3e-2, {}),
     "stable_adamw": (3e-2, {}),

@@ -29,6 +29,7 @@ MOST_LAYERS = 1_000  # a program has a copy of its instructions for each
 MOST_POSITIONS = 2**20  # of a row of tokens
 SEED = integer(0, LARGEST_SEED)
 SHARE = number(0, 1)
+RATE = number(0, above=True)
 COMPUTED_IN = choice("float32", "bfloat16")
 
 RUN: Fields = {
@@ -61,7 +62,7 @@ RUN: Fields = {
 # An entry of `config.optimizers`, and those of its arguments that Optax takes as any.
 OPTIMIZER: Fields = {
     "transform": text(),
-    "learning_rate": number(0, above=True),
+    "learning_rate": RATE,
     "weight_decay": number(0).or_missing(),
     "kwargs": mapping(),
     "skip_if_unsafe": mapping().or_missing(),
@@ -127,6 +128,26 @@ RESNET: Fields = {
     "model.stages": several(integer(1, MOST_LAYERS), least=1),
 }
 PERCEPTRON: Fields = {"model.num_layers": integer(0, MOST_LAYERS)}
+RATES = several(RATE, least=1)
+COMPARE: Fields = {"compare.optimizers": several(text(), least=1)}
+SWEEP: Fields = {"sweep.learning_rates": mapping()}
+
+# What the commands say of a config, given as --config.NAME=VALUE.
+SECTIONS: Mapping[str, Fields] = {
+    "Fields of every config, changed by --config.NAME=VALUE": RUN,
+    "Fields of config.optimizers.NAME": OPTIMIZER,
+    "Fields of config.optimizers.NAME.kwargs, where the optimizer has them": KWARGS,
+    "Fields with config.task=mlm": MLM,
+    "Fields with config.task=squad": SQUAD,
+    "Fields with config.task=images": IMAGES,
+    "Further fields with config.model.name=resnet": RESNET,
+    "Further fields with config.model.name=perceptron": PERCEPTRON,
+}
+IN_COMPARISON: Mapping[str, Fields] = {**SECTIONS, "Fields of a comparison": COMPARE}
+IN_SWEEP: Mapping[str, Fields] = {
+    **SECTIONS,
+    "Fields of a sweep": {**SWEEP, "sweep.learning_rates.NAME": RATES},
+}
 
 
 def of_task(config: Config) -> Fields:

@@ -56,7 +56,7 @@ def find(path: str) -> Files:
 
     Raises:
       UserError: nothing readable there, or not two splits with the same two or more
-        classes, or a file larger than an image can be.
+        classes, a class without an image, or a file larger than an image can be.
     """
     where = f"config.data.path={path}"
     store = _store(path, where)
@@ -77,6 +77,7 @@ def find(path: str) -> Files:
             f"{where}: images for {' and '.join(sorted(by_split))} only; {LAYOUT} "
             "are needed"
         )
+    _check_folders(store, (TRAIN, held_out), where)
     classes = _classes(by_split[TRAIN], by_split[held_out], held_out, where)
     number = {name: label for label, name in enumerate(classes)}
 
@@ -99,6 +100,17 @@ def _store(path: str, where: str) -> Store:
         raise UserError(
             f"{where}: {reason}; a folder, or a whole tar, with {LAYOUT} is needed"
         ) from None
+
+
+def _check_folders(store: Store, splits: tuple[str, ...], where: str) -> None:
+    """Refuses folders of a split that would silently be no class."""
+    with_images = {name.rpartition("/")[0] for name in store.sizes}
+    for name in sorted(store.folders - with_images):
+        if name.partition("/")[0] in splits:
+            raise UserError(
+                f"{where}: {name}: no JPEG or PNG image in this folder; convert what "
+                "it has, or take it away"
+            )
 
 
 def _classes(

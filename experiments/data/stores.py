@@ -39,6 +39,7 @@ class Store(NamedTuple):
 
     sizes: dict[str, int]
     read: Callable[[str], bytes]
+    folders: frozenset[str]  # ``<top>/<folder>``, with wanted files in them or without
 
 
 def is_left_behind(name: str) -> bool:
@@ -62,7 +63,7 @@ def folder(
         with os.scandir(path) as found:
             yield from found
 
-    sizes = {}
+    sizes, folders = {}, set()
     try:
         for top in entries(root):
             if top.name not in tops or not top.is_dir():
@@ -70,6 +71,7 @@ def folder(
             for middle in entries(top.path):
                 if not middle.is_dir() or is_left_behind(middle.name):
                     continue
+                folders.add(f"{top.name}/{middle.name}")
                 for file in entries(middle.path):
                     name = f"{top.name}/{middle.name}/{file.name}"
                     if is_wanted(name) and file.is_file():
@@ -81,7 +83,7 @@ def folder(
         with inputs.needed(root / name, "an image"):
             return inputs.read_bytes(root / name)
 
-    return Store(sizes, read)
+    return Store(sizes, read, frozenset(folders))
 
 
 def archive(path: Path, is_wanted: Callable[[str], bool]) -> Store:
@@ -137,9 +139,15 @@ class _Bounded:
 
 
 def _files(
-    file: _Bounded, is_wanted: Callable[[str], bool]
+    file: _Bounded, is_wanted: Callable[[str], bool], folders: set[str]
 ) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The wanted files among the members, with their paths."""
+    """The wanted files among the members, with their paths.
+
+    Args:
+      file: the tar.
+      is_wanted: of a path.
+      folders: gets what a `Store` has of them.
+    """
     with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as reader:
         while (member := reader.next()) is not None:
             # It keeps a kilobyte for every file so far.
@@ -149,6 +157,9 @@ def _files(
                 raise tarfile.TarError(
                     f"the member {member.name} leads out of the archive"
                 )
+            is_inside = len(path.parts) > 2 or (len(path.parts) == 2 and member.isdir())
+            if is_inside and not any(map(is_left_behind, path.parts[:2])):
+                folders.add("/".join(path.parts[:2]))
             if not is_wanted(str(path)) or member.isdir():
                 continue
             if not member.isreg() or member.issparse():
@@ -165,9 +176,10 @@ def _files(
 def _indexed(
     file: _Bounded, descriptor: int, path: Path, is_wanted: Callable[[str], bool]
 ) -> Store:
+    folders: set[str] = set()
     places = {
         name: (member.size, member.offset_data)
-        for name, member in _files(file, is_wanted)
+        for name, member in _files(file, is_wanted, folders)
     }
     descriptor = os.dup(descriptor)
 
@@ -179,16 +191,19 @@ def _indexed(
         return data
 
     weakref.finalize(read, os.close, descriptor)
-    return Store({name: size for name, (size, _) in places.items()}, read)
+    sizes = {name: size for name, (size, _) in places.items()}
+    return Store(sizes, read, frozenset(folders))
 
 
 def _held(file: _Bounded, is_wanted: Callable[[str], bool]) -> Store:
     held: dict[str, bytes] = {}
-    for name, member in _files(file, is_wanted):
+    folders: set[str] = set()
+    for name, member in _files(file, is_wanted, folders):
         file.seek(member.offset_data)
         held[name] = file.take(member.size)
         if len(held[name]) < member.size:
             raise EOFError(f"{name} is cut off")
     while file.take(PIECE):  # to the checksum at the end
         pass
-    return Store({name: len(data) for name, data in held.items()}, held.__getitem__)
+    sizes = {name: len(data) for name, data in held.items()}
+    return Store(sizes, held.__getitem__, frozenset(folders))

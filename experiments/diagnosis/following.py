@@ -1,5 +1,6 @@
 """How the curvature of the loss changes while a model trains."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,18 +8,32 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import distributed, json_files, progress, provenance
+from experiments.common import distributed, fields, json_files, progress, provenance
 from experiments.common.errors import UserError
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
 from experiments.diagnosis import trajectory
 from experiments.diagnosis.trajectory import Record
 from experiments.runs import folders
-from experiments.training import trainer
+from experiments.training import room, trainer
 from experiments.training.programs import Program
 
 RECORDS_FILE, FIGURE_FILE = "curvature.jsonl", "curvature.png"
 HEADER = ("header", None)
+FEWEST_STEPS = 2
+NUMBER = fields.number(-math.inf).or_none()  # None: was not finite
+NUMBERS = fields.several(fields.several(NUMBER))  # of each probe
+STEP = {"step": fields.integer(0)}
+ENDS = ("smallest", "smallest_error", "largest", "largest_error")
+RECORDS = {
+    "header": {"settings": fields.mapping()},
+    "spectrum": {
+        **STEP,
+        **dict.fromkeys(ENDS, NUMBER),
+        **dict.fromkeys(("nodes", "weights", "errors"), NUMBERS),
+    },
+    "smoothness": {**STEP, **dict.fromkeys(("gradient_norm", "smoothness"), NUMBER)},
+}
 
 
 class Settings(NamedTuple):
@@ -49,7 +64,9 @@ def measurements(path: Path, settings: Settings) -> Measurements:
     Raises:
       UserError: the file is of other settings, or not one of this program.
     """
-    made = Measurements(path, lambda record: (record["kind"], record.get("step")))
+    made = Measurements(
+        path, lambda record: (record["kind"], record.get("step")), _check
+    )
     wanted = settings._asdict()
     there = made[HEADER].get("settings") if HEADER in made else None
     if made.records and there != wanted:
@@ -58,6 +75,11 @@ def measurements(path: Path, settings: Settings) -> Measurements:
             "folder, or delete the file"
         )
     return made
+
+
+def _check(record: Record, where: str) -> None:
+    fields.check(record, {"kind": fields.choice(*RECORDS)}, where)
+    fields.check(record, RECORDS[record["kind"]], where)
 
 
 def _missing(made: Measurements, kind: str, steps: Sequence[int]) -> list[int]:
@@ -81,6 +103,11 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
     if jax.process_count() > 1:
         raise UserError("the curvature is measured by one process")
     (job,), compiler = trainer.prepare([config])
+    if job.plan.num_steps < FEWEST_STEPS:
+        raise UserError(
+            f"config.steps={config.steps}: must be {FEWEST_STEPS} or more; the first "
+            "update has the rate 0, and is not measured"
+        )
     folders.finished(workdir, job.config)  # refuses the folder of another config
     with folders.locked(workdir):
         made = measurements(workdir / RECORDS_FILE, settings)
@@ -107,11 +134,22 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
 def _check_size(program: Program, settings: Settings) -> None:
     shapes = jax.eval_shape(program.init_state).params
     size = sum(x.size for x in jax.tree.leaves(shapes))
+    batch = next(program.task.train_batches(0))
+    room.check_bytes(
+        f"--loss_batches={settings.loss_batches}",
+        settings.loss_batches * sum(x.nbytes for x in jax.tree.leaves(batch)),
+        program.layout,
+    )
     if settings.lanczos_steps > size:
         raise UserError(
             f"--lanczos_steps={settings.lanczos_steps}: must be at most {size}, the "
             "number of parameters"
         )
+    room.check_bytes(
+        f"--lanczos_steps={settings.lanczos_steps}",
+        4 * size * settings.lanczos_steps,  # all directions are kept
+        program.layout,
+    )
 
 
 def _add(

@@ -9,20 +9,25 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.common import distributed, files, progress, provenance
+from experiments.common import distributed, fields, files, progress, provenance
 from experiments.common.errors import UserError
 from experiments.common.types import Config
+from experiments.configs import fields as tables
 from experiments.diagnosis import curvature, curvature_figures, noise_page, points
 from experiments.diagnosis.curvature import Curvature
 from experiments.reporting import page
 from experiments.runs import folders
-from experiments.training import trainer
+from experiments.training import room, trainer
 from experiments.training.job import Job
 from experiments.training.programs import Program
 from optax_heavytail import diagnostics
 from optax_heavytail.diagnostics import Diagnosis
 
 PAGE, RESULTS = "diagnosis.html", "diagnosis.json"
+FEWEST_BATCHES = 100  # for `diagnostics.estimate_tail`
+MOST_KEPT = (
+    2048  # numbers of each layer and batch: `diagnostics.collect_noise` sketches
+)
 
 
 class AtStep(NamedTuple):
@@ -56,19 +61,39 @@ def diagnose(
     """
     if jax.process_count() > 1:
         raise UserError("a diagnosis is the work of one process; leave --distributed")
+    fields.check(config, tables.RUN)
     config = _on_one_program(config)
     wanted = points.places(checkpoint, steps)
     (job,), compiler = trainer.prepare([config])
     newest = points.places(checkpoint, ()) if checkpoint else []
     for place in {*wanted, *newest}:
         points.check(place, job.config)
-    files.make_folder(workdir)
+    for name in (RESULTS, PAGE):
+        files.check_target(workdir / name)
     task = compiler.task(job, points.run_folder(checkpoint) or workdir)
     program = compiler.compiled(job, task)
+    _check_batches(num_batches, program)
     at_steps = _at_all(wanted, job, program, num_batches, with_curvature)
     _write(workdir, job.config, program, at_steps)
     last = at_steps[-1].diagnosis
     return f"{last.verdict}\n\n{last.recommendation.text}\n\n{workdir / PAGE}"
+
+
+def _check_batches(num_batches: int, program: Program) -> None:
+    """Says before the work what comes of too few batches, or of too many.
+
+    Raises:
+      UserError: what is kept of so many does not fit into memory.
+    """
+    if num_batches < FEWEST_BATCHES:
+        distributed.warn(
+            f"--batches={num_batches}: too few to tell a tail index from; "
+            f"{FEWEST_BATCHES} or more are needed"
+        )
+    leaves = jax.tree.leaves(jax.eval_shape(program.init_state).params)
+    numbers = sum(min(leaf.size, MOST_KEPT) for leaf in leaves) + MOST_KEPT
+    needed = 8 * numbers * num_batches
+    room.check_bytes(f"--batches={num_batches}", needed, program.layout)
 
 
 def _on_one_program(config: Config) -> Config:

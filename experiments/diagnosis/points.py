@@ -91,7 +91,7 @@ def _step_of(folder: Path) -> int:
 
 def _place(step: str, found: dict[int, Path]) -> Place:
     kept = ", ".join(map(str, [INITIAL, *sorted(found)]))
-    if not step.isdecimal() or int(step) not in (INITIAL, *found):
+    if step not in map(str, (INITIAL, *found)):
         raise UserError(f"--steps: {step} is not there; must be all, or of {kept}")
     return Place(int(step), found.get(int(step)))
 

@@ -78,11 +78,12 @@ def draw_densities(axes: Axes, records: Sequence[Record]) -> None:
 
 def draw_line(axes: Axes, records: Sequence[Record], fit: SmoothnessFit) -> None:
     """Smoothness against gradient norm, early updates light, with the line."""
-    updates = _of(records, "smoothness")
+    updates = [u for u in _of(records, "smoothness") if u["gradient_norm"] is not None]
     norms, smooth = _columns(updates, "gradient_norm", "smoothness")
     steps, _ = _columns(updates, "step", "smoothness")
-    shades = 0.25 + 0.75 * steps / max(steps.max(initial=1.0), 1.0)
-    axes.scatter(norms, smooth, s=14, color=SMOOTHNESS, alpha=shades, linewidths=0)
+    if len(steps):  # else none is finite
+        shades = 0.25 + 0.75 * steps / max(steps.max(), 1.0)
+        axes.scatter(norms, smooth, s=14, color=SMOOTHNESS, alpha=shades, linewidths=0)
     if fit.l0 is not None and fit.l1 is not None:
         x = np.geomspace(norms[norms > 0].min(), norms.max(), _POINTS)
         label = f"{fit.l0:.3g} + {fit.l1:.3g} x gradient norm"

@@ -11,6 +11,18 @@ from experiments.reporting import figures, page, tables
 from experiments.runs import folders, reading
 from experiments.runs.reading import Run
 
+RESULTS, PICTURE, PAGE = "results.json", "loss.png", "report.html"
+
+
+def check_targets(workdir: Path) -> None:
+    """Refuses a folder in which no report can be written; before the runs.
+
+    Raises:
+      UserError: naming what cannot be written.
+    """
+    for name in (RESULTS, PICTURE, PAGE):
+        files.check_target(workdir / name)
+
 
 def write_report(workdir: Path, names: Sequence[str]) -> str:
     """Writes ``loss.png``, ``results.json`` and ``report.html`` to ``workdir``.
@@ -22,7 +34,7 @@ def write_report(workdir: Path, names: Sequence[str]) -> str:
       names: the runs' folders, in the order that colours are given out.
 
     Returns:
-      The table as text of at most 100 columns, and a summary in words.
+      The table as text of at most 100 columns, a summary in words, and the page.
 
     Raises:
       UserError: no names, files missing or not as the trainer writes them, or runs
@@ -40,13 +52,14 @@ def write_report(workdir: Path, names: Sequence[str]) -> str:
     html = page.render(config, runs, rows, baselines)
     picture = figures.loss_png(page.title(runs), runs, baselines)
     text = json.dumps(results, indent=2) + "\n"
-    files.write_atomically(workdir / "results.json", text)
-    files.write_atomically(workdir / "loss.png", picture)
-    files.write_atomically(workdir / "report.html", html)
+    files.write_atomically(workdir / RESULTS, text)
+    files.write_atomically(workdir / PICTURE, picture)
+    files.write_atomically(workdir / PAGE, html)
     summary = textwrap.fill(
         tables.summary(rows, baselines, runs[0].loss_unit), tables.CONSOLE_WIDTH
     )
-    return f"{tables.text(rows, baselines, runs[0].accuracy_name)}\n\n{summary}"
+    table = tables.text(rows, baselines, runs[0].accuracy_name)
+    return f"{table}\n\n{summary}\n\n{workdir / PAGE}"
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:

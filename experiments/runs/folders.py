@@ -12,12 +12,10 @@ from typing import Any
 from experiments.common import distributed, files, json_files
 from experiments.common.errors import UserError
 from experiments.common.types import Config
-from experiments.runs import reading
+from experiments.runs import reading, seals
+from experiments.runs.seals import METRICS_FILE, MODEL_STATE_FOLDER, PARAMS_FOLDER
 
 CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-PARAMS_FOLDER = "params"
-MODEL_STATE_FOLDER = "model_state"
 CHECKPOINTS_FOLDER = "checkpoints"
 # Fields that leave a run the same in exact arithmetic, and may change when it goes on.
 FREE = (
@@ -72,7 +70,7 @@ def finished(
         return None
     if changes(workdir, config, with_changes):
         return None
-    return _final_record(metrics)
+    return final_record(workdir)
 
 
 def changes(workdir: Path, config: Config, with_changes: bool) -> list[str]:
@@ -143,38 +141,64 @@ def write_config(workdir: Path, config: Config) -> None:
         raise files.not_writable(workdir, error) from None
 
 
-def start(workdir: Path, config: Config, step: int | None) -> None:
+def damage(workdir: Path, final: reading.Record) -> str:
+    """What a finished run has lost that its checkpoint has too; empty: nothing.
+
+    Raises:
+      UserError: what has changed is nowhere else.
+    """
+    found = seals.broken(workdir, final)
+    if final["status"] == "complete" and not (workdir / PARAMS_FOLDER).exists():
+        found.setdefault(PARAMS_FOLDER, "is gone")  # of a run without a seal
+    for name, how in found.items():
+        if name not in (PARAMS_FOLDER, MODEL_STATE_FOLDER) and how != "is gone":
+            raise UserError(
+                f"{workdir / name} {how}; choose another folder, or delete the file, "
+                "and the same command does without it"
+            )
+    return ", ".join(f"{name} {how}" for name, how in found.items())
+
+
+def start(workdir: Path, config: Config, step: int | None) -> int:
     """Gets ``workdir`` ready for a run that goes on after ``step``, or starts anew.
 
     Records of later steps are dropped, and the parameters of a finished run that is
     made longer. Of a run that starts anew, whatever an interrupted one left is moved to
     ``interrupted-<n>``.
 
+    Returns:
+      How many records are left.
+
     Raises:
       UserError: not writable.
     """
+    left = 0
     try:
         if step is None:
             _set_aside(workdir)
         else:
-            _cut_back(workdir, step)
+            left = _cut_back(workdir, step)
     except OSError as error:
         raise files.not_writable(workdir, error) from None
     # Last: with the final record of another config, this one would count as finished.
     write_config(workdir, config)
+    return left
 
 
-def _cut_back(workdir: Path, step: int) -> None:
+def _cut_back(workdir: Path, step: int) -> int:
     metrics = workdir / METRICS_FILE
     kept = [
         record
-        for record in json_files.read_lines(metrics).records
+        for record in reading.read_records(metrics).records
         if record["step"] <= step and record["kind"] != "final"
     ]
     files.write_atomically(metrics, json_files.as_lines(kept))
     for name in (PARAMS_FOLDER, MODEL_STATE_FOLDER):
-        if (workdir / name).exists():
+        if (workdir / name).is_dir():
             shutil.rmtree(workdir / name)
+        else:
+            (workdir / name).unlink(missing_ok=True)
+    return len(kept)
 
 
 def plain_text(config: Config) -> str:
@@ -187,9 +211,13 @@ def plain(config: Config) -> dict[str, Any]:
     return json.loads(plain_text(config))
 
 
-def _final_record(metrics: Path) -> reading.Record | None:
-    """The record that ends a run; what a killed run left has none."""
-    *_, last = [{}, *json_files.read_lines(metrics).records]
+def final_record(workdir: Path) -> reading.Record | None:
+    """The record that ends a run; what a killed run left has none.
+
+    Raises:
+      UserError: something that is no record of a run.
+    """
+    *_, last = [{}, *reading.read_records(workdir / METRICS_FILE).records]
     return last if last.get("kind") == "final" else None
 
 

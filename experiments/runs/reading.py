@@ -1,13 +1,40 @@
 """Reads back what runs wrote to their work directories."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.common import json_files
+from experiments.common import fields, json_files
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 from experiments.runs.outcome import Outcome
+
+NUMBER = fields.number(-math.inf)
+SECONDS = fields.number(0)
+RECORD = {
+    "kind": fields.choice("train", "eval", "final"),
+    "step": fields.integer(0),
+    "loss": NUMBER.or_none(),
+}
+FINAL = {
+    "status": fields.choice("complete", "diverged"),
+    "accuracy": NUMBER.or_missing(),
+    "train_seconds": SECONDS.or_missing(),
+    "compile_seconds": SECONDS.or_missing(),
+    "parameters": fields.integer(1, 2**63),
+    "baselines": fields.mapping(),
+    "data": fields.mapping(),
+    "versions": fields.mapping(),
+    "hardware": fields.text(),
+    "command": fields.text(),
+    "seal": fields.mapping().or_missing(),
+}
+OF_KIND = {
+    "train": {"loss": NUMBER},
+    "eval": {"loss": NUMBER, "accuracy": NUMBER.or_missing()},
+    "final": FINAL,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +89,7 @@ def read_run(run_dir: Path) -> Run:
     metrics = run_dir / "metrics.jsonl"
     if not metrics.exists():
         raise UserError(f"{metrics}: No such file; a finished run has it")
-    records, is_cut = json_files.read_lines(metrics)
-    for number, record in enumerate(records, 1):
-        _check(record, f"{metrics}:{number}")
+    records, is_cut = read_records(metrics)
     by_kind: dict[str, list[Record]] = {"train": [], "eval": [], "final": []}
     for record in records:
         by_kind[record["kind"]].append(record)
@@ -87,14 +112,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json_files.read_object(path)
 
 
-def _check(record: Record, place: str) -> None:
-    if not {"kind", "step", "loss"} <= record.keys():
-        raise UserError(
-            f"{place}: kind, step and loss are needed, found {record!r:.60}"
-        )
-    if type(record["step"]) is not int:
-        raise UserError(f"{place}: step is {record['step']!r}, an integer is needed")
-    if record["kind"] not in ("train", "eval", "final"):
-        raise UserError(
-            f"{place}: kind is {record['kind']!r}, allowed: train, eval, final"
-        )
+def read_records(metrics: Path) -> json_files.Lines:
+    """Reads the records of a run; none of a file that is not there.
+
+    Raises:
+      UserError: naming the line that is no record of a run, and its field.
+    """
+    lines = json_files.read_lines(metrics)
+    for number, record in enumerate(lines.records, 1):
+        where = f"{metrics}:{number}: record"
+        fields.check(record, RECORD, where)
+        fields.check(record, OF_KIND[record["kind"]], where)
+        for name, value in record.get("baselines", {}).items():
+            fields.check({name: value}, {name: NUMBER}, f"{where}.baselines")
+    return lines

@@ -12,7 +12,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from experiments.common import distributed, files, json_files
-from experiments.runs import folders, reading
+from experiments.runs import folders, reading, seals
 
 # Type checkers cannot see the classes that protobuf makes.
 _proto: Any = event_pb2
@@ -62,6 +62,8 @@ class Writer(Recorder):
           UserError: the disk is full.
         """
         record = super().write(kind, step, **values)
+        if kind == "final":
+            record[seals.FIELD] = seals.take(self._workdir, record)
         scalars = {k: v for k, v in values.items() if isinstance(v, float)}
         try:
             json_files.append(self._metrics, record)

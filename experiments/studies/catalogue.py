@@ -28,23 +28,29 @@ STUDIES = {
 }
 
 
-def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> None:
+def reproduce(name: str, scale: str, data: Path, results: Path, pages: Path) -> Path:
     """Measures what is missing of a study, and renders its pages.
+
+    Returns:
+      The study's own page.
 
     Raises:
       UserError: a folder is not writable, or the page has other blocks.
     """
     chosen = STUDIES[name]
     cells, path = chosen.cells(scale, data), study.raw_file(name, scale, results)
+    page = pages / f"{name}.md"
+    files.check_target(page)
     with progress.run_bar(name, len(cells)) as bar:
         for number, cell in enumerate(study.run(cells, path), 1):
             bar.update(number, note=", ".join(map(str, cell.settings.values())))
     records = study.wanted(path, cells)
     for file, picture in chosen.pictures(records).items():
         files.write_atomically(pages / file, picture)
-    for page, made in blocks(name, scale, records, pages).items():
-        filled = markdown.fill(page.read_text(encoding="utf-8"), made)
-        files.write_atomically(page, filled)
+    for target, made in blocks(name, scale, records, pages).items():
+        filled = markdown.fill(target.read_text(encoding="utf-8"), made)
+        files.write_atomically(target, filled)
+    return page
 
 
 def blocks(

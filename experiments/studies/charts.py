@@ -20,7 +20,9 @@ def trainings(results: Results, loss_name: str) -> bytes:
     draw_curves(curves, results)
     draw_rates(rates, results)
     curves.set_ylabel(loss_name, color=figures.INK)
-    lowest = min(min(result["losses"]) for result in results.values())
+    lowest = min(
+        min(*result["losses"], *result["tuning_losses"]) for result in results.values()
+    )
     starts = [result["loss_curves"][0][0] for result in results.values()]
     top = max(start for start in starts if start < LOST)
     curves.set_ylim(lowest - 0.03 * (top - lowest), top + 0.1 * (top - lowest))
@@ -34,13 +36,12 @@ def trainings(results: Results, loss_name: str) -> bytes:
 
 
 def draw_curves(axes: Axes, results: Results) -> None:
-    """The mean over the fresh seeds, and the range of them."""
+    """The mean over the fresh seeds, and each of them as a thin line."""
     for i, (name, result) in enumerate(results.items()):
         losses = np.array(result["loss_curves"])
-        steps, style = result["evaluated_at"], _style(i)
-        axes.plot(steps, losses.mean(axis=0), label=name, linewidth=1.8, **style)
-        low, high = losses.min(axis=0), losses.max(axis=0)
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
+        steps, style = result["evaluated_at"], line_style(i, len(results))
+        axes.plot(steps, losses.mean(axis=0), label=name, **style)
+        axes.plot(steps, losses.T, color=style["color"], linewidth=0.6, alpha=0.5)
     figures.style(axes, "step")
 
 
@@ -49,10 +50,14 @@ def draw_rates(axes: Axes, results: Results) -> None:
     for i, (name, result) in enumerate(results.items()):
         rates = np.array(result["rates"])
         losses = np.reshape(result["tuning_losses"], (len(rates), -1)).min(axis=1)
-        axes.plot(rates, losses, marker=".", label=name, linewidth=1.8, **_style(i))
+        style = line_style(i, len(results))
+        axes.plot(rates, losses, marker=".", label=name, **style)
     axes.set_xscale("log")
     figures.style(axes, "learning rate, tuning seeds")
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {"color": figures.color(index), "linestyle": figures.line_style(index)}
+def line_style(index: int, number: int) -> dict[str, Any]:
+    """Of one of so many lines: each thinner than those below, which so can be seen."""
+    width = 3.2 - 2.0 * index / max(number - 1, 1)
+    dashes = figures.line_style(index)
+    return {"color": figures.color(index), "linestyle": dashes, "linewidth": width}

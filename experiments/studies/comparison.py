@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import markdown
-from experiments.studies import study
+from experiments.studies import intervals, training
+from experiments.studies.intervals import Difference
 
 BASELINES = ("momentum", "adamw")  # in every table
 
@@ -21,15 +21,28 @@ def named(name: str, result: Mapping[str, Any]) -> str:
     return name if result["is_inside"] else f"{name} (edge of its grid)"
 
 
+def lost(*runs: np.ndarray) -> str:
+    """How many of the seeds some run has lost; empty if none."""
+    number = int(np.sum(np.any(np.array(runs) >= training.LOST, axis=0)))
+    return f"{number} of {len(runs[0])} lost" if number else ""
+
+
 def spread(losses: np.ndarray) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}"
+    """Mean and standard deviation over the seeds, or how many are lost."""
+    return lost(losses) or f"{losses.mean():.3f} ± {losses.std(ddof=1):.3f}"
 
 
-def points_above(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def difference(
+    losses: np.ndarray, others: np.ndarray, form: str = "+.3f"
+) -> Difference | str:
+    """Of losses seed by seed, or how many seeds have none."""
+    return lost(losses, others) or Difference(losses - others, form)
+
+
+def points_above(result: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     """Percentage points that more images are right, the seeds paired."""
     points = 100 * (np.array(result["accuracies"]) - np.array(other["accuracies"]))
-    return study.with_interval(study.mean_interval(points), "+.2f")
+    return Difference(points, "+.2f")
 
 
 def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
@@ -46,8 +59,7 @@ def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> s
     rows = []
     for name, result in results.items():
         losses = np.array(result["losses"])
-        difference = study.mean_interval(losses - base)
-        versus = "" if name == baseline else study.with_interval(difference, "+.3f")
+        versus = "" if name == baseline else difference(losses, base)
         threshold = result["threshold"]
         accuracy = np.mean(result["accuracies"])
         rows.append(
@@ -61,4 +73,4 @@ def training_table(results: Mapping[str, Mapping[str, Any]], baseline: str) -> s
             ]
         )
     header = ["optimizer", "rate", "threshold", "loss", f"minus {baseline}'s"]
-    return markdown.table([*header, "accuracy"], rows)
+    return intervals.table([*header, "accuracy"], rows)

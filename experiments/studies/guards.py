@@ -14,12 +14,18 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from scipy import stats
 
 import optax_heavytail as oht
 from experiments.common import markdown
 from experiments.reporting import figures
-from experiments.studies import digits, study, training, tuning
+from experiments.studies import (
+    comparison,
+    digits,
+    intervals,
+    study,
+    training,
+    tuning,
+)
 from experiments.studies.digits import Setup
 from experiments.studies.study import Cell, Record, Study
 from experiments.studies.training import Contestant, Point, Problem, PyTree
@@ -168,18 +174,26 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
         ]
         rows.append([name, f"{clean.mean():.4f}", *versus, *changes])
         accuracies = [
-            f"{np.mean(result['conditions'][condition]['accuracies']):.1%}"
-            for condition in CONDITIONS
+            _accuracy(result["conditions"][condition]) for condition in CONDITIONS
         ]
         rates.append([name, f"{result['rate']:.3g}", *accuracies])
     conditions = list(CONDITIONS)
     header = ["optimizer", "clean", f"clean - {BASELINE}'s", "likewise, at its rate"]
     changed = [f"{condition} - clean" for condition in conditions[1:]]
     return {
-        "losses": markdown.table([*header, *changed], rows),
+        "losses": intervals.table([*header, *changed], rows),
         "accuracies": markdown.table(["optimizer", "rate", *conditions], rates),
         "winsorise": _of_an_option(results["acclip"], results["acclip, winsorise=8"]),
     }
+
+
+def _accuracy(seen: dict[str, list[float]]) -> str:
+    """The mean of the runs that are not lost, beside the number of those that are."""
+    losses, accuracies = np.array(seen["losses"]), np.array(seen["accuracies"])
+    kept = accuracies[losses < training.LOST]
+    lost = comparison.lost(losses)
+    mean = f"{kept.mean():.1%}" if len(kept) else ""
+    return f"{lost}, others {mean}" if lost and mean else lost or mean
 
 
 def _of_an_option(without: dict[str, Any], with_it: dict[str, Any]) -> str:
@@ -194,30 +208,15 @@ def _of_an_option(without: dict[str, Any], with_it: dict[str, Any]) -> str:
     pairs = zip(with_it["tuning_losses"], without["tuning_losses"], strict=True)
     for rate, (a, b) in zip(with_it["rates"], pairs, strict=True):
         rows.append([f"clean, validation, rate {rate:.3g}", f"{a - b:+.4f}"])
-    return markdown.table(["condition", "with winsorise=8 - without"], rows)
+    return intervals.table(["condition", "with winsorise=8 - without"], rows)
 
 
 def _losses(result: dict[str, Any], condition: str) -> np.ndarray:
     return np.array(result["conditions"][condition]["losses"])
 
 
-def _difference(losses: np.ndarray, base: np.ndarray) -> str:
-    """The mean over the seeds with its t-interval, or how many runs were lost."""
-    lost = int(np.sum(losses >= training.LOST))
-    if lost:
-        return f"{lost} of {len(losses)} lost"
-    return study.with_interval(paired_interval(losses, base), "+.4f")
-
-
-def paired_interval(
-    values: np.ndarray, others: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """The mean difference of pairs, and the ends of its Student-t interval."""
-    differences = values - others
-    mean, count = float(differences.mean()), len(differences)
-    error = differences.std(ddof=1) / count**0.5
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)
-    return mean, mean - half, mean + half
+def _difference(losses: np.ndarray, base: np.ndarray) -> intervals.Difference | str:
+    return comparison.difference(losses, base, "+.4f")
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import optax
 
 import optax_heavytail as oht
 from experiments.common import markdown
-from experiments.studies import charts, cifar, comparison, training, tuning
+from experiments.studies import charts, cifar, comparison, intervals, training, tuning
 from experiments.studies.study import Cell, Record, Study
 from experiments.studies.training import Contestant
 
@@ -224,7 +224,7 @@ def _bounds(by_size: Results) -> str:
         ]
         for name in sorted(bounded, key=lambda name: float(name.split()[-1]))
     ]
-    return markdown.table(["", *(f"batch {size:,}" for size in by_size)], rows)
+    return intervals.table(["", *(f"batch {size:,}" for size in by_size)], rows)
 
 
 def _attempts(by_size: Results) -> str:
@@ -237,7 +237,7 @@ def _attempts(by_size: Results) -> str:
         gained = comparison.points_above(results[BOUNDED], results[UNBOUNDED])
         shown = zip(losses, accuracies, strict=True)
         rows.append([name, *(", ".join(both) for both in shown), gained])
-    return markdown.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
+    return intervals.table(["changed", UNBOUNDED, BOUNDED, "points gained"], rows)
 
 
 def _ratio_table(by_size: Results) -> str:

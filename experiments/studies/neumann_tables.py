@@ -1,6 +1,7 @@
 """What the page of the Neumann study shows."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common import markdown
 from experiments.reporting import figures
-from experiments.studies import comparison, study
+from experiments.studies import comparison, intervals
+from experiments.studies.intervals import Difference
 from experiments.studies.study import Record
 
 Results = dict[str, dict[str, Any]]  # by optimizer
@@ -84,7 +85,7 @@ def _points(finals: dict[str, Results]) -> str:
         above = [comparison.points_above(neumann, results[name]) for name in baselines]
         rows.append([f"{int(block.split('_')[1]):,}", *above])
     header = [f"points above {name}" for name in baselines]
-    return markdown.table(["images a step", *header], rows)
+    return intervals.table(["images a step", *header], rows)
 
 
 def _parts(results: Results) -> str:
@@ -117,12 +118,12 @@ def reached(result: dict[str, Any]) -> np.ndarray:
     return np.array(result["steps"], float)
 
 
-def ratio(steps: np.ndarray, others: np.ndarray, form: str = ".2f") -> str:
+def ratio(steps: np.ndarray, others: np.ndarray, form: str = ".2f") -> Difference | str:
     """The geometric mean of the ratios of pairs, with its interval."""
     logs = np.log(steps / others)
     if not np.isfinite(logs).all():
         return ""
-    return study.with_interval(np.exp(study.mean_interval(logs)).tolist(), form)
+    return Difference(logs, form, math.exp)
 
 
 def _written(steps: np.ndarray, budget: int) -> str:
@@ -149,7 +150,7 @@ def _steps(records: Sequence[Record]) -> str:
     over = [f"over {baseline}'s" for baseline in comparison.BASELINES]
     rows.sort(key=lambda row: row[0])
     header = ["images a step", "optimizer", "rate", "steps", *over]
-    return markdown.table(header, [row for _, row in rows])
+    return intervals.table(header, [row for _, row in rows])
 
 
 def _scaling(records: Sequence[Record]) -> str:
@@ -161,7 +162,7 @@ def _scaling(records: Sequence[Record]) -> str:
     for name in _main(by_size[sizes[0]]):
         steps = {size: reached(by_size[size][name]) for size in sizes}
         rows.append([name, *(ratio(steps[a], steps[b], ".1f") for a, b in pairs)])
-    return markdown.table(["optimizer", *(f"{a:,} to {b:,}" for a, b in pairs)], rows)
+    return intervals.table(["optimizer", *(f"{a:,} to {b:,}" for a, b in pairs)], rows)
 
 
 def pictures(records: Sequence[Record]) -> dict[str, bytes]:
@@ -201,7 +202,7 @@ def _line(
     """Means, with the range of the seeds; left out where one has no value."""
     means = np.array([value.mean() for value in values])
     ends = np.array([[v.mean() - v.min(), v.max() - v.mean()] for v in values]).T
-    spread = 1 + 0.03 * (i - 2)  # side by side
+    spread = 1 + 0.06 * (i - 2)  # side by side
     axes.errorbar(
         np.array(sizes) * spread,
         means,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import optax_heavytail as oht
 from experiments.common import markdown
 from experiments.reporting import figures
-from experiments.studies import comparison, digits, study, training, tuning
+from experiments.studies import charts, comparison, digits, study, training, tuning
 from experiments.studies.digits import PROTOCOL, Setup
 from experiments.studies.study import Cell, Record, Study
 from experiments.studies.training import Contestant
@@ -160,9 +160,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
         axes.plot(
             rates,
             result["line_losses"],
-            color=figures.color(i),
-            linestyle=figures.line_style(i),
-            linewidth=1.8,
+            **charts.line_style(i, len(clean)),
             label=record["settings"]["optimizer"],
         )
     figures.style(axes, "rate over the tuned rate")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import optax_heavytail as oht
-from experiments.common import provenance
+from experiments.common import fields, provenance
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 from experiments.common.measurements import Measurements
@@ -20,6 +20,16 @@ RESULTS = ROOT / "experiments" / "results"
 PAGES = ROOT / "docs" / "evidence"
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 SCALES = ("cpu", "gpu")
+# What the raw results have of every study.
+RECORD = {
+    "settings": fields.mapping(),
+    "result": fields.mapping(),
+    "seconds": fields.number(0),
+    "time": fields.integer(0, 2**63),
+    "commit": fields.text(),
+    "hardware": fields.text(),
+    "versions": fields.mapping(),
+}
 
 
 class Cell(NamedTuple):
@@ -50,7 +60,11 @@ def raw_file(name: str, scale: str, results: Path = RESULTS) -> Path:
 
 def results(path: Path) -> Measurements:
     """The raw results in a file, by their settings."""
-    return Measurements(path, lambda record: _key(record["settings"]))
+    return Measurements(
+        path,
+        lambda record: _key(record["settings"]),
+        lambda record, where: fields.check(record, RECORD, where),
+    )
 
 
 def run(cells: Sequence[Cell], path: Path) -> Iterator[Cell]:
@@ -120,54 +134,6 @@ def origin(records: Sequence[Record], name: str, scale: str) -> str:
     )
 
 
-def fitted_exponent(
-    sizes: Sequence[float], errors: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """The slope of the logarithm of the mean error over that of the size.
-
-    Args:
-      sizes: (m,), such as steps.
-      errors: (n, m), of n independent runs.
-      confidence: of the interval.
-
-    Returns:
-      The slope, and the ends of its percentile interval under resampling of the runs.
-    """
-    logs = np.log(sizes)
-    weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
-
-    def slope(means: np.ndarray) -> np.ndarray:
-        return np.log(means) @ weights
-
-    return _with_interval(slope, errors, 1000, confidence)
-
-
 def rounded(values: Any) -> list[float]:
     """Five digits, of which a file is not too long."""
     return [float(f"{value:.5g}") for value in np.ravel(values)]
-
-
-def mean_interval(
-    values: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """A mean, and its percentile interval under resampling of the values."""
-    return _with_interval(np.asarray, values, 10_000, confidence)
-
-
-def _with_interval(
-    statistic: Callable[[np.ndarray], np.ndarray],
-    rows: np.ndarray,
-    number: int,
-    confidence: float,
-) -> tuple[float, float, float]:
-    """A function of the mean of rows, and its percentiles under resampling of them."""
-    places = np.random.default_rng(0).integers(len(rows), size=(number, len(rows)))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(statistic(rows[places].mean(axis=1)), tails)
-    return float(statistic(rows.mean(axis=0))), float(low), float(high)
-
-
-def with_interval(numbers: Sequence[float], form: str) -> str:
-    """A number and its interval as text, each written as ``form`` says."""
-    value, low, high = (f"{number:{form}}" for number in numbers)
-    return f"{value} [{low}, {high}]"

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common import markdown
 from experiments.reporting import figures
-from experiments.studies import comparison, study, training
+from experiments.studies import comparison, intervals, training
+from experiments.studies.intervals import Difference
 from experiments.studies.study import Record
 
 # Ends of the first of 5 cycles, of the third of 4 growing ones, and of all.
 LOOKS = (120, 280, 600)
+RATE_DECAYS = "decaying rate"  # a use, and not a growing batch
 HEADER = ["labels", "optimizer", "schedule"]
 LINES = (
-    ("cosine", "decaying rate"),
+    ("cosine", RATE_DECAYS),
     ("cosine", "growing batch"),
     ("5 cycles", "last"),
     ("5 cycles", "ensemble"),
@@ -29,7 +30,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
     signs = {
         f"{block}_{condition}": _signs(records, condition, use)
-        for block, use in (("signs", "decaying rate"), ("larger", "larger batch"))
+        for block, use in (("signs", RATE_DECAYS), ("larger", "larger batch"))
         for condition in _values(records, "condition")
     }
     return {
@@ -76,10 +77,9 @@ def _losses(result: Result) -> np.ndarray:
     return np.array(result["losses"])
 
 
-def _minus(result: Result, other: Result) -> str:
+def _minus(result: Result, other: Result) -> Difference | str:
     """The paired difference of losses."""
-    difference = study.mean_interval(_losses(result) - _losses(other))
-    return study.with_interval(difference, "+.3f")
+    return comparison.difference(_losses(result), _losses(other))
 
 
 def _restarts(records: Sequence[Record]) -> str:
@@ -87,7 +87,7 @@ def _restarts(records: Sequence[Record]) -> str:
     rows = []
     for first, schedules in _baselines(records):
         last = {
-            schedule: uses["last" if _has_cycles(uses) else "decaying rate"]
+            schedule: uses["last" if _has_cycles(uses) else RATE_DECAYS]
             for schedule, uses in schedules.items()
         }
         for schedule, result in last.items():
@@ -98,11 +98,11 @@ def _restarts(records: Sequence[Record]) -> str:
             name = comparison.named(schedule, result)
             rows.append([*first, name, *losses, difference])
     header = [f"after {step}" for step in LOOKS]
-    return markdown.table([*HEADER, *header, "last, minus cosine's"], rows)
+    return intervals.table([*HEADER, *header, "last, minus cosine's"], rows)
 
 
 def _halfway(records: Sequence[Record]) -> str:
-    """The third end of growing cycles, against a cosine that ends there."""
+    """The third end of growing cycles, against cosines that end there and later."""
     rows = []
     for first, runs in _baselines(records):
         cycles, cosine = (
@@ -111,18 +111,19 @@ def _halfway(records: Sequence[Record]) -> str:
         )
         place = cycles["evaluated_at"].index(cosine["updates"])
         losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
-        difference = study.mean_interval(losses[0] - losses[1])
         spreads = [comparison.spread(numbers) for numbers in losses]
-        rows.append([*first, *spreads, study.with_interval(difference, "+.3f")])
+        whole = comparison.difference(losses[0], _losses(runs["cosine"][RATE_DECAYS]))
+        rows.append([*first, *spreads, comparison.difference(*losses), whole])
     header = ["after three growing cycles", "after a cosine as long", "difference"]
-    return markdown.table([*HEADER[:2], *header], rows)
+    header.append("minus the whole cosine's")
+    return intervals.table([*HEADER[:2], *header], rows)
 
 
 def _ensembles(records: Sequence[Record]) -> str:
     """The mean of snapshots, against the last one and against one cosine."""
     rows = []
     for first, runs in _baselines(records):
-        cosine = runs["cosine"]["decaying rate"]
+        cosine = runs["cosine"][RATE_DECAYS]
         for schedule, uses in runs.items():
             if _has_cycles(uses):
                 result, last = uses["ensemble"], uses["last"]
@@ -134,7 +135,7 @@ def _ensembles(records: Sequence[Record]) -> str:
     others = ["the last one", "one cosine", "a cosine of 280 steps"]
     header = [f"loss minus {other}'s" for other in others[:2]]
     header += [f"points above {other}" for other in others]
-    return markdown.table([*HEADER, *header], rows)
+    return intervals.table([*HEADER, *header], rows)
 
 
 def _growing(records: Sequence[Record]) -> str:
@@ -143,7 +144,7 @@ def _growing(records: Sequence[Record]) -> str:
     for first, schedules in _baselines(records):
         for schedule, uses in schedules.items():
             if not _has_cycles(uses):
-                pair = decaying, grown = uses["decaying rate"], uses["growing batch"]
+                pair = decaying, grown = uses[RATE_DECAYS], uses["growing batch"]
                 updates = f"{decaying['updates']}, {grown['updates']}"
                 losses = [
                     comparison.named(comparison.spread(_losses(r)), r) for r in pair
@@ -151,7 +152,7 @@ def _growing(records: Sequence[Record]) -> str:
                 difference = _minus(grown, decaying)
                 rows.append([*first, schedule, updates, *losses, difference])
     header = ["updates", "loss, decaying rate", "loss, growing batch", "difference"]
-    return markdown.table([*HEADER, *header], rows)
+    return intervals.table([*HEADER, *header], rows)
 
 
 def _signs(records: Sequence[Record], condition: str, use: str) -> str:

@@ -17,7 +17,7 @@ import optax
 import scipy.integrate
 
 import optax_heavytail as oht
-from experiments.studies import study, theory_tables
+from experiments.studies import intervals, study, theory_tables
 from experiments.studies.study import Cell, Study
 
 ORDERS = (1.1, 1.3, 1.5, 1.8, 2.0)
@@ -160,7 +160,7 @@ def rate(kind: str, order: float, method: str, runs: int) -> dict[str, Any]:
         "mean": study.rounded(errors.mean(axis=0)),
         "median": study.rounded(np.median(errors, axis=0)),
         "quantile_99": study.rounded(np.quantile(errors, 0.99, axis=0)),
-        "slope": study.rounded(study.fitted_exponent(CHECKPOINTS, errors)),
+        "slope": study.rounded(intervals.fitted_exponent(CHECKPOINTS, errors)),
         "share_above_10_medians": float(np.mean(errors[:, -1] > 10 * median)),
     }
 

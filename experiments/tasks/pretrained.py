@@ -16,7 +16,7 @@ from experiments.common import inputs
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.data import tokenizer
-from experiments.runs import folders, reading
+from experiments.runs import folders, reading, seals
 
 PyTree = Any
 SIZES = ("num_layers", "width", "num_heads", "mlp_width")
@@ -80,6 +80,11 @@ def read(
     params = workdir / folders.PARAMS_FOLDER
     if not params.is_dir():
         raise UserError(f"{field}: has no {params.name}; a finished run is needed")
+    final = folders.final_record(workdir)  # none where the weights alone were copied
+    changed = seals.broken(workdir, final) if final is not None else {}
+    for name in (tokenizer.FILE, folders.PARAMS_FOLDER):
+        if name in changed:
+            raise UserError(f"{field}: {name} {changed[name]}")
     tokens = tokenizer.read(workdir / tokenizer.FILE)
     weights = _restore(params)
     found = Pretrained(folder, tokens, weights)

@@ -57,6 +57,7 @@ class Progress:
     recorded: int = 0  # step of the last record
     seconds: float = 0.0  # of training
     seconds_recorded: float = 0.0  # of these, those before the last record
+    records: int | None = 0  # so many, up to the step; None: of an older version
 
     def can_end_at(self, num_steps: int) -> bool:
         """Whether a run of so many steps, the last of them evaluated, goes on here."""
@@ -170,7 +171,7 @@ def read(
     if changed:
         raise DamagedError(f"{', '.join(changed):.300} not as saved")
     state, window = jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())
-    return Resumed(state, window, Progress(**about["progress"]))
+    return Resumed(state, window, Progress(**{"records": None, **about["progress"]}))
 
 
 def is_passing(error: Exception) -> bool:

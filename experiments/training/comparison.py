@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from experiments.common import distributed
+from experiments.common import distributed, fields
 from experiments.common.errors import UserError, check_distinct
 from experiments.common.types import Config
+from experiments.configs import fields as tables
 from experiments.reporting import report
 from experiments.runs import folders
 from experiments.training import optimizers, trainer
@@ -19,10 +20,12 @@ def compare(config: Config, workdir: Path, with_changes: bool = False) -> str:
     Raises:
       UserError: bad input, or every run diverged.
     """
+    fields.check(config, {**tables.RUN, **tables.COMPARE})
     names = config.compare.optimizers
     check_distinct("config.compare.optimizers", names)
     chosen = [optimizers.select(config, name) for name in names]
     jobs, programs = trainer.prepare(chosen)
+    distributed.by_main(lambda: report.check_targets(workdir))
     # Refuses the folder of another comparison.
     distributed.by_main(lambda: folders.finished(workdir, config, with_changes))
     outcomes = [

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,7 +138,7 @@ class Loop:
             at.evaluated = at.step
             if not math.isfinite(at.metrics["loss"]):
                 return False
-            self._recorder.write("eval", at.step, **at.metrics)
+            self._write("eval", **at.metrics)
         if todo.save:
             self._keeper.save(state, window, at)
         if todo.stop and at.step < self._job.plan.num_steps:
@@ -149,13 +149,16 @@ class Loop:
             )
         return True
 
+    def _write(self, kind: str, **values: Any) -> None:
+        self._recorder.write(kind, self._at.step, **values)
+        self._at.records = (self._at.records or 0) + 1
+
     def _record(self, state: TrainState, window: Window) -> None:
         at, num_losses = self._at, int(window.num_losses)
         if num_losses:  # none: all were skipped, and the limit is further on
             loss = float(window.loss_sum) / num_losses
-            self._recorder.write(
+            self._write(
                 "train",
-                at.step,
                 loss=loss,
                 learning_rate=self._job.rate(at.step),
                 steps_per_second=(at.step - at.recorded)

@@ -1,6 +1,7 @@
 """Optimizers by name, built from a config."""
 
 import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -173,6 +174,20 @@ def select(config: Config, name: str) -> Config:
     return chosen
 
 
+def check_names(config: Config) -> None:
+    """Refuses optimizers that no folder can be called by.
+
+    Raises:
+      UserError: naming one of them.
+    """
+    for name in config.optimizers:
+        if not re.fullmatch(r"\w[\w .+=-]{0,99}", name):
+            raise UserError(
+                f"config.optimizers: {name!r:.110} must be a name of letters, digits, "
+                "and some of - + . =, by which a folder can be called"
+            )
+
+
 def settings(config: Config) -> Config:
     """The entry of ``config.optimizers`` that ``config.optimizer.name`` selects.
 
@@ -180,6 +195,7 @@ def settings(config: Config) -> Config:
       UserError: no such entry, or values out of range in it.
     """
     name = config.optimizer.name
+    check_names(config)
     if name not in config.optimizers:
         allowed = ", ".join(config.optimizers)
         raise UserError(f"config.optimizer.name={name}: must be one of {allowed}")

@@ -10,6 +10,7 @@ from experiments.common.errors import UserError
 from experiments.tasks import Task
 from experiments.training import steps
 from experiments.training.job import Job
+from experiments.training.parallel import Layout
 
 
 def check(job: Job, task: Task) -> None:
@@ -32,6 +33,20 @@ def check(job: Job, task: Task) -> None:
             f"config.model, with config.optimizer.name={job.config.optimizer.name}, "
             f"needs {needed:,} bytes of memory or more for its parameters, one "
             f"gradient and the optimizer's state on {what}, which has {there:,}"
+        )
+
+
+def check_bytes(what: str, needed: int, layout: Layout) -> None:
+    """Refuses arrays of ``needed`` bytes that the memory at hand cannot hold.
+
+    Raises:
+      UserError: it says how many bytes ``what`` needs, and how many there are.
+    """
+    there, where = at_hand(layout.local_devices)
+    if needed > there:
+        raise UserError(
+            f"{what}: needs {needed:,} bytes of memory or more on {where}, which has "
+            f"{there:,}"
         )
 
 

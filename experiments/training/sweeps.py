@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import files, json_files, markdown, provenance
+from experiments.common import fields, files, json_files, markdown, provenance
 from experiments.common.errors import UserError, check_distinct
 from experiments.common.types import Config
+from experiments.configs import fields as tables
 from experiments.runs import reading
 from experiments.training import optimizers, trainer
 from experiments.training.job import Job
@@ -35,6 +36,8 @@ def sweep(
     Returns:
       The final record of every run.
     """
+    fields.check(config, {**tables.RUN, **tables.SWEEP})
+    optimizers.check_names(config)
     check_distinct("--optimizers", names)
     configs = [chosen for name in names for chosen in grid_configs(config, name)]
     jobs, programs = trainer.prepare(configs)
@@ -55,12 +58,23 @@ def grid_configs(config: Config, name: str) -> list[Config]:
         raise UserError(
             f"optimizer {name}: config.sweep.learning_rates has {', '.join(grids)}"
         )
-    if not grids[name]:
-        raise UserError(f"config.sweep.learning_rates.{name}: must not be empty")
+    field = f"sweep.learning_rates.{name}"
+    fields.check(config, {field: tables.RATES})
+    chosen = optimizers.select(config, name)
+    fields.check(chosen, {f"optimizers.{name}.learning_rate": tables.RATE})
+    folders = [f"{rate:g}" for rate in grids[name]]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(
+                f"config.{field}: has the rate {folder} twice; each has a folder, "
+                "named by six digits"
+            )
     configs = []
     for rate in grids[name]:
         chosen = optimizers.select(config, name)
-        chosen.optimizers[name].learning_rate = rate
+        entry = chosen.optimizers[name]
+        with entry.ignore_type():  # an integer is a rate too
+            entry.learning_rate = float(rate)
         configs.append(chosen)
     return configs
 
@@ -136,7 +150,12 @@ def write(
     """Writes the table and its points, beside each other."""
     points = [{key: final.get(key) for key in POINT} for final in finals]
     for target in targets:
-        files.write_atomically(target.with_suffix(".md"), table)
-        files.write_atomically(
-            target.with_suffix(".jsonl"), json_files.as_lines(points)
-        )
+        page, lines = files_of(target)
+        files.write_atomically(page, table)
+        files.write_atomically(lines, json_files.as_lines(points))
+
+
+def files_of(target: Path) -> tuple[Path, Path]:
+    """What `write` writes for a target: the table, and its points."""
+    name = target.name
+    return target.with_name(f"{name}.md"), target.with_name(f"{name}.jsonl")

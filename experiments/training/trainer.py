@@ -66,26 +66,34 @@ def run(
     final = distributed.by_main(
         lambda: folders.finished(workdir, job.config, with_changes)
     )
+    damage = ""
     if final is not None:
-        distributed.say(f"{workdir}: already {final['status']}")
-        return Outcome.of(final)
+        damage = distributed.by_main(lambda: folders.damage(workdir, final))
+        if not damage:
+            distributed.say(f"{workdir}: already {final['status']}")
+            return Outcome.of(final)
     task = programs.task(job, workdir)
     with folders.locked(workdir):
         # What cannot be built leaves no folder behind that is taken.
         program = programs.compiled(job, task)
         distributed.by_main(lambda: folders.claim(workdir, job.config))
-        return _train(job, program, workdir, with_changes)
+        return _train(job, program, workdir, with_changes, damage)
 
 
-def _train(job: Job, program: Program, workdir: Path, with_changes: bool) -> Outcome:
+def _train(
+    job: Job, program: Program, workdir: Path, with_changes: bool, damage: str
+) -> Outcome:
     keeper = checkpoints.Keeper(program, job.config, workdir)
     resumed = keeper.resume(with_changes)
     changes = distributed.by_main(
         lambda: folders.changes(workdir, job.config, with_changes)
     )
     check_goes_on(workdir, job.plan.num_steps, resumed, changes)
+    check_restored(workdir, resumed, damage)
     step = resumed.progress.step if resumed else None
-    distributed.by_main(lambda: folders.start(workdir, job.config, step))
+    left = distributed.by_main(lambda: folders.start(workdir, job.config, step))
+    if resumed is not None:
+        count_records(workdir, resumed, left)
     distributed.by_main(lambda: program.task.save_assets(workdir))
     distributed.say(describe(job, program))
     label = f"{job.config.optimizer.name} {job.learning_rate:g}"
@@ -136,6 +144,36 @@ def check_goes_on(
             f"--resume_with_changes: {workdir} has all its {num_steps} steps; none is "
             f"left to train with: {lines}"
         )
+
+
+def check_restored(workdir: Path, resumed: Resumed | None, damage: str) -> None:
+    """Says what a finished run has lost, and where it comes from now.
+
+    Raises:
+      UserError: there is no checkpoint that has it.
+    """
+    if not damage:
+        return
+    if resumed is None:
+        raise UserError(
+            f"{workdir}: {damage}, and no checkpoint is there to make it from; choose "
+            "another folder"
+        )
+    distributed.warn(
+        f"{workdir}: {damage}; it is made again from the checkpoint of step "
+        f"{resumed.progress.step}"
+    )
+
+
+def count_records(workdir: Path, resumed: Resumed, left: int) -> None:
+    """Says if records are gone that there were when the checkpoint was written."""
+    at = resumed.progress
+    if at.records is not None and left != at.records:
+        distributed.warn(
+            f"{workdir / folders.METRICS_FILE} has {left} of the {at.records} records "
+            f"up to step {at.step}; the others cannot be made again"
+        )
+    at.records = left
 
 
 def save(program: Program, state: TrainState, workdir: Path) -> None:

@@ -82,8 +82,6 @@ def warm_restarts(
     """
     _base.check_range("max_value", max_value, 0.0, float("inf"))
     _base.check_range("min_value", min_value, 0.0, float("inf"))
-    if isinstance(t_mult, jax.Array) and not isinstance(t_mult, jax.core.Tracer):
-        t_mult = float(t_mult)
     starts = restarts(t_0, t_mult)
 
     def schedule(count):
@@ -143,9 +141,11 @@ def restarts(t_0: int, t_mult: float) -> np.ndarray:
 
     Raises:
       ValueError: a number is outside its range.
+      TypeError: a number is traced.
     """
     _base.check_static_integer("t_0", t_0, 1)
-    _base.check_static("t_mult", t_mult)
+    if isinstance(t_mult, jax.core.Tracer):  # an array of a number is a number
+        _base.check_static("t_mult", t_mult)
     _base.check_range("t_mult", t_mult, 1.0, float("inf"))
     if 1 < t_mult < 1.001:  # the table of all starts would fill the memory
         raise ValueError(f"t_mult must be 1 or in [1.001, inf), got {t_mult}.")

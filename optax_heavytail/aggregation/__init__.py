@@ -12,6 +12,7 @@ entry per microbatch. They return the tree without that axis, in the leaves' own
 the arithmetic is float32 or wider. They work under ``jax.jit``, ``jax.vmap`` and any
 sharding, and `over_devices` takes the microbatches from the devices of a mesh axis.
 `RunningMean` needs no such axis: it adds microbatch to microbatch.
+`aggregate_with_error_feedback` is a transform: it remembers each worker.
 
 Some microbatches are *corrupted*: their gradients may be anything, inf and NaN
 included. With M bytes of one gradient in float32:
@@ -39,6 +40,10 @@ leaf. If the leading axis is sharded, every device gathers all n gradients but f
 """
 
 from optax_heavytail.aggregation._devices import over_devices
+from optax_heavytail.aggregation._feedback import (
+    ErrorFeedbackState,
+    aggregate_with_error_feedback,
+)
 from optax_heavytail.aggregation._means import RunningMean, mean, mean_of_clipped
 from optax_heavytail.aggregation._medians import (
     coordinate_median,
@@ -49,7 +54,9 @@ from optax_heavytail.aggregation._medians import (
 from optax_heavytail.aggregation._votes import centered_clip, majority_vote
 
 __all__ = [
+    "ErrorFeedbackState",
     "RunningMean",
+    "aggregate_with_error_feedback",
     "centered_clip",
     "coordinate_median",
     "geometric_median",

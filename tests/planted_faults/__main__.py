@@ -30,6 +30,7 @@ from tests.planted_faults import (
     rates_and_signs,
     rules,
     spikes,
+    studies,
     trainer,
 )
 
@@ -41,6 +42,7 @@ GROUPS = (
     rates_and_signs,
     rules,
     spikes,
+    studies,
     neumann,
     aggregation,
     diagnostics,

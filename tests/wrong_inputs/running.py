@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import runpy
 import shlex
@@ -16,7 +17,7 @@ from absl import flags
 
 from experiments.common import memory
 from tests.commands import ROOT, fresh_flags
-from tests.wrong_inputs import preparations
+from tests.wrong_inputs import permissions, preparations
 
 FOLDER = Path(__file__).parent
 # Where commands write that were not told another place.
@@ -30,7 +31,8 @@ class Entry:
     Attributes:
       command: a module of `experiments`.
       arguments: what follows its name; ``{given}`` is a folder with what was prepared,
-        ``{work}`` the work directory and ``{configs}`` where the configs are.
+        ``{work}`` the work directory and ``{configs}`` where the configs are; a
+        ``{name}`` is too long for a file, and ``{long}`` is a number of 5,000 digits.
       prepare: a function of `preparations`, which fills ``{given}``.
       expected: what the one line has in it.
       is_slow: whether more is done than reading flags, configs and small files.
@@ -53,12 +55,16 @@ def entries() -> list[Entry]:
     found = []
     for path in sorted(FOLDER.glob("*.toml")):
         for group in tomllib.loads(path.read_text(encoding="utf-8"))["group"]:
-            for arguments, *prepared, expected in group["rows"]:
+            commands = group["command"]
+            commands = [commands] if isinstance(commands, str) else commands
+            for command, (arguments, *prepared, expected) in itertools.product(
+                commands, group["rows"]
+            ):
                 words = [*group.get("before", ()), *shlex.split(arguments)]
                 prepare = [*prepared, group.get("prepare", "nothing")][0]
                 found.append(
                     Entry(
-                        group["command"],
+                        command,
                         tuple(words),
                         prepare,
                         expected,
@@ -84,13 +90,20 @@ def run(entry: Entry, folder: Path, capture: pytest.CaptureFixture) -> Ending:
         path.mkdir()
     preparations.BY_NAME[entry.prepare](given, work)
     words = [
-        word.format(given=given, work=work, configs=ROOT / "experiments" / "configs")
+        word.format(
+            given=given,
+            work=work,
+            configs=ROOT / "experiments" / "configs",
+            name="a" * 300,
+            long="9" * 5000,
+        )
         for word in entry.arguments
     ]
     before = _contents(folder, work)
     ours = {path: _contents(path, work) for path in WRITTEN}
     capture.readouterr()
-    code = _exit_code(f"experiments.{entry.command}", words, here)
+    with permissions.as_others():
+        code = exit_code(f"experiments.{entry.command}", words, here)
     stderr = capture.readouterr().err
     if isinstance(code, str):  # which the interpreter prints, with status 1
         stderr, code = f"{stderr}{code}\n", 1
@@ -100,7 +113,7 @@ def run(entry: Entry, folder: Path, capture: pytest.CaptureFixture) -> Ending:
     return Ending(code or 0, stderr, strays)
 
 
-def _exit_code(module: str, words: list[str], here: Path) -> str | int | None:
+def exit_code(module: str, words: list[str], here: Path) -> str | int | None:
     with _as_new(module), fresh_flags(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *words])
         patch.setattr(memory, "keep_freed", lambda: None)
@@ -140,11 +153,11 @@ def _copied(value: Any) -> Any:
 
 
 def _contents(folder: Path, work: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of everything but the work directory."""
+    """Size and time of everything but the work directory; of folders the name alone."""
     found = {}
     for path in folder.rglob("*"):
         if path != work and work not in path.parents:
             about = os.lstat(path)
-            size = about.st_size if path.is_file() else 0
-            found[str(path.relative_to(folder))] = (size, about.st_mtime_ns)
+            own = (0, 0) if path.is_dir() else (about.st_size, about.st_mtime_ns)
+            found[str(path.relative_to(folder))] = own
     return found

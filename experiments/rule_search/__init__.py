@@ -1,0 +1,1 @@
+"""A search for update rules: tasks, fitness, proposals, archive and report."""

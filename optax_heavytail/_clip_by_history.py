@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _history, _norms, _tree
+from optax_heavytail import _base, _history, _norms, _parts, _tree
 from optax_heavytail._transform import transform
 from optax_heavytail._units import NONFINITE, Units, zero_nonfinite
 from optax_heavytail._weight_decay import Mask, check_mask, masked
@@ -170,6 +170,7 @@ def clip_by_past(
         sizes = norms.value
         counts = jnp.isfinite(sizes) & (sizes > 0)
         tau = limit(state.history, sizes)
+        tau = _parts.shared(tau) if tau.ndim else tau
         clipped = units.clip(grads, norms, tau)
         if nonfinite == "zero" and zero_units:
             clipped = units.where(jnp.isfinite(sizes), clipped, 0)

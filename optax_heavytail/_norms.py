@@ -1,11 +1,12 @@
 """Norms of trees, their leaves and their layers, and scaling by them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_heavytail import _tree
+from optax_heavytail import _parts, _tree
 
 AxisName = Any  # a mesh axis name, a tuple of them, or a tree prefix of these and None
 
@@ -42,16 +43,16 @@ def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
     if not leaves:
         return Norm(jnp.zeros([]), jnp.ones([]))
     dtype = jnp.result_type(jnp.float32, *leaves)
-    axes = leaf_axes(axis_name, tree)
+    parts = parts_of([tree], axis_name)
 
-    def sums_of_squares(leaves, scales):
-        squares = [sum_of_squares(x, dtype, scales[0]) for x in leaves]
+    def sums_of_squares(scales):
         by_axis = {}
-        for axis, square in zip(axes, squares, strict=True):
-            by_axis.setdefault(axis, []).append(square)
+        for x, part in zip(_parts.join(leaves, parts), parts, strict=True):
+            square = sum_of_squares(x, dtype, scales[0])
+            by_axis.setdefault(part.axis, []).append(square)
         return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
 
-    return _norms(sums_of_squares, leaves)[0]
+    return _norms(sums_of_squares, 1)[0]
 
 
 def row_norms(tree: Any, point: Any = None) -> Norm:
@@ -70,11 +71,11 @@ def row_norms(tree: Any, point: Any = None) -> Norm:
             scaled -= origin[None] * expand_layers(scale, x, 0)
         return whole_rows(sum_of_squares(scaled, dtype, 1, 0))
 
-    def sums_of_squares(leaves, scales):
+    def sums_of_squares(scales):
         pairs = zip(leaves, origins, strict=True)
         return [sum(squares(x, origin, scales[0]) for x, origin in pairs)]
 
-    return _norms(sums_of_squares, leaves)[0]
+    return _norms(sums_of_squares, 1)[0]
 
 
 def whole_rows(x: jax.Array) -> jax.Array:
@@ -92,19 +93,41 @@ def leaf_norms(tree: Any, axis_name: AxisName = None, layer_axis: Any = None) ->
     A leaf with a ``layer_axis`` has one norm for each slice along it: the norms have
     shape ``(size of that axis,)``, and `expand_layers` fits them to the leaf.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    axes = leaf_axes(axis_name, tree)
-    layers = _tree.broadcast_prefix(layer_axis, tree, lambda x: x is None)
-    for x, layer in zip(leaves, layers, strict=True):
-        _check_layer_axis(layer, x)
+    treedef = jax.tree.structure(tree)
+    parts = parts_of([tree], axis_name, layer_axis)
+    norms = part_norms(tree, parts)
+    fields = [_parts.split(x, parts) for x in zip(*norms, strict=True)]
+    return treedef.unflatten([Norm(*norm) for norm in zip(*fields, strict=True)])
 
-    def sums_of_squares(leaves, scales):
+
+def parts_of(
+    trees: Sequence[Any], axis_name: AxisName = None, layer_axis: Any = None
+) -> list[_parts.Part]:
+    """The parts of trees that are alike."""
+    axes = leaf_axes(axis_name, trees[0])
+    layers = _tree.broadcast_prefix(layer_axis, trees[0], lambda x: x is None)
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    for x, layer in zip(leaves[0], layers, strict=True):
+        _check_layer_axis(layer, x)
+    return _parts.of(leaves, axes, layers)
+
+
+def part_norms(tree: Any, parts: Sequence[_parts.Part]) -> list[Norm]:
+    """The norm of each leaf of each part, or of each layer of a leaf that is alone."""
+    leaves = jax.tree.leaves(tree)
+
+    def sums_of_squares(scales):
+        rows = zip(_parts.join(leaves, parts), parts, scales, strict=True)
         return [
-            psum(sum_of_squares(x, _tree.wide_dtype(x), scale, layer), axis)
-            for x, scale, layer, axis in zip(leaves, scales, layers, axes, strict=True)
+            psum(_squares_of_part(x, part, scale), part.axis) for x, part, scale in rows
         ]
 
-    return treedef.unflatten(_norms(sums_of_squares, leaves) if leaves else [])
+    return _norms(sums_of_squares, len(parts)) if parts else []
+
+
+def _squares_of_part(x, part, scale):
+    layer = 0 if part.is_stack else part.layer
+    return sum_of_squares(x, _tree.wide_dtype(x), scale, layer)
 
 
 def expand_layers(values: jax.Array, x: jax.Array, layer_axis: int | None) -> jax.Array:
@@ -127,16 +150,16 @@ def other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
 
 
-def _norms(sums_of_squares: Any, leaves: list[jax.Array]) -> list[Norm]:
+def _norms(sums_of_squares: Any, count: int) -> list[Norm]:
     """Norms from sums of squares, with a second, rescaled pass where that is needed.
 
     The pass runs under `jax.lax.cond` when a sum overflows or is too small to trust:
     scaling by the largest entry would cost a second look at everything each time.
     """
-    sums = sums_of_squares(leaves, [1] * len(leaves))
+    sums = sums_of_squares([1] * count)
     scales = [rescaling(s) for s in sums]
     wanted = jnp.any(jnp.stack([jnp.any(scale != 1) for scale in scales]))
-    sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), lambda: sums)
+    sums = jax.lax.cond(wanted, lambda: sums_of_squares(scales), lambda: sums)
     norms = [
         Norm(_tree.safe_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)
     ]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_heavytail import _base, _norms, _tree
+from optax_heavytail import _base, _norms, _parts, _tree
 from optax_heavytail._transform import wrapper
 from optax_heavytail._weight_decay import Mask, check_mask, masked
 
@@ -101,24 +101,28 @@ def scale_by_clipped_trust_ratio(
     def update(updates, state, params, **extra_args):
         del extra_args
         wide = _tree.at_least_float32(updates)
-        raw = jax.tree.map(
-            lambda w, u: _ratio(w, u, trust_coefficient, eps),
-            _norms.leaf_norms(params, axis_name, layer_axis),
-            _norms.leaf_norms(wide, axis_name, layer_axis),
-            is_leaf=_norms.is_norm,
-        )
+        parts = _norms.parts_of([params, wide], axis_name, layer_axis)
+        norms = (_norms.part_norms(tree, parts) for tree in (params, wide))
+        raw = [
+            _ratio(w, u, trust_coefficient, eps) for w, u in zip(*norms, strict=True)
+        ]
+        raw = [
+            _parts.shared(r) if part.is_stack else r
+            for r, part in zip(raw, parts, strict=True)
+        ]
         low, high = (_base.at_count(bound, state.count) for bound in (lower, upper))
-        ratio = jax.tree.map(lambda r: _bound(r, low, high), raw)
+        ratio = [_bound(r, low, high) for r in raw]
         # Without the barrier XLA may copy both norms into each of their consumers.
         ratio, raw = jax.lax.optimization_barrier((ratio, raw))
         leaves, treedef = jax.tree.flatten(wide)
+        ratio, raw = (_parts.split(x, parts) for x in (ratio, raw))
         layers = _tree.broadcast_prefix(layer_axis, wide, lambda x: x is None)
         scaled = [
             _norms.expand_layers(r, u, layer) * u
-            for r, u, layer in zip(jax.tree.leaves(ratio), leaves, layers, strict=True)
+            for r, u, layer in zip(ratio, leaves, layers, strict=True)
         ]
         new_state = ScaleByClippedTrustRatioState(
-            optax.safe_increment(state.count), ratio, raw
+            optax.safe_increment(state.count), *map(treedef.unflatten, (ratio, raw))
         )
         return _tree.cast_like(treedef.unflatten(scaled), updates), new_state
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from optax_heavytail import _base, _norms, _tree
+from optax_heavytail import _base, _norms, _parts, _tree
 
 SCOPES = ("global", "leaf")
 NONFINITE = ("propagate", "zero")
@@ -49,19 +50,18 @@ class Units:
         """The norm of each unit."""
         if self.scope == "global":
             return _norms.global_norm(tree, self.axis_name)
-        norms = jax.tree.leaves(
-            _norms.leaf_norms(tree, self.axis_name, self.layer_axis),
-            is_leaf=lambda x: isinstance(x, _norms.Norm),
-        )
+        parts = _norms.parts_of([tree], self.axis_name, self.layer_axis)
+        norms = _norms.part_norms(tree, parts)
         if not norms:
             return _norms.Norm(jnp.zeros(0), jnp.ones(0))
         dtype = jnp.result_type(*(norm.scaled for norm in norms))
-        return _norms.Norm(
-            *(
-                jnp.concatenate([_flat(x).astype(dtype) for x in part])
-                for part in zip(*norms, strict=True)
-            )
-        )
+        order = self._order(parts, tree)
+
+        def in_order(numbers):
+            row = jnp.concatenate([_flat(x).astype(dtype) for x in numbers])
+            return row if order is None else jnp.take(row, order, mode="clip")
+
+        return _norms.Norm(*map(in_order, zip(*norms, strict=True)))
 
     def spread(self, prefix: Any, tree: Any) -> jax.Array:
         """One number, or a tree prefix of them, as a number for each unit."""
@@ -98,14 +98,15 @@ class Units:
         leaves, treedef = jax.tree.flatten(tree)
         if self.scope == "global":
             return treedef.unflatten([numbers] * len(leaves))
-        stops = itertools.accumulate(self._sizes(tree))
-        parts = [
-            numbers[stop - 1] if layer is None else numbers[stop - n : stop]
-            for n, stop, layer in zip(
-                self._sizes(tree), stops, self._layers(tree), strict=True
-            )
-        ]
-        return treedef.unflatten(parts)
+        starts, sizes, layers = (
+            each(tree) for each in (self._starts, self._sizes, self._layers)
+        )
+        return treedef.unflatten(
+            [
+                _parts.entry(numbers, start, None if layer is None else n)
+                for start, n, layer in zip(starts, sizes, layers, strict=True)
+            ]
+        )
 
     def report(self, numbers: jax.Array, tree: Any) -> Any:
         """What a state shows of them: one number, or those of each leaf."""
@@ -148,6 +149,17 @@ class Units:
                 for g, layer, *own in rows
             ]
         )
+
+    def _starts(self, tree):
+        return [0, *itertools.accumulate(self._sizes(tree))][:-1]
+
+    def _order(self, parts, tree):
+        """Where in a row of the parts' units each unit is; ``None`` if in order."""
+        starts, sizes = self._starts(tree), self._sizes(tree)
+        places = [
+            starts[i] + k for p in parts for i in p.places for k in range(sizes[i])
+        ]
+        return None if places == sorted(places) else np.argsort(places)
 
     def _layers(self, tree):
         return _tree.broadcast_prefix(self.layer_axis, tree, lambda x: x is None)

@@ -235,10 +235,12 @@ def test_several_steps_in_a_call_are_single_ones():
 # Many leaves
 
 
-def test_leaves_measures_every_contestant(tmp_path):
+def test_leaves_measures_contestants_and_their_references(tmp_path):
     argv = ["--counts=3", "--builds=1", "--repeats=2"]
+    argv += ["--contestants=oht.lambc,oht.acclip"]
     page, records = run(leaves.main, tmp_path, *argv)
-    expected = [(3, name) for name in leaves.CONTESTANTS]
+    names = ["optax.adamw", leaves.REFERENCE, "oht.lambc", "oht.acclip"]
+    expected = [(3, name) for name in names]
     assert [(r["leaves"], r["contestant"]) for r in records] == expected
     for record in records:
         [stages], [total] = record["stages"], record["total_seconds"]
@@ -249,8 +251,15 @@ def test_leaves_measures_every_contestant(tmp_path):
     rows = cells(page)
     assert [(int(row[0]), row[1]) for row in rows] == expected
     for row in rows:
-        if row[1] == leaves.REFERENCE:
-            assert row[6] == row[8] == "1 [1, 1]"
+        if row[1] == row[6]:
+            assert row[7] == row[9] == "1 [1, 1]"
+    assert [row[6] for row in rows] == [leaves.REFERENCE] * 3 + ["optax.adamw"]
+
+
+def test_leaves_knows_what_each_contestant_is_compared_with():
+    assert {*leaves.REFERENCES, *leaves.REFERENCES.values()} <= {*leaves.CONTESTANTS}
+    for make in leaves.CONTESTANTS.values():
+        make().init(jnp.zeros(3))
 
 
 def test_leaves_rows_are_ratios_to_the_reference():
@@ -269,7 +278,7 @@ def test_leaves_rows_are_ratios_to_the_reference():
         record("fast", [2, 12], [0.001, 0.001]),
     ]
     assert leaves.rows(records)[1] == [
-        *("7", "fast", "1", "2", "7", "10"),
+        *("7", "fast", "1", "2", "7", "10", leaves.REFERENCE),
         *("0.375 [0.3125, 0.4375]", "1", "0.375 [0.3125, 0.4375]"),
     ]
 

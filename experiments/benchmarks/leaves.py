@@ -22,7 +22,8 @@ from experiments.common import markdown
 
 LEARNING_RATE = 1e-3
 MAX_NORM = 1.0
-REFERENCE = "optax: clip + lamb"
+ADAMW, REFERENCE = "optax.adamw", "optax: clip + lamb"
+CLIP, LEAF_CLIP = "optax: clip + adamw", "optax: adaptive_grad_clip + adamw"
 CALLS_PER_TIME = 5
 STAGES = ("trace", "lower", "compile")
 _AS_LAMB: dict[str, Any] = {
@@ -31,9 +32,14 @@ _AS_LAMB: dict[str, Any] = {
     "trust_ratio_bounds": None,
 }
 
-# To add one, add a line; the ratios are to REFERENCE.
+
+def _before_adamw(clip: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: optax.chain(clip(), optax.adamw(LEARNING_RATE))
+
+
+# To add one, add a line, and one below unless its ratios are to REFERENCE.
 CONTESTANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "optax.adamw": lambda: optax.adamw(LEARNING_RATE),
+    ADAMW: lambda: optax.adamw(LEARNING_RATE),
     REFERENCE: lambda: optax.chain(
         optax.clip_by_global_norm(MAX_NORM), optax.lamb(LEARNING_RATE)
     ),
@@ -41,12 +47,33 @@ CONTESTANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "oht.stack_leaves(oht.lambc)": lambda: oht.stack_leaves(
         functools.partial(oht.lambc, LEARNING_RATE, **_AS_LAMB)
     ),
+    CLIP: _before_adamw(lambda: optax.clip_by_global_norm(MAX_NORM)),
+    "oht.clip_by_norm + adamw": _before_adamw(lambda: oht.clip_by_norm(MAX_NORM)),
+    "oht.clip_by_history + adamw": _before_adamw(oht.clip_by_history),
+    LEAF_CLIP: _before_adamw(lambda: optax.adaptive_grad_clip(MAX_NORM)),
+    "oht.clip_by_history, leaf + adamw": _before_adamw(
+        lambda: oht.clip_by_history(scope="leaf")
+    ),
+    "oht.clip_by_moment, leaf + adamw": _before_adamw(
+        lambda: oht.clip_by_moment(scope="leaf")
+    ),
+    "oht.acclip": lambda: oht.acclip(LEARNING_RATE),
+}
+REFERENCES = {
+    CLIP: CLIP,
+    "oht.clip_by_norm + adamw": CLIP,
+    "oht.clip_by_history + adamw": CLIP,
+    LEAF_CLIP: LEAF_CLIP,
+    "oht.clip_by_history, leaf + adamw": LEAF_CLIP,
+    "oht.clip_by_moment, leaf + adamw": LEAF_CLIP,
+    "oht.acclip": ADAMW,
 }
 HEADINGS = (
     "leaves",
     "optimizer",
     *(f"{stage} s" for stage in STAGES),
     "all three s",
+    "against",
     "ratio",
     "step ms",
     "ratio of steps",
@@ -71,11 +98,11 @@ def build(name: str, shapes: trees.Shapes) -> tuple[Any, dict[str, float]]:
 
 
 def measure_count(
-    count: int, builds: int, repeats: int
+    count: int, builds: int, repeats: int, names: Sequence[str] = tuple(CONTESTANTS)
 ) -> tuple[list[list[str]], list[common.Record]]:
     """The rows for one number of leaves, and all timings."""
     shapes = trees.equal_leaves(count)
-    stages: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     programs = {}
 
     def builder(name: str) -> Callable[[], float]:
@@ -89,7 +116,7 @@ def measure_count(
         return timed
 
     # A round to warm up would leave nothing: each clears the caches.
-    builders = {name: builder(name) for name in CONTESTANTS}
+    builders = {name: builder(name) for name in names}
     totals = common.interleave(builders, builds, warm_ups=0)
     grads = trees.filled(shapes, 0.01, seed=1)
 
@@ -98,7 +125,7 @@ def measure_count(
         one = step.Stepper(tx, program, shapes, grads)
         return lambda: sum(one() for _ in range(CALLS_PER_TIME)) / CALLS_PER_TIME
 
-    steps = common.interleave({name: stepper(name) for name in CONTESTANTS}, repeats)
+    steps = common.interleave({name: stepper(name) for name in names}, repeats)
     records = [
         {
             "kind": "leaves",
@@ -108,16 +135,18 @@ def measure_count(
             "total_seconds": totals[name],
             "step_seconds": steps[name],
         }
-        for name in CONTESTANTS
+        for name in names
     ]
     return rows(records), records
 
 
 def rows(records: Sequence[common.Record]) -> list[list[str]]:
     """The rows of one number of leaves."""
-    reference = next(r for r in records if r["contestant"] == REFERENCE)
+    by_name = {record["contestant"]: record for record in records}
     cells = []
-    for record in records:
+    for name, record in by_name.items():
+        against = REFERENCES.get(name, REFERENCE)
+        reference = by_name[against]
         medians = [
             common.summarize([times[stage] for times in record["stages"]]).median
             for stage in STAGES
@@ -125,9 +154,10 @@ def rows(records: Sequence[common.Record]) -> list[list[str]]:
         cells.append(
             [
                 str(record["leaves"]),
-                record["contestant"],
+                name,
                 *(f"{median:.3g}" for median in medians),
                 f"{common.summarize(record['total_seconds']).median:.3g}",
+                against,
                 str(
                     common.paired_ratio(
                         record["total_seconds"], reference["total_seconds"]
@@ -159,21 +189,29 @@ def main(argv: Sequence[str]) -> None:
         default=2,
         help="Rounds of compilation (%(default)s); --repeats are those of the step.",
     )
+    parser.add_argument(
+        "--contestants",
+        type=lambda text: common.several(text, common.one_of(list(CONTESTANTS))),
+        default=list(CONTESTANTS),
+        help="Some of those in the table, and what they are compared with; all.",
+    )
     flags = parser.parse_args(argv)
+    wanted = {REFERENCES.get(name, REFERENCE) for name in flags.contestants}
+    names = [name for name in CONTESTANTS if name in {*flags.contestants, *wanted}]
     common.check_writable(flags.output)
     jax.config.update("jax_enable_compilation_cache", False)
-    for name in CONTESTANTS:  # the first compilation of a process starts the compiler
+    for name in names:  # the first compilation of a process starts the compiler
         build(name, trees.equal_leaves(2))
     rows, records = [], []
     for count in flags.counts:
-        new_rows, new_records = measure_count(count, flags.builds, flags.repeats)
+        new_rows, new_records = measure_count(count, flags.builds, flags.repeats, names)
         rows += new_rows
         records += new_records
     explanation = (
         f"Leaves of 16 x 16; medians of {flags.builds} compilations, each from "
         f"cleared caches, and of {flags.repeats} rounds of "
-        f"{CALLS_PER_TIME} steps. Ratios are to `{REFERENCE}`, one per round: the "
-        "median with quartiles."
+        f"{CALLS_PER_TIME} steps. Ratios are to the optimizer named before them, one "
+        "per round: the median with quartiles."
     )
     table = markdown.table(HEADINGS, rows)
     common.write(flags.output, "Many small leaves", [explanation, table], records)

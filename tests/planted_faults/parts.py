@@ -63,10 +63,23 @@ FAULTS = [
     Fault(
         "norm copied into its consumers",
         "optax_heavytail/_norms.py",
-        "sums = jax.lax.cond(wanted, lambda: sums_of_squares(leaves, scales), "
-        "lambda: sums)",
-        "sums = sums_of_squares(leaves, scales)",
+        "sums = jax.lax.cond(wanted, lambda: sums_of_squares(scales), lambda: sums)",
+        "sums = sums_of_squares(scales)",
         ("tests/test_numerics.py", "-k", "no_faster_than"),
+    ),
+    Fault(
+        "number of a leaf within its program",
+        "optax_heavytail/_parts.py",
+        "place = jax.lax.optimization_barrier(np.array([index, index + 1], np.uint32))",
+        "place = np.array([index, index + 1], np.uint32)",
+        ("tests/test_parts.py", "-k", "no_more_programs"),
+    ),
+    Fault(
+        "units in the order of the stacks",
+        "optax_heavytail/_units.py",
+        'return row if order is None else jnp.take(row, order, mode="clip")',
+        "return row",
+        ("tests/test_parts.py", "-k", "order_of_the_leaves"),
     ),
     Fault(
         "slope of the norm at zero",

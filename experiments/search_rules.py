@@ -1,4 +1,4 @@
-"""Searches for update rules on small problems, and says how they do on others.
+r"""Searches for update rules on small problems, and says how they do on others.
 
 python -m experiments.search_rules --config=experiments/configs/search_rules.py \
     --workdir=runs/search_rules

@@ -508,7 +508,7 @@ def halves(items):
         (step.main, ["--output=x", "--repeats=0"], ["--repeats", "'0'", "1 or more"]),
         (step.main, ["--output=x", "--steps=-1"], ["--steps", "'-1'", "1 or more"]),
         (step.main, ["--output=x", "--tree=tiny"], ["--tree=tiny"]),
-        (step.main, ["--output={file}/x"], ["{file}/x", "File exists"]),
+        (step.main, ["--output={file}/x"], ["{file}: ", "File exists"]),
         (leaves.main, ["--output=x", "--counts=10,many"], ["--counts", "'many'"]),
         (leaves.main, ["--output=x", "--builds=1.5"], ["--builds", "'1.5'"]),
         (memory.main, ["--output=x", "--tree=vgg"], ["--tree", "'vgg'", "bert_base"]),

@@ -114,7 +114,7 @@ def network(
     def validate(weights):
         found = logits(weights, data.held_inputs)
         errors = jnp.mean(jnp.argmax(found, axis=-1) != data.held_labels)
-        return cross_entropy(found, jnp.asarray(data.held_labels)), errors
+        return cross_entropy(jnp.asarray(found), jnp.asarray(data.held_labels)), errors
 
     shares = np.bincount(data.held_labels) / len(data.held_labels)
     ceiling = float(-np.sum(shares * np.log(shares)))

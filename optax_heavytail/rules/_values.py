@@ -208,7 +208,7 @@ def _ema_hat(step: Step, node: Call) -> Any:
 
 
 def _prev(step: Step, node: Call) -> Any:
-    average = node.args[0]
+    average: Any = node.args[0]  # an `ema`, as is checked
     now = step.value(average)  # kept for the next update
     return step.past(memory_of(average), now)
 

@@ -531,7 +531,7 @@ BY_NAME: dict[str, Preparation] = {
     "tar: a class of HEIC": lambda given, work: write_tar(
         given / "images.tar",
         {
-            name.replace(".JPEG", ".heic") if "/eel" in name else name: data
+            f"{name.rpartition('.')[0]}.heic" if "/eel" in name else name: data
             for name, data in contents().items()
         },
         "w",

@@ -92,6 +92,15 @@ def test_a_huge_gradient_leaves_nothing_in_the_sum(dtype):
     assert np.abs(table).max() < 10
 
 
+def test_the_sum_is_right_before_it_is_added_up_anew():
+    """One float would keep the rounding of 1e6, which is 0.06."""
+    tx = jitted(oht.saga(4))
+    state = tx.init(jnp.zeros(2))
+    for group, grad in ((0, [0.3e6, 1e6]), (1, [0.1, 0.7]), (0, [0.2, 0.3])):
+        _, state = tx.update(jnp.array(grad), state, group=group)
+    np.testing.assert_allclose(_sum(state), [0.3, 1.0], rtol=1e-6)
+
+
 def test_huge_gradients_have_a_mean():
     tx = jitted(oht.saga(3))
     state = tx.init(jnp.zeros(2))

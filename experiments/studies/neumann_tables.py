@@ -158,7 +158,8 @@ def _scaling(records: Sequence[Record]) -> str:
     sizes = _sizes(records)
     pairs = list(itertools.pairwise(sizes))
     by_size = {size: _select(records, "speed", batch_size=size) for size in sizes}
-    rows = [["linear scaling", *(f"{large / small:.2g}" for small, large in pairs)]]
+    linear = (f"{large / small:.2g}" for small, large in pairs)
+    rows: list[list[Any]] = [["linear scaling", *linear]]
     for name in _main(by_size[sizes[0]]):
         steps = {size: reached(by_size[size][name]) for size in sizes}
         rows.append([name, *(ratio(steps[a], steps[b], ".1f") for a, b in pairs)])

@@ -110,10 +110,11 @@ def _halfway(records: Sequence[Record]) -> str:
             runs["cosine"]["short"],
         )
         place = cycles["evaluated_at"].index(cosine["updates"])
-        losses = [np.array(cycles["loss_curves"])[:, place], _losses(cosine)]
-        spreads = [comparison.spread(numbers) for numbers in losses]
-        whole = comparison.difference(losses[0], _losses(runs["cosine"][RATE_DECAYS]))
-        rows.append([*first, *spreads, comparison.difference(*losses), whole])
+        restarted = np.array(cycles["loss_curves"])[:, place]
+        spreads = [comparison.spread(x) for x in (restarted, _losses(cosine))]
+        others = cosine, runs["cosine"][RATE_DECAYS]
+        minus = [comparison.difference(restarted, _losses(each)) for each in others]
+        rows.append([*first, *spreads, *minus])
     header = ["after three growing cycles", "after a cosine as long", "difference"]
     header.append("minus the whole cosine's")
     return intervals.table([*HEADER[:2], *header], rows)

@@ -23,11 +23,9 @@ NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
 # Gone through below, in a stronger form, and in tests/test_sharding.py.
 STRONGER_HERE = {"grad", "injected", "scan", "sharding"}
 LAWS = [law for law in testing.DEFAULT_LAWS if law not in STRONGER_HERE]
-# What arithmetic alone can break: variants do nothing else with a tree.
-OF_ARITHMETIC = ("pure", "one_trace", "abstract", "extra_args", "missing_params")
-OF_ARITHMETIC += ("zero",)
-# What further Cases of a factory, and chains of parts that have Cases, do with a tree.
-OF_TREES = ("masked", "none", "empty", "scalar")
+# What further Cases of a factory, and chains of parts that have Cases, may break.
+OF_FURTHER = ("pure", "one_trace", "abstract", "extra_args", "missing_params", "zero")
+OF_FURTHER += ("masked", "none", "empty", "scalar")
 
 
 def each_case(test, keep=lambda case: True):
@@ -97,22 +95,19 @@ def _is_chain(case):
 
 
 def _is_first_of_its_factory(case):
-    alike = (c for c in CASES.values() if c.factory is case.factory)
-    return case is next(c for c in alike if not c.variant)
+    return case is next(c for c in CASES.values() if c.factory is case.factory)
 
 
-def _quick_laws(case):
-    """The nightly tries all laws on all Cases."""
-    if case.variant:
-        return OF_ARITHMETIC
-    if _is_chain(case) or not _is_first_of_its_factory(case):
-        return OF_ARITHMETIC + OF_TREES
-    return LAWS
+def _is_quick(name):
+    return not CASES[name].variant or _is_first_of_its_factory(CASES[name])
 
 
-@each_case
+@pytest.mark.parametrize("case", in_time(CASES, _is_quick))
 def test_laws_of_the_kit(case):
-    _check_laws(case, _quick_laws(case), max_examples=2)
+    """The nightly tries all laws on all Cases."""
+    is_first = _is_first_of_its_factory(case)
+    has_own_ways = is_first and not case.variant and not _is_chain(case)
+    _check_laws(case, LAWS if has_own_ways else OF_FURTHER, max_examples=2)
 
 
 @pytest.mark.nightly

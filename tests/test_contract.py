@@ -273,6 +273,8 @@ def test_injected_equals_plain(case):
 @each_case
 def test_zero_in_zero_out(case):
     """Zero gradients at zero parameters move nothing."""
+    if np.isfinite(case.kwargs.get("inverse_temperature", np.inf)):
+        pytest.skip("noise of that temperature moves them")
     zeros = jax.tree.map(jnp.zeros_like, make_params())
     history, _ = run_case(case, [zeros, zeros], zeros)
     for u in jax.tree.leaves(history):

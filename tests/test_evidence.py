@@ -1,5 +1,6 @@
 """Studies: what is measured once is used again, and pages show what was measured."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from experiments.studies import (
     catalogue,
     comparison,
     digits,
+    intervals,
     neumann,
     neumann_tables,
     robustness,
@@ -135,7 +137,7 @@ def test_a_study_runs_from_the_command_to_the_page(tmp_path, monkeypatch, capsys
     assert "3/3" in capsys.readouterr().out
     reproduce.main(["toy", "--scale=cpu"])
     assert calls == [0, 1, 2]
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="invalid choice: 'none'"):
         reproduce.main(["none"])
 
 
@@ -340,7 +342,9 @@ def test_steps_to_a_target_are_those_of_the_first_loss_below():
     found = neumann.steps_to(losses, np.array([2, 4, 6, 9]), 1.0)
     assert found.tolist() == [4, np.inf, 2]
     pairs = neumann_tables.ratio(np.array([2.0, 8.0]), np.array([4.0, 4.0]))
-    assert pairs == "1.00 [0.50, 2.00]"
+    assert isinstance(pairs, intervals.Difference)
+    np.testing.assert_allclose(np.exp(pairs.values), [0.5, 2.0])
+    assert pairs.show is math.exp
     assert neumann_tables.ratio(np.array([2.0, np.nan]), np.array([4.0, 4.0])) == ""
 
 
@@ -356,11 +360,11 @@ def test_comparisons_are_of_pairs_and_of_the_best_baseline():
     }
     assert comparison.best_baseline(results) == "momentum"
     above = comparison.points_above(results["other"], results["momentum"])
-    assert above == "+25.00 [+25.00, +25.00]"
+    np.testing.assert_array_equal(above.values, [25.0, 25.0])
     table = comparison.training_table(results, "momentum").splitlines()
     assert table[0].split(" | ")[4] == "minus momentum's"
     assert table[-1] == (
-        "| other (edge of its grid) | 0.1 |  | 3.000 ± 1.414 | +1.000 [+1.000, +1.000] "
+        "| other (edge of its grid) | 0.1 |  | 3.000 ± 1.414 | +1.000 (no interval) "
         "| 62.5% |"
     )
 

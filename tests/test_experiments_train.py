@@ -21,7 +21,7 @@ from experiments.training.job import Job
 from tests import toy_task
 from tests.toy_runs import run_job
 
-TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second")
+TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second", "seal")
 
 
 def records(workdir):

@@ -335,6 +335,10 @@ FURTHER = {
     "maximum": (oht.neumann_momentum, 1.0),
     "t_mult": (functools.partial(oht.warm_restarts, 1.0, 2), 0.5),
     "relative": (oht.clipped_ema, -1.0),
+    "inverse_temperature": (
+        functools.partial(oht.overdamped_langevin, 0.1, key=0),
+        0.0,
+    ),
 }
 
 

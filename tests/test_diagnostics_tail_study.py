@@ -79,7 +79,8 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
         measured.append(cell)
         if len(measured) == 3:
             raise KeyboardInterrupt
-        shares = dict.fromkeys(("below", "above", "rejected", "heavier"), 0.1)
+        names = ("below", "above", "rejected", "heavier", "median", "width")
+        shares = dict.fromkeys(names, 0.1)
         return {"repeats": repeats} | shares
 
     monkeypatch.setattr(tails, "measure", measure)

@@ -1,5 +1,6 @@
 """What the wrapper around every transform promises, and who goes through it."""
 
+import functools
 import inspect
 import re
 from typing import NamedTuple
@@ -186,6 +187,7 @@ def test_what_decides_what_is_compiled_is_keyword_only():
     windows = ("history", "norm_quantile", "norm_deviation")
     leading |= {(f"clip_by_{name}", "window") for name in windows}
     leading |= {("guarded", "window"), ("conditional_gradient", "gauge")}
+    leading |= {("saga", "num_groups")}
     assert positional == POSITIONAL | leading
 
 
@@ -203,11 +205,12 @@ def test_every_dtype_that_can_be_asked_for_is_kept(case, names):
     tx = case.make(**dict.fromkeys(names, jnp.bfloat16))
     params, (grads, *_) = make_params(jnp.float32), make_grads()
     state = jax.eval_shape(tx.init, params)
-    _, new_state = jax.eval_shape(tx.update, grads, state, params)
+    update = functools.partial(tx.update, **case.extra_args)
+    _, new_state = jax.eval_shape(update, grads, state, params)
     assert types(new_state) == types(state)
     size = params["kernel"].size
     wide = [
         x for x in jax.tree.leaves(state) if x.dtype == "float32" and x.size >= size
     ]
-    keeps_point = case.factory is oht.neumann  # v, of which the step is a difference
-    assert len(wide) == keeps_point
+    # Of Neumann v, of which the step is a difference; of SAGA the sum of its table.
+    assert len(wide) == {oht.neumann: 1, oht.saga: 2}.get(case.factory, 0)

@@ -175,9 +175,10 @@ def clip_by_past(
         if nonfinite == "zero" and zero_units:
             clipped = units.where(jnp.isfinite(sizes), clipped, 0)
 
+        has_news = units.report(counts, grads)
+
         def told(numbers, old):
-            reports = (units.report(x, grads) for x in (counts, numbers))
-            return jax.tree.map(jnp.where, *reports, old)
+            return jax.tree.map(jnp.where, has_news, units.report(numbers, grads), old)
 
         entering = jnp.minimum(sizes, tau) if remember_clipped else sizes
         is_clipped = counts & (sizes > tau)

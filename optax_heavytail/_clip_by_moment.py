@@ -304,10 +304,6 @@ def _bounds(factor, past):
     )
 
 
-def _is_limit(bound):
-    return bound < _tree.no_limit(bound.dtype)
-
-
 def _finite_minimum(size, bound):
     return jnp.where(jnp.isfinite(size), _tree.minimum(size, bound), size)
 
@@ -315,11 +311,13 @@ def _finite_minimum(size, bound):
 def _limited(grads, sizes, bounds, scope):
     if scope == "coordinate":
         return jax.tree.map(
-            lambda g, b: jnp.where(_is_limit(b), jnp.clip(g, -b, b), g), grads, bounds
+            lambda g, b: jnp.where(_tree.is_limit(b), jnp.clip(g, -b, b), g),
+            grads,
+            bounds,
         )
 
     def factor(size, bound):
-        is_known = _is_limit(bound)
+        is_known = _tree.is_limit(bound)
         return jnp.where(is_known, _factor(jnp.where(is_known, bound, 1), size, 0), 1)
 
     factors = jax.tree.map(factor, sizes, bounds)

@@ -233,7 +233,7 @@ def clip_factors(norm: Norm, tau: Any) -> tuple[jax.Array, ...]:
     far, lift = (1e-20, 2.0**96) if single else (1e-200, 2.0**700)
     tau = jnp.asarray(tau, scaled.dtype)
     # Products are of 0 where they are not used: an inf on the way stops debuggers.
-    is_limit = tau < _tree.no_limit(scaled.dtype)
+    is_limit = _tree.is_limit(tau)
     over = is_limit & (scaled > jnp.where(is_limit, tau, 0) * scale)
     is_far = over & (tau < scaled * far)
     # 1 where it is not used: an infinite one there has a slope that is NaN.

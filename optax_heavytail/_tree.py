@@ -62,6 +62,11 @@ def no_limit(dtype: Any) -> Any:
     return jnp.finfo(dtype).max
 
 
+def is_limit(bound: jax.Array) -> jax.Array:
+    """Whether it is below `no_limit`; a NaN is not."""
+    return bound < no_limit(bound.dtype)
+
+
 def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """``x / y``, and 0 with a zero gradient where ``y`` is 0."""
     zero = y == 0

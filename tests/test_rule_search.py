@@ -11,7 +11,7 @@ import pytest
 from experiments.common import fields
 from experiments.common.errors import UserError
 from experiments.configs import search_rules as configs
-from experiments.rule_search import fitness, problems, proposals, report
+from experiments.rule_search import fitness, problems, proposals, report, tiers
 from experiments.rule_search.fitness import Outcome
 from experiments.rule_search.search import ARCHIVE, Search
 from optax_heavytail import rules
@@ -273,12 +273,10 @@ def test_wrong_configs():
 
 
 def test_the_report(no_training, monkeypatch, tmp_path):
-    from experiments import search_rules
-
     monkeypatch.setattr(fitness, "in_float64", lambda *_: None)
     config = _config(second=4, third=2)
     search, traces = _traces(config, tmp_path)
-    found = search_rules.select(search, traces)
+    found = tiers.select(search, traces)
     table = report.write(search, traces, found)
     assert found.best[0].text in table
     assert "adam" in table

@@ -162,9 +162,9 @@ def progress_png(traces: Sequence[Trace], found: Found) -> bytes:
     below.set_ylabel("its score in the holdout", color=figures.INK)
     figures.style(above, "")
     figures.style(below, "distinct rules evaluated")
-    above.legend(frameon=False, labelcolor=figures.INK)
+    figures.legend(above)
     if len(found.held) > 1:
-        below.legend(frameon=False, labelcolor=figures.INK)
+        figures.legend(below)
     return figures.png(figure)
 
 
@@ -195,7 +195,7 @@ def front_png(search: Search, found: Found) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("score of tier 1", color=figures.INK)
     figures.style(axes, "nodes of the rule")
-    axes.legend(frameon=False, labelcolor=figures.INK)
+    figures.legend(axes)
     return figures.png(figure)
 
 

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common import files, json_files
 from experiments.common.errors import UserError
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
@@ -19,6 +18,7 @@ from experiments.rule_search.proposals import (
     Given,
     Proposals,
 )
+from experiments.runs import folders, reading
 from optax_heavytail import rules
 
 ARCHIVE = "archive.jsonl"
@@ -209,24 +209,11 @@ def _proposals(method: str, seed: int, config: Config) -> Proposals:
 
 def _same_config(config: Config, workdir: Path) -> None:
     """Refuses a folder of another search, whose numbers would be mixed with these."""
-    files.make_folder(workdir)
-    path = workdir / "config.json"
-    now: dict[str, Any] = json_files.finite(config.to_dict())
-    if path.exists():
-        before = json_files.read_object(path)
-        text = json_files.as_line(now)
-        if json_files.as_line(before) != text:
-            names = [k for k in now if before.get(k) != _plain(now[k])]
-            raise UserError(
-                f"{workdir}: has a search of another config, which differs in "
-                f"{', '.join(names)}"
-            )
-    else:
-        files.write_atomically(path, json_files.as_line(now))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items()}
-    return [_plain(x) for x in value] if isinstance(value, list | tuple) else value
+    folders.claim(workdir, config)
+    before, now = reading.read_config(workdir), folders.plain(config)
+    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if names:
+        raise UserError(
+            f"{workdir}: has a search of another config, which differs in "
+            f"{', '.join(names)}"
+        )

@@ -29,7 +29,7 @@ def flags(num_devices: int) -> str:
     return " ".join(chosen).strip()
 
 
-def newer_generator() -> dict[str, int | bool]:
+def as_users_do() -> dict[str, int | bool]:
     """``compiler_options`` of ``jax.jit`` for what must be compiled as users do."""
     options: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
     if _has_older_generator():

@@ -19,9 +19,7 @@ from experiments.runs import folders
 from experiments.training import plan, programs, steps, trainer
 from experiments.training.job import Job
 from tests import toy_task
-from tests.toy_runs import run_job
-
-TIMES = ("time", "train_seconds", "compile_seconds", "steps_per_second", "seal")
+from tests.toy_runs import TIMES, run_job
 
 
 def records(workdir):

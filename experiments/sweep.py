@@ -32,7 +32,7 @@ def main() -> None:
         targets.append(inputs.local("--results", RESULTS.value))
         if not targets[-1].name:
             raise UserError(f"--results={RESULTS.value}: must be a path with a name")
-    written = [file for target in targets for file in sweeps.files_of(target)]
+    written = [file for target in targets for file in files.table_and_lines(target)]
     for file in written:  # before the runs, not after
         distributed.by_main(functools.partial(files.check_target, file))
     finals = sweeps.sweep(config, cli.workdir(), names, cli.RESUME_WITH_CHANGES.value)

@@ -154,7 +154,7 @@ def check_writable(output: Path) -> None:
     """Refuses a bad output; called before the measurements, not after."""
     if not output.name:
         raise UserError(f"--output={output}: must be a path with a name")
-    for file in files_of(output):
+    for file in files.table_and_lines(output):
         files.check_target(file)
 
 
@@ -168,15 +168,9 @@ def write(
     print(f"\n{page}", flush=True)
     origin = {"kind": "header", **facts}
     rows = json_files.as_lines(map(json_files.finite, (origin, *records)))
-    for file, content in zip(files_of(output), (page, rows), strict=True):
+    for file, content in zip(files.table_and_lines(output), (page, rows), strict=True):
         files.write_atomically(file, content)
-    print(f"written: {', '.join(map(str, files_of(output)))}", flush=True)
-
-
-def files_of(output: Path) -> tuple[Path, Path]:
-    """The table of a benchmark, and its timings."""
-    name = output.name
-    return output.with_name(f"{name}.md"), output.with_name(f"{name}.jsonl")
+    print(f"written: {', '.join(map(str, files.table_and_lines(output)))}", flush=True)
 
 
 def _quoted(name: str, value: str) -> str:

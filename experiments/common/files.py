@@ -48,6 +48,12 @@ def check_target(path: Path) -> None:
         ) from None
 
 
+def table_and_lines(target: Path) -> tuple[Path, Path]:
+    """The Markdown and the JSON lines that a command writes for one target."""
+    name = target.name
+    return target.with_name(f"{name}.md"), target.with_name(f"{name}.jsonl")
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder, with those it lies in.
 

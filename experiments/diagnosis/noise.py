@@ -25,9 +25,8 @@ from optax_heavytail.diagnostics import Diagnosis
 
 PAGE, RESULTS = "diagnosis.html", "diagnosis.json"
 FEWEST_BATCHES = 100  # for `diagnostics.estimate_tail`
-MOST_KEPT = (
-    2048  # numbers of each layer and batch: `diagnostics.collect_noise` sketches
-)
+# Numbers of each layer and batch: `diagnostics.collect_noise` sketches.
+MOST_KEPT = 2048
 
 
 class AtStep(NamedTuple):

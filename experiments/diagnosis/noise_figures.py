@@ -57,7 +57,7 @@ def picture(figure: Figure, axes: Axes, name: str, caption: str, x: str) -> Pict
     """What is drawn, with its frame and its legend."""
     figures.style(axes, x)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        figures.legend(axes, fontsize=8)
     return Picture(name, caption, figures.svg(figure, name, caption))
 
 

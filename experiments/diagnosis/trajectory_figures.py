@@ -112,4 +112,4 @@ def _finish(axes: Axes, x: str, title: str) -> None:
     figures.style(axes, x)
     axes.set_title(title, loc="left", color=INK, fontsize=10)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        figures.legend(axes, fontsize=8)

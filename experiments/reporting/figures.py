@@ -167,6 +167,11 @@ def style(axes: Axes, x_label: str) -> None:
     axes.set_xlabel(x_label, color=INK, loc="right")
 
 
+def legend(axes: Axes, **where: Any) -> None:
+    """The legend that all figures have; ``where`` is Matplotlib's."""
+    axes.legend(frameon=False, labelcolor=INK, **where)
+
+
 def _caption(axes: Axes, text: str) -> None:
     axes.text(0, 1.02, text, transform=axes.transAxes, color=MUTED)
 

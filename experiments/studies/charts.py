@@ -26,12 +26,7 @@ def trainings(results: Results, loss_name: str) -> bytes:
     starts = [result["loss_curves"][0][0] for result in results.values()]
     top = max(start for start in starts if start < LOST)
     curves.set_ylim(lowest - 0.03 * (top - lowest), top + 0.1 * (top - lowest))
-    rates.legend(
-        frameon=False,
-        labelcolor=figures.INK,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )
+    figures.legend(rates, loc="center left", bbox_to_anchor=(1, 0.5))
     return figures.png(figure)
 
 

@@ -242,7 +242,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
     axes.set(yscale="log")
     axes.set_xticks(range(len(CONDITIONS)), list(CONDITIONS))
     axes.set_ylabel("test loss, nats per image", color=figures.INK)
-    axes.legend(frameon=False, labelcolor=figures.INK, loc=(1.02, 0.3), markerscale=3)
+    figures.legend(axes, loc=(1.02, 0.3), markerscale=3)
     return {"guards.png": figures.png(figure)}
 
 

@@ -193,7 +193,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
         axes.set_yticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(title, loc="left", color=figures.INK, fontsize=10)
-    left.legend(frameon=False, labelcolor=figures.INK)
+    figures.legend(left)
     return {"neumann_scaling.png": figures.png(figure)}
 
 

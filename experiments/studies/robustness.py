@@ -166,7 +166,7 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
     figures.style(axes, "rate over the tuned rate")
     axes.set(xscale="log", yscale="log", ylim=(None, 3))
     axes.set_ylabel("validation loss, nats per image", color=figures.INK)
-    axes.legend(frameon=False, labelcolor=figures.INK, loc=(1.02, 0.3))
+    figures.legend(axes, loc=(1.02, 0.3))
     return {"robustness_rates.png": figures.png(figure)}
 
 

@@ -127,8 +127,7 @@ def _all(found: dict[str, dict[str, Any]]) -> bytes:
         axes.grid(axis="x", color=figures.GRID, linewidth=0.8)
         axes.set_ylim(len(names) - 0.4, -0.6)
     drift.set_yticks(range(len(names)), names)
-    legend = {"frameon": False, "labelcolor": figures.INK, "title": "gradient times"}
-    stalled.legend(loc="upper right", **legend)
+    figures.legend(stalled, loc="upper right", title="gradient times")
     return figures.png(figure)
 
 
@@ -155,12 +154,7 @@ def _in_time(found: dict[str, dict[str, Any]]) -> bytes:
     figures.style(axes, "steps from the bad gradient on")
     axes.set(xscale="log", yscale="log", xlim=(1, AFTER))
     axes.set_ylabel("length of the step over the usual", color=figures.INK)
-    axes.legend(
-        frameon=False,
-        labelcolor=figures.INK,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )
+    figures.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figures.png(figure)
 
 

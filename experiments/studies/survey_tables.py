@@ -188,5 +188,5 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
         axes.set(ylim=(0.5, 1.3))
         axes.set_title(f"{name}, {condition} labels", loc="left", color=figures.INK)
     figure.axes[0].set_ylabel("validation loss, nats per image", color=figures.INK)
-    figure.axes[1].legend(frameon=False, labelcolor=figures.INK)
+    figures.legend(figure.axes[1])
     return {"survey_curves.png": figures.png(figure)}

@@ -164,6 +164,6 @@ def _curves(records: Sequence[Record], statistic: str, label: str) -> bytes:
         axes.set(xscale="log", yscale="log")
         axes.set_title(f"{kind}, a = {SHOWN_ORDER:g}", loc="left", color=figures.INK)
     figure.axes[0].set_ylabel(label, color=figures.INK)
-    figure.axes[1].legend(frameon=False, labelcolor=figures.INK, loc="lower left")
+    figures.legend(figure.axes[1], loc="lower left")
     figure.tight_layout()
     return figures.png(figure)

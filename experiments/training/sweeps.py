@@ -150,12 +150,6 @@ def write(
     """Writes the table and its points, beside each other."""
     points = [{key: final.get(key) for key in POINT} for final in finals]
     for target in targets:
-        page, lines = files_of(target)
+        page, lines = files.table_and_lines(target)
         files.write_atomically(page, table)
         files.write_atomically(lines, json_files.as_lines(points))
-
-
-def files_of(target: Path) -> tuple[Path, Path]:
-    """What `write` writes for a target: the table, and its points."""
-    name = target.name
-    return target.with_name(f"{name}.md"), target.with_name(f"{name}.jsonl")

@@ -10,7 +10,7 @@ FLOORS = (  # from the ground
     {"data", "models"},
     {"runs", "configs"},
     {"reporting", "tasks"},
-    {"training"},
+    {"training", "learning"},
     {"diagnosis", "studies", "benchmarks", "rule_search"},
 )
 HEIGHT = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}

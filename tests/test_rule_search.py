@@ -11,9 +11,10 @@ import pytest
 from experiments.common import fields
 from experiments.common.errors import UserError
 from experiments.configs import search_rules as configs
-from experiments.rule_search import fitness, problems, proposals, report, tiers
+from experiments.rule_search import fitness, proposals, report, tiers
 from experiments.rule_search.fitness import Outcome
 from experiments.rule_search.search import ARCHIVE, Search
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 BUDGET = fitness.Budget(("digits",), 30, (0.01, 0.1, 1.0), (0,))

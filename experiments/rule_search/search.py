@@ -10,7 +10,7 @@ import numpy as np
 from experiments.common.errors import UserError
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
-from experiments.rule_search import fitness, problems
+from experiments.rule_search import fitness
 from experiments.rule_search.proposals import (
     Chance,
     Everything,
@@ -18,7 +18,8 @@ from experiments.rule_search.proposals import (
     Given,
     Proposals,
 )
-from experiments.runs import folders, reading
+from experiments.runs import folders
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 ARCHIVE = "archive.jsonl"
@@ -57,7 +58,7 @@ class Search:
 
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
-        _same_config(config, workdir)
+        folders.claim_same(workdir, config, "search")
         self.archive = Measurements(
             workdir / ARCHIVE, lambda record: (record["tier"], record["fingerprint"])
         )
@@ -205,15 +206,3 @@ def _proposals(method: str, seed: int, config: Config) -> Proposals:
     lines = path.read_text(encoding="utf-8").splitlines()
     texts = [line for line in lines if line.strip() and not line.startswith("#")]
     return Given(texts, config.slots, str(path))
-
-
-def _same_config(config: Config, workdir: Path) -> None:
-    """Refuses a folder of another search, whose numbers would be mixed with these."""
-    folders.claim(workdir, config)
-    before, now = reading.read_config(workdir), folders.plain(config)
-    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    if names:
-        raise UserError(
-            f"{workdir}: has a search of another config, which differs in "
-            f"{', '.join(names)}"
-        )

@@ -19,8 +19,9 @@ _DIGEST = hashlib.sha256().digest_size
 def write(path: Path, state: Any) -> None:
     """Writes the arrays of a state behind a hash of them."""
     content = io.BytesIO()
-    leaves = map(np.asarray, jax.tree.leaves(state))
-    np.savez(content, **{f"{i}": x for i, x in enumerate(leaves)})
+    leaves = jax.tree.leaves(state)
+    arrays: dict[str, Any] = {f"{i}": np.asarray(x) for i, x in enumerate(leaves)}
+    np.savez(content, **arrays)
     data = content.getvalue()
     try:
         files.write_atomically(path, hashlib.sha256(data).digest() + data)

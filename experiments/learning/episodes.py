@@ -181,7 +181,7 @@ def score(losses: jax.Array) -> jax.Array:
     return jnp.mean(jnp.log(kept + _OFFSET))
 
 
-def by_leaf(leaves: tuple[int, ...], updates: jax.Array) -> jax.Array:
+def by_leaf(leaves: tuple[int, ...], updates: Any) -> jax.Array:
     """Updates with the root mean square that `scale_by_mlp` gives each leaf.
 
     Here all leaves are one array: a program for each would take long to compile.

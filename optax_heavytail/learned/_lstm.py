@@ -136,7 +136,7 @@ def scale_by_lstm(
         steps, new = [], []
         for g, *own in zip(leaves, *fields, strict=True):
             step, own = _one_step(weights, preprocess, p, g, own)
-            steps.append(-output_scale * step)
+            steps.append(-(output_scale * step))
             new.append(own)
         fields = (treedef.unflatten([own[k] for own in new]) for k in range(4))
         count = optax.safe_increment(state.count)

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -161,7 +162,7 @@ def scale_by_mlp(
         direction = treedef.unflatten(directions)
         squares = units.sums(jax.tree.map(jnp.square, direction))
         mean = _tree.safe_divide(squares, units.counts(direction))
-        factors = rms / jnp.sqrt(mean + _FLOOR)
+        factors = jnp.asarray(rms / jnp.sqrt(mean + _FLOOR))
         scaled = units.map(lambda u, factor: u * factor, direction, factors)
         # What is not finite is seen, and has no part in the mean of the others.
         scaled = jax.tree.map(
@@ -256,7 +257,7 @@ def _network(weights, x):
     """The two outputs, as sums of products: one pass over memory, as no matmul is."""
     w_0, b_0, w_1, b_1, w_2, b_2 = weights
     for w, b in ((w_0, b_0), (w_1, b_1)):
-        x = [_tree.maximum(y, 0) for y in _layer(x, w, b)]
+        x = [jnp.where(y > 0, y, 0) for y in _layer(x, w, b)]
     return _layer(x, w_2, b_2)
 
 

@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(x.removesuffix(".npz") for x in files if x.endswith(".npz")))
 
 
-def load(name_or_path: str | os.PathLike[str]) -> _lstm.LSTMWeights | _mlp.MLPWeights:
+def load(name_or_path: str | os.PathLike[str]) -> Any:
     """Weights of a name or a file.
 
     Args:
@@ -127,7 +127,8 @@ def save(
     said = {"model": model, "version": _VERSIONS[model], **about}
     text = json.dumps(said, allow_nan=False).encode()
     content = io.BytesIO()
-    np.savez(content, **arrays, **{_ABOUT: np.frombuffer(text, np.uint8)})
+    packed: dict[str, Any] = {**arrays, _ABOUT: np.frombuffer(text, np.uint8)}
+    np.savez(content, **packed)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content.getvalue())
@@ -137,7 +138,7 @@ def save(
 
 
 def _folder() -> Any:
-    return resources.files(__package__) / "weights"
+    return resources.files("optax_heavytail.learned") / "weights"
 
 
 def _read(name_or_path):

@@ -29,7 +29,8 @@ ROUNDED = {
 @functools.cache
 def _problem():
     rng = np.random.default_rng(0)
-    shapes = {"a": (6,), "b": (6,)}  # alike: without jit each shape compiles
+    # Alike, as without jit each shape compiles; many, as Lion shows signs alone.
+    shapes = {"a": (300,), "b": (300,)}
 
     def tree():
         return {

@@ -269,12 +269,13 @@ def test_weights_may_be_traced_mapped_and_differentiated(make, weights):
     def loss(weights):
         return jnp.sum(jnp.square(run(make(weights), grads)[1]))
 
-    slopes = jax.grad(loss)(jax.tree.map(jnp.asarray, weights))
+    slopes = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, weights))
     assert all(np.all(np.isfinite(x)) for x in slopes)
     assert all(np.any(x != 0) for x in jax.tree.leaves(slopes)[-2:])
     several = jax.tree.map(lambda w: jnp.stack([w, 2 * w, -w]), weights)
     twice = jax.tree.map(lambda w: 2 * w, weights)
-    np.testing.assert_allclose(jax.vmap(loss)(several)[1], loss(twice), rtol=1e-4)
+    mapped = jax.jit(jax.vmap(loss))(several)[1]
+    np.testing.assert_allclose(mapped, jax.jit(loss)(twice), rtol=1e-4)
 
 
 def test_fresh_weights():

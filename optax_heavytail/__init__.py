@@ -134,13 +134,13 @@ from optax_heavytail._weight_decay import (
 from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
 if _typing.TYPE_CHECKING:
-    from optax_heavytail import aggregation, diagnostics, rules
+    from optax_heavytail import aggregation, diagnostics, learned, rules
     from optax_heavytail import testing as testing
 else:
 
     def __getattr__(name):
         # Imported when asked for: a training script that needs none starts sooner.
-        if name in ("aggregation", "diagnostics", "rules", "testing"):
+        if name in ("aggregation", "diagnostics", "learned", "rules", "testing"):
             return _importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -232,6 +232,7 @@ __all__ = [
     "l0l1_constants",
     "lambc",
     "larsc",
+    "learned",
     "mask_coverage",
     "neumann",
     "neumann_eval_params",

@@ -129,8 +129,13 @@ def compress_state(inner: Inner) -> optax.GradientTransformationExtraArgs:
 def decompress_state(state: Any) -> Any:
     """The same state, with float32 for every `CompressedArray` in it.
 
-    Any state will do, also one with `compress_state` deep within. What readers such as
-    `get_momentum` and ``optax.tree.get`` find then are plain arrays.
+    What readers such as `get_momentum` and ``optax.tree.get`` find then are plain arrays.
+
+    Args:
+      state: any state, also one with `compress_state` deep within.
+
+    Returns:
+      It with arrays. Everything else is what it was; zero, inf and NaN are themselves.
 
     Example:
       >>> import jax.numpy as jnp

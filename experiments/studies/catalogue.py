@@ -11,6 +11,7 @@ from experiments.studies import (
     neumann,
     robustness,
     spikes,
+    states,
     study,
     survey,
     theory,
@@ -25,6 +26,7 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "states": states.STUDY,
 }
 
 

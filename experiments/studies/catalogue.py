@@ -8,6 +8,7 @@ from experiments.studies import (
     bert,
     guards,
     lambc,
+    learned,
     neumann,
     robustness,
     spikes,
@@ -25,6 +26,7 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "learned": learned.STUDY,
 }
 
 

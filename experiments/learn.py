@@ -9,7 +9,9 @@ minute. Stopped, it goes on where it was. Leaves ``weights.npz``, which
 and pictures.
 """
 
-from experiments.common import cli, distributed, fields
+import jax
+
+from experiments.common import cli, fields
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.configs import learn_lstm, learn_mlp
@@ -44,16 +46,19 @@ def check(config: Config) -> None:
 
 def main() -> None:
     """Trains as the config says."""
+    if jax.process_count() > 1:
+        raise UserError("a training is the work of one process; leave --distributed")
     config, workdir = cli.config(), cli.workdir()
     check(config)
     with folders.locked(workdir):
         folders.claim_same(workdir, config, "training")
+        report.check_targets(workdir, config)
         training = loop.make(config, config.seed)
         state = loop.run(training, workdir)
         table = report.write(workdir, training, state)
-    distributed.say(table)
-    distributed.say(f"\nreport: {workdir / 'report.html'}")
+    print(table)
+    print(f"\nreport: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    cli.run(main, SECTIONS)
+    cli.run(main, SECTIONS, resumes_with_changes=False)

@@ -9,14 +9,14 @@ Expected: docs/evidence/learned.md has the losses of five seeds.
 from ml_collections import ConfigDict
 
 from experiments.common.errors import UserError
-from experiments.common.fields import Field, choice, integer, number
+from experiments.common.fields import LARGEST_SEED, Field, choice, integer, number
 from experiments.common.types import Config
 
 VARIANTS = ("full", "short", "smoke")
 FIELDS: dict[str, Field] = {
     "model": choice("lstm"),
     "family": choice("quadratics", "digits_sigmoid", "digits_relu"),
-    "seed": integer(0),
+    "seed": integer(0, LARGEST_SEED),
     "functions": integer(1, 10**6),
     "batch": integer(1, 10**4),
     "steps": integer(1, 10**5),

@@ -9,13 +9,13 @@ Expected: docs/evidence/learned.md says what the weights that come with the pack
 from ml_collections import ConfigDict
 
 from experiments.common.errors import UserError
-from experiments.common.fields import Field, choice, integer, number
+from experiments.common.fields import LARGEST_SEED, Field, choice, integer, number
 from experiments.common.types import Config
 
 VARIANTS = ("full", "short", "smoke")
 FIELDS: dict[str, Field] = {
     "model": choice("mlp"),
-    "seed": integer(0),
+    "seed": integer(0, LARGEST_SEED),
     "estimator": choice("nres", "pes", "truncated"),
     "outer_steps": integer(1, 10**7),
     "workers": integer(1, 1000),

@@ -32,6 +32,18 @@ class Shown(NamedTuple):
     arguments: dict[str, Any]  # of the transform, beside the weights
 
 
+def check_targets(workdir: Path, config: Config) -> None:
+    """Refuses, before the work, a folder in which something is in the way.
+
+    Raises:
+      UserError: naming it.
+    """
+    pictures = {"lstm": "curves.png", "mlp": "response.png"}
+    names = (WEIGHTS, "results.json", "report.md", "report.html", "meta_loss.png")
+    for name in (*names, pictures[config.model]):
+        files.check_target(workdir / name)
+
+
 def write(workdir: Path, training: Any, state: Any) -> str:
     """Writes everything into the work directory; returns the table."""
     shown = (_of_lstm if training.config.model == "lstm" else _of_mlp)(training, state)

@@ -11,6 +11,7 @@ from experiments.studies.study import Cell, Study
 
 SEEDS = (0, 1, 2, 3, 4)
 HORIZONS = (100, 200)
+SEEDS_OF = {"quadratics": SEEDS, "digits_sigmoid": SEEDS[:3]}
 # What an LSTM is trained on: what it is tested on, and what of the config is changed.
 LSTMS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "quadratics": (("quadratics", "digits_sigmoid"), {"functions": 200}),
@@ -91,14 +92,6 @@ def cells(scale: str, data: Path) -> list[Cell]:
     ]
     found += [
         Cell(
-            {"part": "lstm", "trained": trained, "seed": seed, **_budget(trained)},
-            functools.partial(train, trained, seed),
-        )
-        for trained in LSTMS
-        for seed in SEEDS
-    ]
-    found += [
-        Cell(
             {"part": "gate", "task": task, **who[name], "steps": steps},
             functools.partial(learned_gate.measure, task, name, length),
         )
@@ -119,6 +112,14 @@ def cells(scale: str, data: Path) -> list[Cell]:
             functools.partial(learned_price.measure, model),
         )
         for model in learned_price.SIZES
+    ]
+    found += [
+        Cell(
+            {"part": "lstm", "trained": trained, "seed": seed, **_budget(trained)},
+            functools.partial(train, trained, seed),
+        )
+        for trained in LSTMS
+        for seed in SEEDS_OF[trained]
     ]
     return found
 

@@ -82,7 +82,8 @@ def _limits(records: Sequence[Record]) -> str:
             for horizon in (100, 200):
                 ends = rival_ends(records, tested, horizon)
                 best = min(ends, key=lambda name: ends[name][0].mean())
-                own, other = curves[:, horizon], ends[best][0]
+                own = curves[:, horizon]
+                other = ends[best][0][: len(own)]  # of the same functions
                 rows.append(
                     [
                         trained,

@@ -13,6 +13,7 @@ from experiments.studies.study import Record
 from optax_heavytail import learned
 
 BOUND = 0.1  # of a task's mean difference, that no other may make up for
+WORDS = {"train": "training", "validation": "validation"}
 LSTM_SHOWN = {  # trained on, tested on
     "quadratics": ("quadratics", "digits_sigmoid"),
     "digits_sigmoid": ("digits_sigmoid", "digits_relu"),
@@ -138,7 +139,7 @@ def gate_table(records: Sequence[Record]) -> str:
     """The interquartile mean over tasks, with an interval over seeds."""
     rows = [
         [
-            {"train": "training", "validation": "validation"}[what],
+            WORDS[what],
             rival,
             learned_gate.STEPS[length],
             intervals.Difference(each, "+.3f"),
@@ -155,7 +156,9 @@ def failures(records: Sequence[Record]) -> list[str]:
     found = []
     for what, rival, length, each, worst, mean in _cells(records):
         _, low, high = intervals.mean_interval(each)
-        where = f"{what} loss against {rival} at {learned_gate.STEPS[length]} steps"
+        where = (
+            f"{WORDS[what]} loss against {rival} at {learned_gate.STEPS[length]} steps"
+        )
         if length == "x1" and not high < 0:
             found.append(f"{where}: the interval is not below 0")
         if length == "x5" and not low <= 0:

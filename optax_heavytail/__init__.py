@@ -31,6 +31,12 @@ from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._compress_state import (
+    CompressedArray,
+    CompressStateState,
+    compress_state,
+    decompress_state,
+)
 from optax_heavytail._conditional_gradient import (
     ConditionalGradientState,
     conditional_gradient,
@@ -154,6 +160,8 @@ __all__ = [
     "ClipByZscoreState",
     "ClipSpikesState",
     "ClippedEmaState",
+    "CompressStateState",
+    "CompressedArray",
     "ConditionalGradientState",
     "MaskCoverage",
     "NeumannInnerLoopState",
@@ -207,8 +215,10 @@ __all__ = [
     "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
+    "compress_state",
     "conditional_gradient",
     "decay_mask",
+    "decompress_state",
     "diagnostics",
     "ema",
     "fast_adabelief",

@@ -926,6 +926,15 @@ CASES = {
         ("bias",),
         variant=True,
     ),
+    "compress": Case(
+        oht.compress_state,
+        {"inner": oht.trace(0.9)},
+        signature="inner",
+        states={
+            "CompressStateState": ("key", "inner_state"),
+            "CompressedArray": ("codes", "scales"),
+        },
+    ),
     "stack": Case(
         oht.stack_leaves,
         {"inner": functools.partial(oht.lambc, 0.1, weight_decay=0.1)},

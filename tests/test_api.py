@@ -85,6 +85,7 @@ SIGNATURES = {
     "get_threshold": "state",
     "get_momentum": "state",
     "qk_clip_factors": "max_logits, threshold=100.0",
+    "decompress_state": "state",
     "decay_mask": "params, *, rule=None",
     "mask_coverage": "mask, params",
     "neumann_eval_params": "state, params",

@@ -12,6 +12,7 @@ from experiments.studies import (
     neumann,
     robustness,
     spikes,
+    states,
     study,
     survey,
     theory,
@@ -26,6 +27,7 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "states": states.STUDY,
     "learned": learned.STUDY,
 }
 

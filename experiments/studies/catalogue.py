@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.common import files, markdown, progress
 from experiments.studies import (
     bert,
+    first_figure,
     guards,
     lambc,
     neumann,
@@ -15,6 +16,7 @@ from experiments.studies import (
     survey,
     theory,
 )
+from experiments.studies.heavy_tails import suite
 
 STUDIES = {
     "theory": theory.STUDY,
@@ -25,6 +27,8 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "heavy_tails": suite.STUDY,
+    "first_figure": first_figure.STUDY,
 }
 
 

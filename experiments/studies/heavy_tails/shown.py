@@ -1,0 +1,158 @@
+"""Tables and figures of a race."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common import markdown
+from experiments.reporting import figures
+from experiments.studies import comparison
+from experiments.studies.heavy_tails import verdicts
+from experiments.studies.heavy_tails.race import CLEAN, Endpoint, Race
+from experiments.studies.heavy_tails.verdicts import Pair, Verdict
+from experiments.studies.study import Record
+from experiments.studies.training import LOST
+
+TRACKS = ("tuned", "default")
+# condition -> optimizer -> track -> what was measured
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+class Place(NamedTuple):
+    """Where in a table a pair is."""
+
+    condition: str
+    method: str
+    track: str
+
+
+def results(records: Sequence[Record], race: Race) -> Results:
+    """The measurements of a race, among those of others."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        settings = record["settings"]
+        if settings["workload"] == race.name and "optimizer" in settings:
+            of_condition = found.setdefault(settings["condition"], {})
+            of_condition[settings["optimizer"]] = record["result"]
+    return found
+
+
+def judged(found: Results, race: Race, condition: str) -> dict[Place, Verdict]:
+    """Every comparison of a condition with the baseline: one family of tests."""
+    of_condition = found[condition]
+    base = of_condition[race.baseline]
+    pairs = {
+        Place(condition, name, track): Pair(
+            np.array(result[track]["losses"]), np.array(base[track]["losses"])
+        )
+        for name, result in of_condition.items()
+        for track in result
+        if name != race.baseline
+    }
+    words = verdicts.judge(list(pairs.values()), race.margin)
+    return dict(zip(pairs, words, strict=True))
+
+
+def table(found: Results, race: Race, condition: str) -> str:
+    """Both tracks of a condition, beside the baseline."""
+    words = judged(found, race, condition)
+    tracks = TRACKS[: 1 if condition == CLEAN else 2]
+    rows = []
+    for name, result in found[condition].items():
+        tuned = result["tuned"]
+        threshold = tuned["threshold"]
+        row = [
+            comparison.named(name, tuned),
+            f"{tuned['rate']:.2g}",
+            "" if threshold is None else f"{threshold:.2g}",
+            tuned["moves"],
+        ]
+        for track in tracks:
+            verdict = words.get(Place(condition, name, track), Verdict("", "baseline"))
+            row += [spread(result[track]["losses"]), verdict.difference, verdict.word]
+        rows.append(row)
+    headings = ["optimizer", "rate", "threshold", "moves"]
+    for track in tracks:
+        headings += [f"{track}: loss", "minus the baseline's", "verdict"]
+    return markdown.table(headings, rows)
+
+
+def spread(losses: Sequence[float]) -> str:
+    """Mean and standard deviation of the runs that are not lost, and how many are."""
+    whole = np.array(losses)
+    kept = whole[whole < LOST]
+    lost = comparison.lost(whole)
+    if len(kept) < 2:
+        return lost
+    shown = f"{kept.mean():.4f} ± {kept.std(ddof=1):.4f}"
+    return f"{lost}, others {shown}" if lost else shown
+
+
+def endpoint(found: Results, race: Race, name: str, chosen: Endpoint) -> list[Any]:
+    """The row of a workload in the table of primary endpoints."""
+    method, condition, track = chosen
+    verdict = judged(found, race, condition)[Place(condition, method, track)]
+    own, base = (
+        found[condition][each][track]["losses"] for each in (method, race.baseline)
+    )
+    what = f"{method} against {race.baseline}: {condition}, {track}"
+    return [
+        name,
+        what,
+        spread(own),
+        spread(base),
+        verdict.difference,
+        verdict.word,
+    ]
+
+
+def picture(found: Results, race: Race, name: str) -> bytes:
+    """Every run's loss: a panel for each condition, a row for each optimizer."""
+    methods = list(race.contestants)
+    height = 0.27 * len(methods) + 1.3
+    width = 3.4 + 2.6 * len(race.conditions)
+    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
+    panels = figure.subplots(1, len(race.conditions), sharey=True, squeeze=False)[0]
+    for axes, condition in zip(panels, race.conditions, strict=True):
+        _draw(axes, found[condition], condition, name if axes is panels[0] else "")
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_ylim(len(methods) - 0.4, -0.6)
+    figures.legend(panels[-1], loc="center left", bbox_to_anchor=(1, 0.5))
+    return figures.png(figure)
+
+
+def _draw(
+    axes: Axes, of_condition: Mapping[str, Any], condition: str, name: str
+) -> None:
+    """One condition; what is lost, or far off, is a cross at the right edge."""
+    tracks = TRACKS[: 1 if condition == CLEAN else 2]
+    kept = [
+        loss
+        for result in of_condition.values()
+        for track in tracks
+        for loss in result[track]["losses"]
+        if loss < LOST
+    ]
+    low, high = min(kept), min(max(kept), 30 * float(np.median(kept)))
+    edge = high * (high / low) ** 0.12
+    for i, track in enumerate(TRACKS):
+        color, marker = figures.color(i), (".", "x")
+        for row, result in enumerate(of_condition.values()):
+            losses = np.array(result.get(track, {}).get("losses", []))
+            y = row + (i - 0.5) * 0.36 + np.linspace(-0.13, 0.13, len(losses))
+            inside = losses <= high
+            label = track if row == 0 else None
+            axes.plot(losses[inside], y[inside], marker[0], ms=4, color=color)
+            axes.plot([], [], marker[0], ms=8, color=color, label=label)
+            axes.plot(
+                np.full(np.sum(~inside), edge), y[~inside], marker[1], ms=4, color=color
+            )
+    axes.plot([], [], "x", color=figures.MUTED, label="lost, or beyond")
+    figures.style(axes, name)
+    axes.set_xscale("log")
+    axes.set_xlim(low * (low / high) ** 0.06, edge * 1.04)
+    axes.grid(axis="x", color=figures.GRID, linewidth=0.8)
+    axes.set_title(condition, loc="left", color=figures.INK, fontsize=10)

@@ -74,8 +74,9 @@ def measure(race: Race, name: str, condition: str) -> dict[str, Any]:
     """The tuned track, and the default one where something is corrupted."""
     tuned = tune(race, name, condition)
     tracks = {"tuned": about(tuned) | at(race, name, condition, tuned.best)}
-    if condition != CLEAN:
-        tracks["default"] = at(race, name, condition, tune(race, name, CLEAN).best)
+    clean = race.conditions[0]
+    if condition != clean:
+        tracks["default"] = at(race, name, condition, tune(race, name, clean).best)
     return tracks
 
 
@@ -142,4 +143,6 @@ def in_groups(run: training.Run, number: int) -> training.Run:
 @functools.cache
 def _trainer(race: Race, name: str) -> training.Train:
     """Compiled once for all conditions and parts."""
-    return training.trainer(race.contestants[name], race.problem(CLEAN, "test"))
+    return training.trainer(
+        race.contestants[name], race.problem(race.conditions[0], "test")
+    )

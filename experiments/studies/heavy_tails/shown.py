@@ -11,12 +11,13 @@ from experiments.common import markdown
 from experiments.reporting import figures
 from experiments.studies import comparison
 from experiments.studies.heavy_tails import verdicts
-from experiments.studies.heavy_tails.race import CLEAN, Endpoint, Race
+from experiments.studies.heavy_tails.race import Endpoint, Race
 from experiments.studies.heavy_tails.verdicts import Pair, Verdict
 from experiments.studies.study import Record
 from experiments.studies.training import LOST
 
 TRACKS = ("tuned", "default")
+FLOOR = 1e-3  # of figures, whose axes are logarithmic
 # condition -> optimizer -> track -> what was measured
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -59,7 +60,7 @@ def judged(found: Results, race: Race, condition: str) -> dict[Place, Verdict]:
 def table(found: Results, race: Race, condition: str) -> str:
     """Both tracks of a condition, beside the baseline."""
     words = judged(found, race, condition)
-    tracks = TRACKS[: 1 if condition == CLEAN else 2]
+    tracks = TRACKS[: 1 if condition == race.conditions[0] else 2]
     rows = []
     for name, result in found[condition].items():
         tuned = result["tuned"]
@@ -128,12 +129,11 @@ def _draw(
     axes: Axes, of_condition: Mapping[str, Any], condition: str, name: str
 ) -> None:
     """One condition; what is lost, or far off, is a cross at the right edge."""
-    tracks = TRACKS[: 1 if condition == CLEAN else 2]
     kept = [
-        loss
-        for result in of_condition.values()
-        for track in tracks
-        for loss in result[track]["losses"]
+        max(loss, FLOOR)
+        for tracks in of_condition.values()
+        for result in tracks.values()
+        for loss in result["losses"]
         if loss < LOST
     ]
     low, high = min(kept), min(max(kept), 30 * float(np.median(kept)))
@@ -141,7 +141,7 @@ def _draw(
     for i, track in enumerate(TRACKS):
         color, marker = figures.color(i), (".", "x")
         for row, result in enumerate(of_condition.values()):
-            losses = np.array(result.get(track, {}).get("losses", []))
+            losses = np.maximum(result.get(track, {}).get("losses", []), FLOOR)
             y = row + (i - 0.5) * 0.36 + np.linspace(-0.13, 0.13, len(losses))
             inside = losses <= high
             label = track if row == 0 else None

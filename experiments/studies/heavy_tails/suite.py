@@ -10,9 +10,11 @@ from experiments.common import markdown
 from experiments.studies.heavy_tails import (
     corrupted,
     flights,
+    forces,
     language,
     methods,
     noise,
+    policy,
     race,
     regression,
     shown,
@@ -23,8 +25,6 @@ from experiments.studies.heavy_tails import (
 from experiments.studies.heavy_tails.noise import Look
 from experiments.studies.heavy_tails.race import Endpoint, Race
 from experiments.studies.study import Cell, Record, Study
-
-Words = dict[tuple[str, str], dict[str, str]]  # (workload, track) -> optimizer -> words
 
 
 class Workload(NamedTuple):
@@ -123,6 +123,13 @@ WORKLOADS: dict[str, Workload] = {
     "variational": _of_race(
         variational.RACE, variational.LOOKS, "negative bound, nats"
     ),
+    "forces": _of_race(forces.RACE, forces.LOOKS, "error over the variance"),
+    **{
+        f"policy_{epochs}": _of_race(
+            policy.RACES[epochs], policy.LOOKS[epochs], "missing share of an episode"
+        )
+        for epochs in policy.EPOCHS
+    },
 }
 
 

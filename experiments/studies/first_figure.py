@@ -18,12 +18,12 @@ from experiments.studies.training import LOST, Contestant, Point, Problem
 SEED = 0
 SPIKE_AT, NAN_AT = 120, 260  # steps
 SPIKE = 1e4
+TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # nats
 SHOWN = {
     "adamw": "optax.adamw(rate)",
     methods.BASELINE: "optax.clip_by_global_norm(1) before it",
     "guarded(adamw)": "oht.guarded(optax.adamw(rate))",
 }
-TOP = 4.0  # of the figure, in nats
 
 
 def problem() -> Problem:
@@ -84,22 +84,26 @@ def pictures(records: Sequence[Record]) -> dict[str, bytes]:
         kept = losses < LOST
         style = {"color": figures.color(i), "linewidth": (3.4, 2.4, 1.6)[i]}
         name = SHOWN[record["settings"]["optimizer"]]
-        axes.plot(steps[kept], np.minimum(losses[kept], TOP), **style, label=name)
+        axes.plot(steps[kept], losses[kept], **style, label=name)
         if not kept.all():
             last = np.flatnonzero(kept)[-1]
-            y = min(losses[last], TOP)
-            axes.plot(steps[last], y, "X", color=figures.color(i), markersize=11)
+            axes.plot(
+                steps[last], losses[last], "X", color=figures.color(i), markersize=11
+            )
     for at, what in ((SPIKE_AT, "gradient times 10,000"), (NAN_AT, "NaN")):
         axes.axvline(at, color=figures.MUTED, linestyle=(0, (4, 3)), linewidth=1.0)
-        axes.annotate(
+        axes.text(
+            at + 3,
+            1.0,
             what,
-            (at, TOP),
-            xytext=(4, -10),
-            textcoords="offset points",
-            color="#62676d",
+            transform=axes.get_xaxis_transform(),
+            color=figures.MUTED,
+            va="top",
         )
     figures.style(axes, "step")
-    axes.set(yscale="log", xlim=(0, corrupted.STEPS), ylim=(None, TOP))
+    axes.set(yscale="log", xlim=(0, corrupted.STEPS))
+    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set_ylabel("test loss, nats per digit", color=figures.INK)
     figures.legend(axes, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
     return {"first_figure.png": figures.png(figure)}

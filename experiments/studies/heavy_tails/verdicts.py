@@ -63,7 +63,7 @@ def judge(pairs: Sequence[Pair], margin: float) -> list[Verdict]:
 
 
 def _judged(pair: Pair, adjusted: float, margin: float) -> Verdict:
-    stands = adjusted < intervals.LEVEL
+    stands = bool(adjusted < intervals.LEVEL)
     if not pair.is_whole:
         more = int(np.sum(pair.own >= LOST)) - int(np.sum(pair.base >= LOST))
         word = (LOSS if more > 0 else WIN) if stands else OPEN

@@ -140,7 +140,7 @@ def test_lost_runs_are_counted_by_an_exact_test():
         verdicts.judge([Pair(*pair)], 0.01)[0]
         for pair in ((lost, kept), (kept, lost), (one, kept), (lost, lost))
     ]
-    assert [verdict.word for verdict in words] == ["loss", "win", "open", "open"]
+    assert [verdict.word for verdict in words] == ["loss", "win", "open", "both lost"]
     assert {verdict.difference for verdict in words} == {""}
     assert shown.spread(lost.tolist()) == "8 of 8 lost"
     assert shown.spread(one.tolist()) == "1 of 8 lost, others 0.1000 ± 0.0000"
@@ -157,9 +157,32 @@ def test_tables_compare_with_the_baseline_in_both_tracks():
     assert rows[2].startswith("| a (edge of its grid) | 0.1 |  | 4 | 1.5000 ± 0.7071 |")
     assert rows[2].count("| baseline |") == 2
     assert rows[3].count("+0.5500 [-0.0853, +1.1853] | open |") == 2
+    other = shown.table(found, toy(baselines={"bad": "b"}), "bad").splitlines()
+    assert "-0.5500 [-1.1853, +0.0853]" in other[2]
+    assert other[3].count("| baseline |") == 2
     end = shown.endpoint(found, toy(), "W", toy().endpoint)
     assert end[0] == "W"
     assert end[-1] == "open"
+
+
+def test_what_a_corruption_adds_is_of_the_same_seeds():
+    def losses(*values):
+        return {"losses": list(values)}
+
+    found = {
+        "clean": {
+            "a": {"tuned": losses(1.0, 2.0, 9.0)},
+            "b": {"tuned": losses(1.0, 2.0, 9.0)},
+        },
+        "bad": {
+            "a": {"tuned": losses(0.0, 0.0), "default": losses(2.0, 3.5)},
+            "b": {"tuned": losses(0.0, 0.0), "default": losses(2.0, LOST)},
+        },
+    }
+    rows = shown.against_clean(found, toy()).splitlines()
+    assert rows[0] == "| optimizer | bad |"
+    assert rows[2].startswith("| a | +1.2500 [")
+    assert rows[3] == "| b | 1 of 2 lost |"
 
 
 def test_folds_share_no_row():

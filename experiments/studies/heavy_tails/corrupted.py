@@ -103,6 +103,8 @@ RACE = Race(
     Endpoint("guarded(adamw)", "spikes", "default"),
     MARGIN,
     seeds={race.CLEAN: CLEAN_SEEDS},
+    # What is not made for NaN loses every run, and is no measure of what is.
+    baselines={"NaN": methods.FINITE},
 )
 LOOKS = {
     "clean, new weights": Look(functools.partial(problem, race.CLEAN, "test"), RATE, 0),

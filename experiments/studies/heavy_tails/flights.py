@@ -104,15 +104,12 @@ def _with_huber(name: str, made: Problem) -> Problem:
     return made._replace(batches=batches)
 
 
-METHODS = tuple(
-    name for name in methods.CLIPS if not name.startswith("apply_if_finite")
-)
 RACE = Race(
     "W4",
     problem,
     STEPS,
     tuple(CONDITIONS),
-    methods.contestants(RATE, METHODS)
+    methods.contestants(RATE, methods.CLIPS)
     | {name: Contestant(optax.adamw, RATE) for name in HUBER},
     Endpoint("guarded(adamw)", "0.1% sentinels", "default"),
     MARGIN,

@@ -26,9 +26,6 @@ SIZES = (2, 32, 32, 1)
 MARGIN = 0.01  # of the variance of usual forces
 HUBER = {"huber_loss(1), adamw": 1.0}
 CONDITIONS = (race.CLEAN, "2% with a close pair")
-METHODS = tuple(
-    name for name in methods.CLIPS if not name.startswith("apply_if_finite")
-)
 
 
 def problem(condition: str, part: str) -> Problem:
@@ -147,7 +144,7 @@ RACE = Race(
     problem,
     STEPS,
     CONDITIONS,
-    methods.contestants(RATE, METHODS)
+    methods.contestants(RATE, methods.CLIPS)
     | {name: Contestant(optax.adamw, RATE) for name in HUBER},
     Endpoint("clip_by_history, adamw", CONDITIONS[1], "tuned"),
     MARGIN,

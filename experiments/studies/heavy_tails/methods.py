@@ -14,6 +14,8 @@ from experiments.studies.training import Contestant
 
 DECAY = 1e-4
 BASELINE = "clip_by_global_norm(1), adamw"
+SKIPPING = "skip_if_unsafe(adamw)"
+FINITE = "apply_if_finite(clip_by_global_norm(1), adamw)"
 
 
 def before_adamw(clip: optax.GradientTransformation) -> Callable[..., Any]:
@@ -45,10 +47,10 @@ _METHODS: dict[str, tuple[Callable[..., Any], float, float | None]] = {
     BASELINE: (before_adamw(optax.clip_by_global_norm(1.0)), 1.0, None),
     "clip_by_global_norm(tuned), adamw": (_tuned_clip, 1.0, 1.0),
     "clip_by_global_norm(tuned), momentum": (_momentum, 16.0, 1.0),
-    "apply_if_finite(clip_by_global_norm(1), adamw)": (_finite, 1.0, None),
+    FINITE: (_finite, 1.0, None),
     "clip_by_history, adamw": (before_adamw(oht.clip_by_history()), 1.0, None),
     "guarded(adamw)": (lambda rate: oht.guarded(optax.adamw(rate)), 1.0, None),
-    "skip_if_unsafe(adamw)": (
+    SKIPPING: (
         lambda rate: oht.skip_if_unsafe(optax.adamw(rate)),
         1.0,
         None,
@@ -65,7 +67,8 @@ _METHODS: dict[str, tuple[Callable[..., Any], float, float | None]] = {
     "guarded(acclip, normalize)": (lambda rate: oht.guarded(_acclip(rate)), 1.0, None),
 }
 NAMES = tuple(_METHODS)
-CLIPS = tuple(name for name in _METHODS if name != "skip_if_unsafe(adamw)")
+# Those for gradients that are finite.
+CLIPS = tuple(name for name in _METHODS if name not in (FINITE, SKIPPING))
 
 
 def contestants(rate: float, names: Sequence[str] = NAMES) -> dict[str, Contestant]:

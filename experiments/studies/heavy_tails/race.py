@@ -48,8 +48,14 @@ class Race:
     protocol: Protocol = PROTOCOL
     seeds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     baseline: str = BASELINE
+    # where it is another one
+    baselines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # (optimizer, problem) -> problem, where a method is a loss
     adapted: Callable[[str, Problem], Problem] = lambda name, problem: problem
+
+    def baseline_in(self, condition: str) -> str:
+        """The optimizer that all others of a condition are compared with."""
+        return self.baselines.get(condition, self.baseline)
 
 
 def cells(race: Race) -> list[Cell]:

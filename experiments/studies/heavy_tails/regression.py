@@ -22,7 +22,9 @@ from experiments.studies.tuning import Protocol
 NAME = "W5"
 HUBER = "huber_loss(tuned), adamw"
 METHODS = tuple(
-    name for name in methods.CLIPS if not name.startswith("apply_if_finite")
+    name
+    for name in methods.CLIPS
+    if name not in ("clip_by_zscore, adamw", "stable_adamw")
 )
 PROTOCOL = Protocol(9, 2.0, folds.SEEDS, folds.SEEDS)
 RATE = 0.008

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import markdown
 from experiments.reporting import figures
-from experiments.studies import comparison
+from experiments.studies import comparison, intervals
 from experiments.studies.heavy_tails import verdicts
 from experiments.studies.heavy_tails.race import Endpoint, Race
 from experiments.studies.heavy_tails.verdicts import Pair, Verdict
@@ -44,14 +44,15 @@ def results(records: Sequence[Record], race: Race) -> Results:
 def judged(found: Results, race: Race, condition: str) -> dict[Place, Verdict]:
     """Every comparison of a condition with the baseline: one family of tests."""
     of_condition = found[condition]
-    base = of_condition[race.baseline]
+    baseline = race.baseline_in(condition)
+    base = of_condition[baseline]
     pairs = {
         Place(condition, name, track): Pair(
             np.array(result[track]["losses"]), np.array(base[track]["losses"])
         )
         for name, result in of_condition.items()
         for track in result
-        if name != race.baseline
+        if name != baseline
     }
     words = verdicts.judge(list(pairs.values()), race.margin)
     return dict(zip(pairs, words, strict=True))
@@ -79,6 +80,25 @@ def table(found: Results, race: Race, condition: str) -> str:
     for track in tracks:
         headings += [f"{track}: loss", "minus the baseline's", "verdict"]
     return markdown.table(headings, rows)
+
+
+def against_clean(found: Results, race: Race) -> str:
+    """What a corruption adds to the loss of each optimizer, in the default track.
+
+    Rates, weights and batches are those of the clean runs: all that differs is the
+    corruption.
+    """
+    first, *others = race.conditions
+    rows = []
+    for name, clean in found[first].items():
+        row: list[Any] = [name]
+        for condition in others:
+            losses = np.array(found[condition][name]["default"]["losses"])
+            # Clean runs may be more, of which the first have the same seeds.
+            same = np.array(clean["tuned"]["losses"])[: len(losses)]
+            row.append(comparison.difference(losses, same, "+.4f"))
+        rows.append(row)
+    return intervals.table(["optimizer", *others], rows)
 
 
 def spread(losses: Sequence[float]) -> str:

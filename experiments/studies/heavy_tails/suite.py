@@ -53,9 +53,12 @@ def _of_race(
     ends = endpoints or {made.name: made.endpoint}
 
     def tables(records: Sequence[Record]) -> dict[str, str]:
-        found = shown.results(records, made)
+        found, own = shown.results(records, made), {}
+        if made.conditions[0] == race.CLEAN and len(made.conditions) > 1:
+            own[block(made.name, "own")] = shown.against_clean(found, made)
         return {
             block(made.name, "noise"): noise.table(records, made.name),
+            **own,
             **{
                 block(made.name, condition): shown.table(found, made, condition)
                 for condition in made.conditions
@@ -118,11 +121,11 @@ WORKLOADS: dict[str, Workload] = {
     "workers": _of_race(workers.RACE, workers.LOOKS, "test loss, nats"),
     "regression": _of_folds(),
     "flights": _of_race(flights.RACE, flights.LOOKS, "test error over the variance"),
-    "lstm": _of_race(language.RACES["LSTM"], language.LOOKS["LSTM"], "test loss, nats"),
-    "gpt": _of_race(language.RACES["GPT"], language.LOOKS["GPT"], "test loss, nats"),
     "variational": _of_race(
         variational.RACE, variational.LOOKS, "negative bound, nats"
     ),
+    "lstm": _of_race(language.RACES["LSTM"], language.LOOKS["LSTM"], "test loss, nats"),
+    "gpt": _of_race(language.RACES["GPT"], language.LOOKS["GPT"], "test loss, nats"),
     "forces": _of_race(forces.RACE, forces.LOOKS, "error over the variance"),
     **{
         f"policy_{epochs}": _of_race(
@@ -173,6 +176,7 @@ def _overview(columns: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
 
 def _counted(words: Sequence[str]) -> str:
     order = (verdicts.WIN, verdicts.LEVEL, verdicts.OPEN, verdicts.LOSS)
+    order += (verdicts.BOTH_LOST,)
     counts = Counter(words)
     said = [f"{counts[word]} {word}" for word in order if counts[word]]
     return ", ".join(said) or verdicts.NOT_TESTED

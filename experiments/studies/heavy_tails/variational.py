@@ -23,9 +23,6 @@ RATE = 0.032
 MARGIN = 0.002  # nats a row of the data
 SCALES = {race.CLEAN: 0.1, "scales of 0.01": 1e-2, "scales of 0.0001": 1e-4}
 SHARES = (0.6, 0.2)  # of the rows, for training and for validation
-METHODS = tuple(
-    name for name in methods.CLIPS if not name.startswith("apply_if_finite")
-)
 
 
 def problem(condition: str, part: str) -> Problem:
@@ -105,7 +102,7 @@ RACE = Race(
     problem,
     STEPS,
     tuple(SCALES),
-    methods.contestants(RATE, METHODS),
+    methods.contestants(RATE, methods.CLIPS),
     Endpoint("guarded(adamw)", "scales of 0.0001", "default"),
     MARGIN,
 )

@@ -10,6 +10,7 @@ from experiments.studies import intervals
 from experiments.studies.training import LOST
 
 WIN, LEVEL, LOSS, OPEN = "win", "level", "loss", "open"
+BOTH_LOST = "both lost"
 NOT_TESTED = "not tested"
 
 
@@ -56,7 +57,8 @@ def judge(pairs: Sequence[Pair], margin: float) -> list[Verdict]:
 
     Returns:
       *win* or *loss*: the difference stands among all of the family. *level*: it does
-      not, and its interval lies within the margin. *open*: neither.
+      not, and its interval lies within the margin. *both lost*: every run of either is.
+      *open*: none of these.
     """
     adjusted = intervals.holm([p_value(pair) for pair in pairs])
     return [_judged(pair, p, margin) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -64,6 +66,8 @@ def judge(pairs: Sequence[Pair], margin: float) -> list[Verdict]:
 
 def _judged(pair: Pair, adjusted: float, margin: float) -> Verdict:
     stands = bool(adjusted < intervals.LEVEL)
+    if np.all(np.minimum(pair.own, pair.base) >= LOST):
+        return Verdict("", BOTH_LOST)
     if not pair.is_whole:
         more = int(np.sum(pair.own >= LOST)) - int(np.sum(pair.base >= LOST))
         word = (LOSS if more > 0 else WIN) if stands else OPEN

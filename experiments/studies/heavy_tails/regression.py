@@ -226,7 +226,7 @@ def picture(records: Sequence[Record]) -> bytes:
                     apart, y, ".", ms=5, alpha=0.7, color=figures.color(i), label=label
                 )
         axes.axvline(0, color=figures.MUTED, linewidth=1.0)
-        figures.style(axes, "loss minus the baseline's, over its mean")
+        figures.style(axes, "minus the baseline's as trained, over its mean")
         axes.set_title(dataset, loc="left", color=figures.INK, fontsize=10)
         axes.grid(axis="x", color=figures.GRID, linewidth=0.8)
     panels[0].set_yticks(range(len(names)), names)

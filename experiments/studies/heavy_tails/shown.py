@@ -116,10 +116,9 @@ def endpoint(found: Results, race: Race, name: str, chosen: Endpoint) -> list[An
     """The row of a workload in the table of primary endpoints."""
     method, condition, track = chosen
     verdict = judged(found, race, condition)[Place(condition, method, track)]
-    own, base = (
-        found[condition][each][track]["losses"] for each in (method, race.baseline)
-    )
-    what = f"{method} against {race.baseline}: {condition}, {track}"
+    baseline = race.baseline_in(condition)
+    own, base = (found[condition][each][track]["losses"] for each in (method, baseline))
+    what = f"{method} against {baseline}: {condition}, {track}"
     return [
         name,
         what,
@@ -138,7 +137,8 @@ def picture(found: Results, race: Race, name: str) -> bytes:
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     panels = figure.subplots(1, len(race.conditions), sharey=True, squeeze=False)[0]
     for axes, condition in zip(panels, race.conditions, strict=True):
-        _draw(axes, found[condition], condition, name if axes is panels[0] else "")
+        _draw(axes, found[condition], methods, name if axes is panels[0] else "")
+        axes.set_title(condition, loc="left", color=figures.INK, fontsize=10)
     panels[0].set_yticks(range(len(methods)), methods)
     panels[0].set_ylim(len(methods) - 0.4, -0.6)
     figures.legend(panels[-1], loc="center left", bbox_to_anchor=(1, 0.5))
@@ -146,7 +146,7 @@ def picture(found: Results, race: Race, name: str) -> bytes:
 
 
 def _draw(
-    axes: Axes, of_condition: Mapping[str, Any], condition: str, name: str
+    axes: Axes, of_condition: Mapping[str, Any], methods: Sequence[str], name: str
 ) -> None:
     """One condition; what is lost, or far off, is a cross at the right edge."""
     kept = [
@@ -159,20 +159,35 @@ def _draw(
     low, high = min(kept), min(max(kept), 30 * float(np.median(kept)))
     edge = high * (high / low) ** 0.12
     for i, track in enumerate(TRACKS):
-        color, marker = figures.color(i), (".", "x")
-        for row, result in enumerate(of_condition.values()):
+        color = figures.color(i)
+        for row, method in enumerate(methods):
+            result = of_condition[method]
             losses = np.maximum(result.get(track, {}).get("losses", []), FLOOR)
             y = row + (i - 0.5) * 0.36 + np.linspace(-0.13, 0.13, len(losses))
             inside = losses <= high
             label = track if row == 0 else None
-            axes.plot(losses[inside], y[inside], marker[0], ms=4, color=color)
-            axes.plot([], [], marker[0], ms=8, color=color, label=label)
+            axes.plot(losses[inside], y[inside], ".", ms=4, color=color)
+            axes.plot([], [], ".", ms=8, color=color, label=label)
             axes.plot(
-                np.full(np.sum(~inside), edge), y[~inside], marker[1], ms=4, color=color
+                np.full(np.sum(~inside), edge), y[~inside], "x", ms=4, color=color
             )
     axes.plot([], [], "x", color=figures.MUTED, label="lost, or beyond")
     figures.style(axes, name)
     axes.set_xscale("log")
-    axes.set_xlim(low * (low / high) ** 0.06, edge * 1.04)
+    ends = low * (low / high) ** 0.06, edge * 1.04
+    axes.set_xlim(*ends)
+    ticks = _ticks(*ends)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.grid(axis="x", color=figures.GRID, linewidth=0.8)
-    axes.set_title(condition, loc="left", color=figures.INK, fontsize=10)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """At most four round numbers of a logarithmic axis."""
+    powers = [10.0**k for k in range(-4, 4)]
+    for digits in ((1, 1.5, 2, 3, 5), (1, 2, 5), (1,)):
+        found = [d * power for power in powers for d in digits]
+        inside = [float(f"{x:.3g}") for x in found if low <= x <= high]
+        if len(inside) <= 4:
+            break
+    return inside

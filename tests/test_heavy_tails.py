@@ -1,6 +1,7 @@
 """The suite of heavy tails: tracks, verdicts, folds, and what its workloads are."""
 
 import itertools
+import json
 import math
 import sys
 import types
@@ -98,6 +99,15 @@ def test_a_track_is_tuned_where_it_says(monkeypatch):
     settings = [cell.settings for cell in race.cells(made)]
     assert [s["seeds"] for s in settings] == [2, 4, 2, 4]
     assert len({str(s) for s in settings}) == 4
+
+
+def test_a_lost_run_has_a_record(monkeypatch):
+    shares = np.array([0.5, -1e9, -np.inf, np.nan])
+    curves = Curves(np.full((1, 4, 1), LOST), shares.reshape(1, 4, 1), {})
+    monkeypatch.setattr(race, "_runner", lambda *_: lambda points, seeds: curves)
+    found = race.at(toy(), "a", "bad", Point(0.1, None))
+    assert found["accuracies"] == [0.5, -LOST, -LOST, -LOST]
+    json.dumps(found, allow_nan=False)
 
 
 def test_groups_of_lanes_are_the_lanes():

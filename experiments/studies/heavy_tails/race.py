@@ -109,9 +109,12 @@ def at(race: Race, name: str, condition: str, best: Point) -> dict[str, Any]:
     """What fresh seeds give at a point, on the test part."""
     run = _runner(race, name, condition, "test")
     curves = run([best], _seeds(race, condition))
+    accuracies = curves.accuracies[0, :, -1]
+    # A share of the variance may be anything below 1, and that of a lost run no number.
+    accuracies = np.nan_to_num(accuracies, nan=-training.LOST).clip(-training.LOST)
     return {
         "losses": study.rounded(curves.losses[0, :, -1]),
-        "accuracies": study.rounded(curves.accuracies[0, :, -1]),
+        "accuracies": study.rounded(accuracies),
     }
 
 

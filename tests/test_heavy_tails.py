@@ -137,8 +137,12 @@ def test_a_hint_among_many_is_no_win():
     """p = 0.013 as in the tests of intervals: it stands alone, and not among five."""
     hint = Pair(np.array([-1.0, 0.0, 1.0]) - 5.0, np.zeros(3))
     level = Pair(np.array([-1.0, 0.0, 1.0]), np.zeros(3))
-    assert verdicts.judge([hint], 9.0)[0].word == "win"
-    assert verdicts.judge([hint, *[level] * 4], 9.0)[0].word == "level"
+    assert verdicts.judge([hint], 1.0)[0].word == "win"
+    assert verdicts.judge([hint, *[level] * 4], 1.0)[0].word == "open"
+    # What stands and is too small to matter is level, with its asterisk.
+    small = verdicts.judge([hint], 9.0)[0]
+    assert small.word == "level"
+    assert small.difference.endswith("*")
 
 
 def test_lost_runs_are_counted_by_an_exact_test():

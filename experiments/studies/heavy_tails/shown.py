@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.common import markdown
 from experiments.reporting import figures
@@ -183,7 +184,10 @@ def _draw(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """At most four round numbers of a logarithmic axis."""
+    """A few round numbers of a logarithmic axis."""
+    if high < 3 * low:
+        values = MaxNLocator(3).tick_values(low, high)
+        return [float(x) for x in values if low <= x <= high]
     powers = [10.0**k for k in range(-4, 4)]
     for digits in ((1, 1.5, 2, 3, 5), (1, 2, 5), (1,)):
         found = [d * power for power in powers for d in digits]

@@ -56,9 +56,9 @@ def judge(pairs: Sequence[Pair], margin: float) -> list[Verdict]:
       margin: the largest difference that counts as none.
 
     Returns:
-      *win* or *loss*: the difference stands among all of the family. *level*: it does
-      not, and its interval lies within the margin. *both lost*: every run of either is.
-      *open*: none of these.
+      *level*: the whole interval lies within the margin, whether the difference stands
+      or not. *win* or *loss*: it does not, and the difference stands among all of the
+      family. *both lost*: every run of either is. *open*: none of these.
     """
     adjusted = intervals.holm([p_value(pair) for pair in pairs])
     return [_judged(pair, p, margin) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -74,7 +74,7 @@ def _judged(pair: Pair, adjusted: float, margin: float) -> Verdict:
         return Verdict("", word)
     numbers = intervals.mean_interval(pair.difference)
     shown = intervals.with_interval(numbers, pair.form) + intervals.MARK * stands
-    if stands:
-        return Verdict(shown, LOSS if numbers[0] > 0 else WIN)
-    is_level = max(abs(numbers[1]), abs(numbers[2])) <= margin
-    return Verdict(shown, LEVEL if is_level else OPEN)
+    if max(abs(numbers[1]), abs(numbers[2])) <= margin:
+        return Verdict(shown, LEVEL)
+    word = (LOSS if numbers[0] > 0 else WIN) if stands else OPEN
+    return Verdict(shown, word)

@@ -25,6 +25,13 @@ PARTS = {"train": 3000, "validation": 500, "test": 500}
 SIZES = (2, 32, 32, 1)
 MARGIN = 0.01  # of the variance of usual forces
 HUBER = {"huber_loss(1), adamw": 1.0}
+METHODS = (
+    "adamw",
+    methods.BASELINE,
+    "clip_by_global_norm(tuned), adamw",
+    "clip_by_history, adamw",
+    "guarded(adamw)",
+)
 CONDITIONS = (race.CLEAN, "2% with a close pair")
 
 
@@ -144,7 +151,7 @@ RACE = Race(
     problem,
     STEPS,
     CONDITIONS,
-    methods.contestants(RATE, methods.CLIPS)
+    methods.contestants(RATE, METHODS)
     | {name: Contestant(optax.adamw, RATE) for name in HUBER},
     Endpoint("clip_by_history, adamw", CONDITIONS[1], "tuned"),
     MARGIN,

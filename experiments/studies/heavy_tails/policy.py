@@ -23,10 +23,8 @@ CONDITIONS = {"ratio clipped": RATIO_CLIP, "ratio free": np.inf}
 METHODS = (
     "adamw",
     methods.BASELINE,
-    "clip_by_global_norm(tuned), adamw",
     "clip_by_history, adamw",
     "guarded(adamw)",
-    "stable_adamw",
 )
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,9 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
     angle = 2 * np.pi * c["hour"] / 24
     numbers = [np.log(c["distance"]), c["hour"], np.sin(angle), np.cos(angle)]
     kinds = [rdata.one_hot(x) for x in (c["month"], weekday, c["carrier"], c["origin"])]
-    return _features(numbers, kinds), c["arr_delay"]
+    # Kinds stay 0 and 1: a carrier of 30 flights would be an input of 100 deviations.
+    features = [rdata.standardised(np.column_stack(numbers)), *kinds]
+    return np.column_stack(features).astype(np.float32), c["arr_delay"]
 
 
 @functools.cache
@@ -48,8 +49,8 @@ def movies() -> tuple[np.ndarray, np.ndarray]:
     has_budget = ~np.isnan(c["budget"])
     budget = np.log10(1 + np.where(has_budget, c["budget"], 0))
     numbers = [c["year"], np.log(c["length"]), budget, has_budget, c["rating"]]
-    kinds = [rdata.one_hot(c["mpaa"]), *(c[genre] for genre in GENRES)]
-    return _features(numbers, kinds), c["votes"]
+    features = [*numbers, rdata.one_hot(c["mpaa"]), *(c[genre] for genre in GENRES)]
+    return rdata.standardised(np.column_stack(features)), c["votes"]
 
 
 @functools.cache
@@ -58,16 +59,8 @@ def expenses() -> tuple[np.ndarray, np.ndarray]:
     numbers = ("lc", "lpi", "fmde", "ndisease", "linc", "lfam", "educdec", "age")
     kinds = ("idp", "physlim", "health", "sex", "child", "black")
     c = rdata.load("Ecdat", "MedExp", (*numbers, *kinds, "med"), EXPENSES)
-    return (
-        _features([c[name] for name in numbers], [rdata.one_hot(c[x]) for x in kinds]),
-        c["med"],
-    )
-
-
-def _features(numbers: Sequence[np.ndarray], kinds: Sequence[np.ndarray]) -> np.ndarray:
-    """Kinds stay 0 and 1: a carrier of 30 flights would be 100 deviations away."""
-    scaled = rdata.standardised(np.column_stack(numbers))
-    return np.column_stack([scaled, *kinds]).astype(np.float32)
+    features = [c[name] for name in numbers] + [rdata.one_hot(c[x]) for x in kinds]
+    return rdata.standardised(np.column_stack(features)), c["med"]
 
 
 def over(unit: Any, pair: tuple[np.ndarray, np.ndarray]) -> Table:

@@ -166,7 +166,7 @@ def _draw(
             losses = np.maximum(result.get(track, {}).get("losses", []), FLOOR)
             y = row + (i - 0.5) * 0.36 + np.linspace(-0.13, 0.13, len(losses))
             inside = losses <= high
-            label = track if row == 0 else None
+            label = track if row == 0 and len(losses) else None
             axes.plot(losses[inside], y[inside], ".", ms=4, color=color)
             axes.plot([], [], ".", ms=8, color=color, label=label)
             axes.plot(

@@ -157,7 +157,7 @@ def _draw(
         for loss in result["losses"]
         if loss < LOST
     ]
-    low, high = min(kept), min(max(kept), 30 * float(np.median(kept)))
+    low, high = min(kept), min(max(kept), max(30 * float(np.median(kept)), 1.0))
     edge = high * (high / low) ** 0.12
     for i, track in enumerate(TRACKS):
         color = figures.color(i)

@@ -14,6 +14,7 @@ from experiments.studies.heavy_tails import (
     language,
     methods,
     noise,
+    policy,
     race,
     regression,
     shown,
@@ -126,6 +127,12 @@ WORKLOADS: dict[str, Workload] = {
     "lstm": _of_race(language.RACES["LSTM"], language.LOOKS["LSTM"], "test loss, nats"),
     "gpt": _of_race(language.RACES["GPT"], language.LOOKS["GPT"], "test loss, nats"),
     "forces": _of_race(forces.RACE, forces.LOOKS, "error over the variance"),
+    **{
+        f"policy_{epochs}": _of_race(
+            policy.RACES[epochs], policy.LOOKS[epochs], "missing share of an episode"
+        )
+        for epochs in policy.EPOCHS
+    },
 }
 
 

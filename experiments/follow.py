@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, fields.SECTIONS)
+    cli.run(main, fields.SECTIONS, resumes_with_changes=False)

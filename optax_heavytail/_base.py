@@ -112,11 +112,14 @@ def check_floating(tree: Any, what: str) -> None:
         dtype = jnp.result_type(leaf) if dtype is None else dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise _odd_leaf(what, path, f"has dtype {dtype}")
+        if dtype.itemsize < 2:
+            found = f"has dtype {dtype}, which JAX widens to no other by itself"
+            raise _odd_leaf(what, path, found)
 
 
 def _odd_leaf(what: str, path: Any, found: str) -> TypeError:
     return TypeError(
-        f"{what} must be real floating-point arrays, but {_where(path)} {found}; put "
+        f"{what} must be real floating-point arrays, but {place_of(path)} {found}; put "
         "None there, or leave it out with `optax.masked` or `optax.partition`."
     )
 
@@ -132,7 +135,7 @@ def check_alike(tree: Any, like: Any, what: str) -> None:
     )
     odd = [p for p in paths if p not in others] + [p for p in others if p not in paths]
     where = (
-        f"only one of them has a leaf at {_where(odd[0])}"
+        f"only one of them has a leaf at {place_of(odd[0])}"
         if odd
         else (f"they are {structures[0]} and {structures[1]}")
     )
@@ -142,7 +145,8 @@ def check_alike(tree: Any, like: Any, what: str) -> None:
     )
 
 
-def _where(path: Any) -> str:
+def place_of(path: Any) -> str:
+    """How errors call the leaf at a path."""
     return jax.tree_util.keystr(path) or "the only leaf"
 
 
@@ -151,7 +155,8 @@ def is_function(value: Any) -> bool:
 
     The question to ask where a schedule or a function may come and a tree as well.
     """
-    return callable(value) and jax.tree_util.all_leaves([value])
+    is_partial = isinstance(value, jax.tree_util.Partial)  # a tree of what it binds
+    return callable(value) and (is_partial or jax.tree_util.all_leaves([value]))
 
 
 def at_count(value: Any, count: Any) -> Any:
@@ -176,7 +181,8 @@ def check_integer(name: str, value: Any, low: int) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)
-    if array.dtype.kind not in "iu" or array.shape or array < low:
+    is_integer = type(value) is int or array.dtype.kind in "iu"  # of any length
+    if not is_integer or array.shape or array < low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
     if array > LARGEST_INTEGER:
         raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value!r}.")

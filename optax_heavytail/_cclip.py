@@ -30,7 +30,8 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformationExtraArgs:
       threshold: :math:`\tau` in (0, inf), in the updates' units: a number; a tree of
         numbers or arrays like the updates, or a prefix of it; or a schedule of the
         count from 0 that returns any of these, such as `clipping_threshold`. A tree
-        that can be called, as Equinox's modules can, is a tree.
+        that can be called, as Equinox's modules can, is a tree: of a schedule that is
+        one pass ``lambda count: schedule(count)``.
 
     Returns:
       A transform with a `ClipByValueState`. Updates keep their structure, shapes and
@@ -56,12 +57,12 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformationExtraArgs:
       Zhang et al., `Why are adaptive methods good for attention models?
       <https://arxiv.org/abs/1912.03194>`_, 2020, section 4.2, "CClip".
     """
-    limits = jax.tree.leaves(threshold)
+    is_schedule = _base.is_function(threshold)
+    limits = [threshold] if is_schedule else jax.tree.leaves(threshold)
     if not limits:
         raise ValueError(
             f"threshold must be a number, tree or schedule: {threshold!r}."
         )
-    is_schedule = _base.is_function(threshold)
     for leaf in limits:
         if callable(leaf) and not is_schedule:
             raise TypeError(
@@ -77,6 +78,8 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformationExtraArgs:
         return ClipByValueState(jnp.zeros([], jnp.int32))
 
     def update(grads, state):
+        if callable(threshold) and not is_schedule:
+            _check_prefix(threshold, grads)
         clipped = jax.tree.map(
             lambda tau, part: jax.tree.map(lambda g: _clip(tau, g), part),
             _base.at_count(threshold, state.count) if is_schedule else threshold,
@@ -85,6 +88,18 @@ def clip_by_value(threshold: Any) -> optax.GradientTransformationExtraArgs:
         return clipped, ClipByValueState(optax.safe_increment(state.count))
 
     return transform(init, update)
+
+
+def _check_prefix(threshold: Any, grads: Any) -> None:
+    """Raises if a tree that can be called is no tree of thresholds of the updates."""
+    try:
+        _tree.broadcast_prefix(threshold, grads, None)
+    except ValueError as error:
+        raise ValueError(
+            f"threshold, a {type(threshold).__name__}, is a tree that can be called; "
+            "it is taken for a tree of thresholds, and has not the structure of the "
+            "updates. Of a schedule pass `lambda count: schedule(count)`."
+        ) from error
 
 
 def cclip(

@@ -14,6 +14,8 @@ from optax_heavytail._weight_decay import Mask, of_params
 
 Rule = Callable[[str, Any], bool | None]
 
+# Places in tuples, lists, and containers of a user's own without keys.
+_NAMELESS = (jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey)
 _NOT_DECAYED = ("bias", "scale", "norm")
 _logger = logging.getLogger(__name__)
 
@@ -42,8 +44,9 @@ def decay_mask(params: optax.Params, *, rule: Rule | None = None) -> Any:
     vector for each layer of a stack, as a scan over layers has them:
 
     - beside a bias of its own shape it is the weight of a normalisation;
-    - beside a leaf with more dimensions, in a tuple or list or called "b", it is a bias
-      if it is as long as what that leaf puts out, in the same layers.
+    - beside a leaf with more dimensions, without a name, as in a tuple or list, or
+      called "b", it is a bias if it is as long as what that leaf puts out, in the same
+      layers.
 
     This fits the names of Flax Linen, Flax NNX, Equinox and NamedTuples, and pairs
     without names. What it cannot know, such as a stacked weight of an RMSNorm called
@@ -118,7 +121,7 @@ def _is_norm(leaf: Any, other_path: Any, other: Any) -> bool:
 def _is_bias(path: Any, leaf: Any, other: Any) -> bool:
     """Whether ``leaf`` is stacked as ``other``, and as long as what that puts out."""
     key = path[-1]
-    has_name = not isinstance(key, jax.tree_util.SequenceKey)
+    has_name = not isinstance(key, _NAMELESS)
     if has_name and jax.tree_util.keystr(path[-1:], simple=True) != "b":
         return False
     (*stack, size), shape = jnp.shape(leaf), jnp.shape(other)

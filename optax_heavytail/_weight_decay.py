@@ -120,5 +120,18 @@ def check_mask(name: str, mask: Mask | None) -> None:
 
 
 def of_params(mask: Mask, params: Any) -> Any:
-    """The mask as a tree, or as a prefix of one."""
-    return mask(params) if _base.is_function(mask) else mask
+    """The mask as a tree, or as a prefix of one.
+
+    Raises:
+      TypeError: a leaf is no bool. Every word, and every number but 0, would be True.
+    """
+    found = mask(params) if _base.is_function(mask) else mask
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        shape, dtype = np.shape(leaf), getattr(leaf, "dtype", None)
+        if shape or not (isinstance(leaf, bool) or dtype == jnp.bool_):
+            shown = f"an array of shape {shape}" if shape else f"{leaf!r}"
+            raise TypeError(
+                "a mask must be a tree of bools, one for each leaf or subtree, but "
+                f"{_base.place_of(path)} is {shown}."
+            )
+    return found

@@ -1,5 +1,6 @@
 """Eight CPU devices, strict ranks and repeatable examples for every test."""
 
+import gc
 import os
 
 from tests import compilation
@@ -12,6 +13,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import hypothesis
 import jax
 import pytest
+
+# Tracing makes millions of short-lived objects beside the many that jax keeps: going
+# through all of these again and again takes a twentieth of the tests' time.
+gc.set_threshold(20_000, 20, 10)
 
 # A leaf that broadcasts against another by accident is a bug in an optimizer.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -18,6 +18,7 @@ from experiments.benchmarks import (
     memory,
     monitor,
     spectrum,
+    startup,
     step,
     throughput,
     trees,
@@ -179,6 +180,14 @@ def test_step_measures_each_pair(tmp_path):
     assert [(row[0], row[2], int(row[5])) for row in rows] == found
     assert "2,113 parameters in 3 leaves" in page
     assert ("torch is not installed" in page) != step.has_torch()
+
+
+def test_importing_is_timed_beside_optax(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "CONTESTANTS", (startup.REFERENCE, "import json"))
+    page, (plain, small) = run(startup.main, tmp_path, "--repeats=1")
+    assert small["seconds"][0] < 0.5 * plain["seconds"][0]
+    assert [cell[0] for cell in cells(page)] == ["`import optax`", "`import json`"]
+    assert cells(page)[0][2] == "-"
 
 
 def test_each_contestant_has_the_reference_of_its_target():
@@ -392,8 +401,9 @@ def test_the_monitor_is_compared_with_the_optimizer_alone(tmp_path, monkeypatch)
     names = record["monitor_bytes"] - state
     assert 10 * record["leaves"] < names < 100 * record["leaves"]
     assert [cell[1] for cell in cells(page)] == list(record["seconds"])
-    assert [cell[3] == "-" for cell in cells(page)] == [True, False, False, True]
-    twice = record | {"seconds": {"alone": [1, 1], "monitored": [2, 3]}}
+    is_bare = [cell[3] == "-" for cell in cells(page)]
+    assert is_bare == [True, False, False, False, True]
+    twice = record | {"seconds": {"alone": [1, 1], monitor.MONITORED[1]: [2, 3]}}
     assert monitor.rows_of(twice)[1][3] == "2.5 [2.25, 2.75]"
 
 

@@ -1,6 +1,7 @@
 """What photo tools, notebooks and strangers leave in a folder of images."""
 
 import contextlib
+import gzip
 import io
 import os
 import struct
@@ -28,7 +29,7 @@ def decoded(data):
     return np.asarray(decoding.decode(data, "x.png"))
 
 
-def png(width, height, bits, colour, rows=b""):
+def png(width, height, bits, colour, rows=b"", key=b""):
     """A PNG of any kind, also of those that Pillow does not write."""
 
     def chunk(name, data):
@@ -37,6 +38,7 @@ def png(width, height, bits, colour, rows=b""):
 
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts[1:1] = [(b"tRNS", key)] if key else []
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
@@ -104,6 +106,34 @@ def test_what_is_transparent_lies_on_white():
     assert decoded(encoded(hidden)).tolist() == [[[255] * 3]]
     keyed = encoded(Image.new("L", (1, 1), 7), transparency=7)
     assert decoded(keyed).tolist() == [[[255] * 3]]
+
+
+KEYED = {
+    "1 bit, white": (1, 0b01000000, 1, [0, 255]),
+    "1 bit, black": (1, 0b01000000, 0, [255, 255]),
+    "2 bits": (2, 0b01100000, 1, [255, 170]),
+    "4 bits": (4, 0x12, 1, [255, 34]),
+    "8 bits": (8, 0x0109, 1, [255, 9]),
+    "16 bits": (16, 0x12348000, 0x1234, [255, 0x80]),
+    "16 bits, another of the same upper eight": (16, 0x12348000, 0x1235, [0x12, 0x80]),
+}
+
+
+@pytest.mark.parametrize(("bits", "row", "key", "expected"), KEYED.values(), ids=KEYED)
+def test_the_colour_that_a_file_calls_transparent_lies_on_white(
+    bits, row, key, expected
+):
+    """In samples of the file, which are not those of 8 bits."""
+    packed = row.to_bytes(max(1, 2 * bits // 8), "big")
+    found = decoded(png(2, 1, bits, 0, b"\0" + packed, key=struct.pack(">H", key)))
+    assert found[0, :, 0].tolist() == expected
+
+
+def test_of_48_bits_the_upper_halves_of_a_colour_decide():
+    row = struct.pack(">6H", 0x100, 0x200, 0x300, 0x101, 0x201, 0x400)
+    key = struct.pack(">3H", 0x100, 0x200, 0x300)
+    found = decoded(png(2, 1, 16, 2, b"\0" + row, key=key))
+    assert found[0].tolist() == [[255, 255, 255], [1, 2, 4]]
 
 
 def test_a_palette_is_its_colours():
@@ -195,6 +225,10 @@ BESIDE = (
     "__MACOSX/1.png",
     "@eaDir/1.jpg",
     "$RECYCLE.BIN/1.jpg",
+    "@Recently-Snapshot/1.jpg",
+    "#snapshot/1.jpg",
+    "RECYCLER/1.jpg",
+    "__pycache__/1.png",
     "cat/.thumbnail.png",
     "cat/._1.png",
 )
@@ -358,6 +392,36 @@ def test_a_header_that_claims_megabytes_is_refused(tmp_path):
         file.write(header.tobuf(tarfile.USTAR_FORMAT))
         file.truncate(2**26 + 10_240)
     with pytest.raises(UserError, match="a header of 67,108,864 bytes"):
+        image_files.find(str(path))
+
+
+def _extended(records, name="././@PaxHeader"):
+    header = tarfile.TarInfo(name)
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    return header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        (_extended(b"9" * 30 + b" path=a\n"), "a number without end"),
+        (_extended(b"7 a=b\n") * 3000, "headers without a file, one after another"),
+        (
+            _extended(b"41 size=" + b"9" * 32 + b"\n"),
+            "too large to|sized|more than 4,294,967,296 bytes",
+        ),
+        (_extended(b"9 size=x\n"), "damaged or cut off"),
+        (_extended(b"0 a=b\n"), "invalid header"),
+    ],
+    ids=["a length", "nested", "a size", "a word for a size", "no length"],
+)
+def test_headers_that_mislead_are_one_line(tmp_path, headers, message, compression):
+    path = tmp_path / "t.tar"
+    write_tar(path, {"train/a/1.png": b"x"})
+    content = headers + path.read_bytes()
+    path.write_bytes(gzip.compress(content) if compression else content)
+    with pytest.raises(UserError, match=message):
         image_files.find(str(path))
 
 

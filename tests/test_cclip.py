@@ -1,5 +1,7 @@
 """clip_by_value and the alias cclip."""
 
+import functools
+
 import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
@@ -191,6 +193,33 @@ def test_a_module_of_thresholds_whose_call_would_fail():
     np.testing.assert_array_equal(
         updates.weight, -jnp.clip(grads.weight, -limit, limit)
     )
+
+
+def _of_count(limit, count):
+    return limit / (1 + count)
+
+
+@pytest.mark.parametrize(
+    "bind", [jax.tree_util.Partial, functools.partial], ids=["JAX's", "Python's"]
+)
+@pytest.mark.parametrize("limit", [0.5, jnp.float32(0.5)])
+def test_a_schedule_that_binds_arrays_is_a_schedule(bind, limit):
+    tx, grads = oht.clip_by_value(bind(_of_count, limit)), {"w": jnp.full(2, 9.0)}
+    state = tx.init(grads)
+    for want in (0.5, 0.25):
+        updates, state = tx.update(grads, state)
+        np.testing.assert_array_equal(updates["w"], np.float32([want, want]))
+
+
+def test_a_schedule_that_is_a_module_is_named_where_trees_may_come():
+    grads = {"w": jnp.ones(2)}
+    tx = oht.clip_by_value(Gain(jnp.float32(1.0)))
+    message = r"threshold, a Gain, is a tree that can be called;.*`lambda count: sch"
+    with pytest.raises(ValueError, match=message):
+        tx.update(grads, tx.init(grads))
+    # Where no tree may come it is the schedule that it is.
+    tx = oht.clip_by_norm(Gain(jnp.float32(1.0)))
+    tx.update(grads, tx.init(grads))
 
 
 def test_a_schedule_inside_a_tree_of_thresholds_is_refused():

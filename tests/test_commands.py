@@ -8,6 +8,7 @@ import pytest
 from experiments.common import commands, fields, files
 from experiments.common.errors import UserError
 from experiments.configs import fields as tables
+from experiments.configs import search_rules
 from tests.commands import ROOT, python
 from tests.wrong_inputs import running
 
@@ -53,6 +54,18 @@ def test_help_is_printed_and_no_error(command, capsys):
         assert ("\n  sweep.learning_rates" in text) == (command == "sweep")
     else:
         assert "--" in text
+
+
+def test_help_of_a_search_has_the_fields_of_its_config(capsys):
+    text = helped("search_rules", capsys)
+    for name, field in search_rules.FIELDS.items():
+        assert f"\n  {name}" in text
+        assert " ".join(field.allowed.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", ["diagnose", "follow", "search_rules"])
+def test_a_command_that_trains_no_run_does_not_go_on_with_one(command, capsys):
+    assert "resume_with_changes" not in helped(command, capsys)
 
 
 def test_help_does_not_need_a_config_that_is_there(capsys):

@@ -142,6 +142,51 @@ def test_equinox_with_layers_in_a_tuple_and_stacked(is_stacked):
     np.testing.assert_array_equal(updates.attn.weight, 0.5 * params.attn.weight)
 
 
+def test_equinox_layers_in_a_row():
+    keys = jax.random.split(jax.random.key(0), 2)
+    first, last = (eqx.nn.Linear(4, 4, key=key) for key in keys)
+    model = eqx.nn.Sequential([first, eqx.nn.Lambda(jax.nn.relu), last])
+    mask = oht.decay_mask(eqx.filter(model, eqx.is_inexact_array))
+    assert [(mask[i].weight, mask[i].bias) for i in (0, 2)] == [(True, False)] * 2
+
+
+@pytest.mark.parametrize(
+    "norm", [eqx.nn.RMSNorm, functools.partial(eqx.nn.GroupNorm, 2)]
+)
+def test_further_norms_of_equinox_stacked(norm):
+    """And twice stacked."""
+
+    def make(key):
+        return {"n": norm(4), "fc": eqx.nn.Linear(4, 4, key=key)}
+
+    keys = jax.random.split(jax.random.key(0), (3, 2))
+    blocks = eqx.filter_vmap(eqx.filter_vmap(make))(keys)
+    mask = oht.decay_mask(eqx.filter(blocks, eqx.is_inexact_array))
+    assert (mask["n"].weight, mask["n"].bias) == (False, False)
+    assert (mask["fc"].weight, mask["fc"].bias) == (True, False)
+
+
+@jax.tree_util.register_pytree_node_class
+class Nameless:
+    """A container of a user's own, whose children have no names."""
+
+    def __init__(self, *children):
+        self.children = children
+
+    def tree_flatten(self):
+        return self.children, None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        del aux
+        return cls(*children)
+
+
+def test_a_container_of_ones_own_without_names():
+    mask = oht.decay_mask(Nameless(W, B, Nameless(STACKED_W, STACKED_B)))
+    assert jax.tree.leaves(mask) == [True, False, True, False]
+
+
 def test_a_rule_decides_before_all_else():
     seen = []
 
@@ -174,6 +219,59 @@ def test_inside_masks_and_partitions():
     labels = jax.tree.map(lambda p: "train" if p.ndim > 1 else "rest", params)
     tx = optax.partition(groups, labels)
     assert _first(tx.update(ones, tx.init(params), params)[0]) == [1, 2, 1, 2]
+
+
+def test_a_mask_of_ones_own_in_a_partition():
+    layer = {"bias": jnp.ones(2), "kernel": jnp.full((2, 2), 2.0)}
+    params = {"enc": layer, "head": layer}
+    ones = jax.tree.map(jnp.ones_like, params)
+    masks = (
+        lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+        functools.partial(oht.decay_mask, rule=lambda path, leaf: leaf.ndim > 1),
+        jax.tree_util.Partial(oht.decay_mask),
+    )
+    for mask in masks:
+        groups = {"train": oht.add_decayed_weights(0.5, mask), "rest": optax.identity()}
+        tx = optax.partition(groups, {"enc": "train", "head": "rest"})
+        assert _first(tx.update(ones, tx.init(params), params)[0]) == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "shown"),
+    [
+        ("no", "'no'"),
+        (0, "0"),
+        (0.1, r"0\.1"),
+        (jnp.ones((2, 2), bool), r"an array of shape \(2, 2\)"),
+        (jnp.float32(1), r"Array\(1"),
+    ],
+    ids=["word", "integer", "number", "array", "array of a number"],
+)
+@pytest.mark.parametrize("is_function", [False, True])
+def test_a_mask_of_anything_but_bools_is_refused(leaf, shown, is_function):
+    """Each of these would be true or false, as a number for each leaf is not meant."""
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    mask = {"w": True, "b": leaf}
+    given = (lambda _: mask) if is_function else mask
+    message = rf"a mask must be a tree of bools, .* but \['b'\] is {shown}"
+    for use in (
+        oht.add_decayed_weights(0.5, given).init,
+        oht.acclip(0.1, weight_decay=0.1, mask=given).init,
+        oht.lambc(0.1, trust_ratio_mask=given).init,
+        functools.partial(oht.mask_coverage, given),
+    ):
+        with pytest.raises(TypeError, match=message):
+            use(params)
+
+
+def test_bools_of_numpy_and_jax_are_bools():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    for kind in (np.bool_, jnp.bool_):
+        mask = {"w": kind(True), "b": kind(False)}
+        assert oht.mask_coverage(mask, params).leaves == 1
+        tx = oht.add_decayed_weights(0.5, mask)
+        updates = tx.update(params, tx.init(params), params)[0]
+        assert _first(updates) == [1, 1.5]
 
 
 def test_a_leaf_that_is_no_array_is_named():

@@ -143,6 +143,7 @@ def start_endless(workdir):
     return processes
 
 
+@pytest.mark.nightly  # it waits for three heartbeats
 def test_the_others_stop_when_a_process_dies(tmp_path):
     processes = start_endless(tmp_path)
     processes[1].kill()
@@ -164,6 +165,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert found[1] in steps
 
 
+@pytest.mark.nightly
 def test_what_the_main_process_refuses_ends_all(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}")
     processes = start(tmp_path, 1, "--config.parallel=shard_map")

@@ -10,8 +10,8 @@ FLOORS = (  # from the ground
     {"data", "models"},
     {"runs", "configs"},
     {"reporting", "tasks"},
-    {"training"},
-    {"diagnosis", "studies", "benchmarks", "rule_search"},
+    {"training", "rule_search", "learning"},
+    {"diagnosis", "studies", "benchmarks"},
 )
 HEIGHT = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 

@@ -2,34 +2,35 @@
 
 import functools
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from experiments.common import fields
+from experiments.common import fields, json_files
 from experiments.common.errors import UserError
 from experiments.configs import search_rules as configs
-from experiments.rule_search import fitness, problems, proposals, report, tiers
+from experiments.rule_search import (
+    examples,
+    fitness,
+    proposals,
+    report,
+    search,
+    tiers,
+)
 from experiments.rule_search.fitness import Outcome
 from experiments.rule_search.search import ARCHIVE, Search
+from experiments.tasks import problems
 from optax_heavytail import rules
+from tests.commands import ROOT, environment, python
 
 BUDGET = fitness.Budget(("digits",), 30, (0.01, 0.1, 1.0), (0,))
 SLOTS = 3
-
-# None of these is a rule to train with, and each has had, or could have, a good score.
-CHEATING = {
-    "logits of 1e8": "sqrt(sign(g)) / clip(1e-1 * w, 1e-4)",
-    "overflow": "exp(exp(exp(2)))",
-    "not a number": "log(g - g) * g",
-    "nothing": "g - g",
-    "weights go to 0": "1e-1 * w",
-    "uphill": "-m",
-    "all weights alike": "1",
-    "divided by delta": "sign(g) / (m - m)",
-}
 
 
 def test_a_cross_entropy_of_large_logits_does_not_cancel():
@@ -48,14 +49,14 @@ def test_a_cross_entropy_of_large_logits_does_not_cancel():
 @functools.cache
 def _verdicts():
     """Of all that cheat, and of two that do not, in one compiled program."""
-    texts = {**CHEATING, "sgd": "g", "adam": "adam"}
+    texts = {**examples.CHEATING, "sgd": "g", "adam": "adam"}
     evaluate = fitness.Evaluator(BUDGET, chunk=5)
     outcomes = evaluate([rules.encode(text, SLOTS) for text in texts.values()])
     found = dict(zip(texts, outcomes, strict=True))
     return found, {name: fitness.judge(out, BUDGET, 1) for name, out in found.items()}
 
 
-@pytest.mark.parametrize("name", CHEATING)
+@pytest.mark.parametrize("name", examples.CHEATING)
 def test_rules_that_cheat_are_refused(name):
     verdict = _verdicts()[1][name]
     assert verdict.refused is not None
@@ -171,6 +172,18 @@ def test_everything_is_each_program_of_a_row_once():
     assert total == operands**2 * unary**2 * len(rules.PROGRAM_BINARY)
 
 
+def test_programs_of_several_lengths_keep_their_order():
+    """As when anchors of two and three rows stand beside all programs of one."""
+    budget = fitness.Budget(("quadratic",), 2, (0.1,), (0,))
+    texts = {"g": 1, "m": 3, "adam": 1, "rmsprop": 3, "g2": 1}
+    programs = [rules.encode(text, slots) for text, slots in texts.items()]
+    mixed = fitness.Evaluator(budget, chunk=2)(programs)
+    evaluate = fitness.Evaluator(budget, chunk=1)
+    for program, found in zip(programs, mixed, strict=True):
+        np.testing.assert_array_equal(found.loss, evaluate([program])[0].loss)
+    assert len({float(found.loss[0, 0, 0]) for found in mixed}) == len(texts)
+
+
 class Distances:
     """In the place of trainings: scores from the program alone, and a count."""
 
@@ -202,9 +215,10 @@ def _config(**changes):
 
 
 def _traces(config, folder):
-    search = Search(config, folder)
-    traces = [list(search.run(m, 0, config.evaluations))[-1] for m in config.methods]
-    return search, traces
+    searching = Search(config, folder)
+    methods = config.methods
+    traces = [list(searching.run(m, 0, config.evaluations))[-1] for m in methods]
+    return searching, traces
 
 
 def test_a_search_that_was_killed_goes_on(no_training, tmp_path):
@@ -218,19 +232,56 @@ def test_a_search_that_was_killed_goes_on(no_training, tmp_path):
         folder.mkdir()
         (folder / ARCHIVE).write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
         Distances.calls = 0
-        search, traces = _traces(config, folder)
+        searching, traces = _traces(config, folder)
         assert traces == wanted
         assert Distances.calls == total - kept
-        fingerprints = [r["fingerprint"] for r in search.archive.records]
+        fingerprints = [r["fingerprint"] for r in searching.archive.records]
         assert len(fingerprints) == len(set(fingerprints)) == total
 
 
 def test_each_behaviour_is_evaluated_once(no_training, tmp_path):
-    search, traces = _traces(_config(), tmp_path)
+    searching, traces = _traces(_config(), tmp_path)
     for trace in traces:
         assert len(trace.words) == len(set(trace.words)) == len(trace.fitness)
-    texts = {search.texts[word].text for trace in traces for word in trace.words}
+    texts = {searching.texts[word].text for trace in traces for word in trace.words}
     assert Distances.calls == len(texts)
+
+
+def test_all_rules_of_one_row_go_through_to_the_end(no_training, tmp_path, monkeypatch):
+    """Also where hundreds in a row are known, and anchors take more rows than one."""
+    monkeypatch.setattr(search, "_PATIENCE", 3)
+    monkeypatch.setattr(fitness, "in_float64", lambda *_: None)
+    config = _config(methods=("enumerate",), slots=1, evaluations=200)
+    searching, (trace,) = _traces(config, tmp_path)
+    assert len(trace.words) == 200
+    assert trace.proposals > 300
+    found = tiers.select(searching, [trace])
+    assert set(found.anchors) == set(search.ANCHORS)
+    assert report.write(searching, [trace], found)
+
+
+def test_a_list_with_the_same_rule_many_times_is_read_to_its_end(
+    no_training, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(search, "_PATIENCE", 3)
+    path = tmp_path / "mine.txt"
+    path.write_text("g\n" * 20 + "m\n", encoding="utf-8")
+    config = _config(methods=("given",), given=str(path), chunk=1)
+    searching, (trace,) = _traces(config, tmp_path / "run")
+    assert [searching.texts[w].text for w in trace.words] == ["g", "m"]
+
+
+def test_where_every_rule_is_refused_there_is_still_a_report(
+    no_training, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fitness, "in_float64", lambda *_: "rounding")
+    searching, traces = _traces(_config(), tmp_path)
+    found = tiers.select(searching, traces)
+    assert not found.best
+    table = report.write(searching, traces, found)
+    assert "adam" in table
+    assert not (tmp_path / "best.txt").exists()
+    assert "rounding" in (tmp_path / "rules.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_of_another_search_is_refused(no_training, tmp_path):
@@ -243,8 +294,8 @@ def test_rules_of_a_file(no_training, tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# mine\ng\n\nadam * exp(m)\n", encoding="utf-8")
     config = _config(methods=("given",), given=str(path))
-    search, (trace,) = _traces(config, tmp_path / "run")
-    assert [search.texts[w].text for w in trace.words] == ["g", "adam * exp(m)"]
+    searching, (trace,) = _traces(config, tmp_path / "run")
+    assert [searching.texts[w].text for w in trace.words] == ["g", "adam * exp(m)"]
     for text, message in (
         ("g * sgn(m)", "column 5: unknown name 'sgn'"),
         ("", "has no rule"),
@@ -253,9 +304,12 @@ def test_rules_of_a_file(no_training, tmp_path):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             _traces(config, tmp_path / "run")
-    config = _config(methods=("given",), given=str(tmp_path / "none.txt"))
-    with pytest.raises(UserError, match="no such file"):
-        _traces(config, tmp_path / "other")
+    config = _config(methods=("random", "given"), given=str(tmp_path / "none.txt"))
+    with pytest.raises(
+        UserError, match=r"none\.txt: No such file or directory; a text"
+    ):
+        Search(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("variant", configs.VARIANTS)
@@ -275,9 +329,9 @@ def test_wrong_configs():
 def test_the_report(no_training, monkeypatch, tmp_path):
     monkeypatch.setattr(fitness, "in_float64", lambda *_: None)
     config = _config(second=4, third=2)
-    search, traces = _traces(config, tmp_path)
-    found = tiers.select(search, traces)
-    table = report.write(search, traces, found)
+    searching, traces = _traces(config, tmp_path)
+    found = tiers.select(searching, traces)
+    table = report.write(searching, traces, found)
     assert found.best[0].text in table
     assert "adam" in table
     for name in ("progress.png", "front.png", "rules.md", "report.html", "best.txt"):
@@ -285,3 +339,43 @@ def test_the_report(no_training, monkeypatch, tmp_path):
     code = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "rules.transform(" in code
     rules.parse((tmp_path / "best.txt").read_text(encoding="utf-8").strip())
+
+
+def _archived(folder):
+    """Everything but how long it took."""
+    return [
+        {name: value for name, value in record.items() if name != "seconds"}
+        for record in json_files.read_lines(folder / ARCHIVE).records
+    ]
+
+
+@pytest.mark.nightly
+def test_a_search_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
+    """By SIGKILL, in the first tier, in later ones, and in the middle of a line."""
+    config = "--config=experiments/configs/search_rules.py:smoke"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = ("-m", "experiments.search_rules", config)
+    done = python(*command, f"--workdir={whole}")
+    assert done.returncode == 0, done.stderr
+    for lines in (1, 9, 18):
+        process = subprocess.Popen(
+            [sys.executable, *command, f"--workdir={killed}"],
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment(),
+        )
+        while len(_archived(killed)) < lines:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        with (killed / ARCHIVE).open("ab") as file:
+            file.write(b'{"tier": 2, "finger')
+    assert len(_archived(killed)) < len(_archived(whole))
+    done = python(*command, f"--workdir={killed}")
+    assert done.returncode == 0, done.stderr
+    assert _archived(killed) == _archived(whole)
+    for name in ("results.json", "best.txt"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in killed.iterdir()) == names

@@ -14,7 +14,13 @@ from jax.sharding import PartitionSpec as P
 import optax_heavytail as oht
 from tests.compare import assert_trees_close
 from tests.registry import CASES, make_grads, make_params
-from tests.test_contract import each_structure, run, run_case
+from tests.test_contract import (
+    each_in_time,
+    each_structure,
+    is_first_structure,
+    run,
+    run_case,
+)
 
 SPECS = {"kernel": P("x", "y"), "bias": [P("y"), P()]}
 
@@ -39,9 +45,17 @@ def _assert_placed_like(leaves, like):
             assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @each_structure
-def test_under_jit(case, kind):
+def test_under_jit_with_shardings_in_the_types(case):
+    _check_under_jit(case, AxisType.Explicit)
+
+
+@each_in_time(is_first_structure)
+def test_under_jit(case):
+    _check_under_jit(case, AxisType.Auto)
+
+
+def _check_under_jit(case, kind):
     mesh, tx = make_mesh(kind), case.make()
     want = run_case(case, make_grads()[:2], make_params())
     with jax.set_mesh(mesh):

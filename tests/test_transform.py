@@ -120,6 +120,15 @@ def test_a_leaf_that_is_no_array_is_named(case, leaf, what):
         tx.update(grads, state, params, **case.extra_args)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.int4, jnp.complex64])
+@pytest.mark.parametrize("name", ["ema", "by_adam", "ratio"])
+def test_a_dtype_that_no_state_can_have_is_named(name, dtype):
+    params = make_params()
+    params["kernel"] = params["kernel"].astype(dtype)
+    with pytest.raises(TypeError, match=rf"\['kernel'\] has dtype {jnp.dtype(dtype)}"):
+        CASES[name].make().init(params)
+
+
 @pytest.mark.parametrize(
     "name", ["ema", "by_adam", "moment-leaf", "ratio", "inner_loop"]
 )

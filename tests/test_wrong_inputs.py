@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.test_commands import ALL as COMMANDS
 from tests.wrong_inputs import running
 
 # ml_collections loads config files in a way that Python has deprecated.
@@ -32,7 +33,8 @@ def test_every_wrong_input_ends_in_one_line(entry, tmp_path, capfd):
     check(entry, tmp_path, capfd)
 
 
-def test_there_are_hundreds_of_them():
-    assert len(ALL) >= 900
+def test_there_are_hundreds_of_them_and_some_of_every_command():
+    assert {entry.command for entry in ALL} == set(COMMANDS)
+    assert len(ALL) >= 1000
     assert len(OFTEN) >= 90
     assert len({(e.command, e.arguments, e.prepare) for e in ALL}) == len(ALL)

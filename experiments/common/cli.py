@@ -57,27 +57,36 @@ def workdir() -> Path:
     return inputs.local("--workdir", WORKDIR.value)
 
 
-def run(main: Callable[[], None], sections: Sections | None = None) -> None:
+def run(
+    main: Callable[[], None],
+    sections: Sections | None = None,
+    *,
+    resumes_with_changes: bool = True,
+) -> None:
     """Parses flags, calls ``main`` and exits; bad input ends in one line.
 
     Args:
       main: the command, in a module whose docstring says what it does.
       sections: what ``--help`` says of the config.
+      resumes_with_changes: whether the command goes on with another config when
+        ``--resume_with_changes`` asks for it; otherwise it refuses the flag.
     """
     memory.keep_freed()
 
     def parse(argv: list[str]) -> list[str]:
         if any(word in HELP for word in argv[1:]):
-            print(help_text(main, sections or {}))
+            print(help_text(main, sections or {}, resumes_with_changes))
             sys.exit(0)
         return _parse(argv)
 
     with commands.one_line_errors():
-        app.run(lambda _: _start(main), flags_parser=parse)
+        app.run(lambda _: _start(main, resumes_with_changes), flags_parser=parse)
 
 
-def _start(main: Callable[[], None]) -> None:
+def _start(main: Callable[[], None], resumes_with_changes: bool) -> None:
     workdir()  # a bad one is refused before anything is read
+    if RESUME_WITH_CHANGES.value and not resumes_with_changes:
+        raise UserError(f"--{RESUME_WITH_CHANGES.name}: not a flag of this command")
     distributed.start()
     main()
 
@@ -96,18 +105,23 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def help_text(main: Callable[[], None], sections: Sections) -> str:
+def help_text(
+    main: Callable[[], None], sections: Sections, resumes_with_changes: bool = True
+) -> str:
     """What a command does, its flags, and the fields of its config.
 
     Args:
       main: as for `run`.
       sections: likewise.
+      resumes_with_changes: likewise.
     """
     module = getattr(main, "__globals__", {})
     # A flag of the module that is run is known by the name of the program.
     ours = (str(module.get("__name__")), sys.argv[0], distributed.__name__, __name__)
     by_module = flags.FLAGS.flags_by_module_dict()
     found = {flag.name: flag for name in ours for flag in by_module.get(name, ())}
+    if not resumes_with_changes:
+        del found[RESUME_WITH_CHANGES.name]
     lines = [(module.get("__doc__") or "").strip(), "", "Flags:", ""]
     for name, flag in found.items():
         shown = f"--[no]{name}" if flag.boolean else f"--{name}="

@@ -100,6 +100,15 @@ def several(item: Field, least: int = 0) -> Field:
     return Field(f"{least} or more items, each {item.allowed}", accepts)
 
 
+def each_once(item: Field) -> Field:
+    """A tuple or list of one or more items, none of them twice."""
+    items = several(item, least=1)
+    return Field(
+        f"1 or more items, none twice, each {item.allowed}",
+        lambda value: items.accepts(value) and len(set(value)) == len(value),
+    )
+
+
 def mapping() -> Field:
     """Names with values."""
     return Field("names with values", lambda value: hasattr(value, "items"))

@@ -6,21 +6,50 @@ Hardware: CPU cores.
 Expected: not measured yet: whether evolution is below chance after as many rules.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.common.errors import UserError
-from experiments.common.fields import Field, choice, integer, number, several, text
+from experiments.common.fields import (
+    LARGEST_SEED,
+    Field,
+    choice,
+    each_once,
+    integer,
+    number,
+    several,
+    text,
+)
 from experiments.common.types import Config
 
 VARIANTS = ("full", "short", "smoke")
+LARGEST_POWER = 20  # of ten: float32 ends at 38
+MOST_RATES = 100
+
+
+def _are_rates(value: Any) -> bool:
+    if not several(number(-LARGEST_POWER, LARGEST_POWER)).accepts(value[:2]):
+        return False
+    return (
+        len(value) == 3
+        and value[0] < value[1]
+        and integer(2, MOST_RATES).accepts(value[2])
+    )
+
+
 _TIER = {
     "steps": integer(1, 10**6),
-    "rates": several(number(-20, 20), least=3),
+    "rates": Field(
+        f"(first, last, number): two powers of ten within {LARGEST_POWER} of 0, the "
+        f"first below the last, and an integer in [2, {MOST_RATES}]",
+        lambda value: isinstance(value, tuple | list) and _are_rates(value),
+    ),
     "seeds": integer(1, 100),
 }
 FIELDS: dict[str, Field] = {
-    "methods": several(choice("evolution", "random", "enumerate", "given"), least=1),
-    "seeds": several(integer(0), least=1),
+    "methods": each_once(choice("evolution", "random", "enumerate", "given")),
+    "seeds": each_once(integer(0, LARGEST_SEED)),
     "evaluations": integer(1),
     "slots": integer(1, 16),
     "chunk": integer(1, 4096),
@@ -28,8 +57,8 @@ FIELDS: dict[str, Field] = {
     "third": integer(1),
     "held": integer(1, 1000),
     "given": text(),
-    "evolution.population": integer(1),
-    "evolution.sample": integer(1),
+    "evolution.population": integer(1, 10**6),
+    "evolution.sample": integer(1, 10**6),
     **{f"tier{i}.{name}": field for i in (1, 2, 3) for name, field in _TIER.items()},
 }
 

@@ -1,6 +1,7 @@
 """Files of a folder tree, or of a tar (plain, gz, bz2 or xz), by their path inside."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -23,9 +24,16 @@ COMPRESSED = {  # the first bytes of each kind
 LEFT_BEHIND = (
     "__MACOSX",
     "@eaDir",
+    "@Recycle",
+    "@Recently-Snapshot",
     "#recycle",
+    "#snapshot",
     "$RECYCLE.BIN",
+    "RECYCLER",
     "System Volume Information",
+    "Temporary Items",
+    "Network Trash Folder",
+    "__pycache__",
     "lost+found",
 )
 LARGEST_UNPACKED = 2**32  # bytes of a compressed tar, images or not
@@ -148,7 +156,8 @@ def _files(
       is_wanted: of a path.
       folders: gets what a `Store` has of them.
     """
-    with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as reader:
+    tar = cast(BinaryIO, file)
+    with _as_damage(), tarfile.open(fileobj=tar, mode="r:") as reader:
         while (member := reader.next()) is not None:
             # It keeps a kilobyte for every file so far.
             reader.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
@@ -171,6 +180,17 @@ def _files(
     file.seek(reader.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"damaged or cut off at byte {reader.offset:,}")
+
+
+@contextlib.contextmanager
+def _as_damage() -> Iterator[None]:
+    """What `tarfile` trips over is an error of the archive."""
+    try:
+        yield
+    except RecursionError:
+        raise tarfile.ReadError("headers without a file, one after another") from None
+    except OverflowError:
+        raise tarfile.ReadError("a header with a number without end") from None
 
 
 def _indexed(

@@ -108,7 +108,8 @@ def measure(config: Config, workdir: Path, settings: Settings) -> list[Record]:
             f"config.steps={config.steps}: must be {FEWEST_STEPS} or more; the first "
             "update has the rate 0, and is not measured"
         )
-    folders.finished(workdir, job.config)  # refuses the folder of another config
+    # Refuses the folder of another config.
+    folders.finished(workdir, job.config, with_changes=None)
     with folders.locked(workdir):
         made = measurements(workdir / RECORDS_FILE, settings)
         end = job.plan.num_steps

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.rule_search import problems
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 GROWTH = 1e4  # weights beyond so many times the largest one of the start are refused
@@ -87,7 +87,7 @@ def outcomes(budget: Budget, as_transform: Callable[[Any], Any]) -> Callable[...
 
 
 class Evaluator:
-    """Evaluates programs in chunks, in one compiled program for all of them."""
+    """Evaluates programs in chunks, in one compiled program for all of a length."""
 
     def __init__(self, budget: Budget, chunk: int):
         self.budget, self.chunk = budget, chunk
@@ -97,13 +97,17 @@ class Evaluator:
 
     def __call__(self, programs: Sequence[np.ndarray]) -> list[Outcome]:
         """The outcome of each program."""
-        found = []
-        for start in range(0, len(programs), self.chunk):
-            part = list(programs[start : start + self.chunk])
-            full = part + [part[-1]] * (self.chunk - len(part))
-            arrays = [np.asarray(x) for x in self._run(jnp.asarray(np.stack(full)))]
-            found += [Outcome(*(x[i] for x in arrays)) for i in range(len(part))]
-        return found
+        found: dict[int, Outcome] = {}
+        for slots in sorted({len(program) for program in programs}):
+            places = [i for i, p in enumerate(programs) if len(p) == slots]
+            for start in range(0, len(places), self.chunk):
+                part = places[start : start + self.chunk]
+                padded = part + [part[-1]] * (self.chunk - len(part))
+                chunk = jnp.asarray(np.stack([programs[i] for i in padded]))
+                arrays = [np.asarray(x) for x in self._run(chunk)]
+                for k, i in enumerate(part):
+                    found[i] = Outcome(*(x[k] for x in arrays))
+        return [found[i] for i in range(len(programs))]
 
 
 def compiled(rule: str, budget: Budget, vocabulary: Any = rules.BELLO) -> Outcome:

@@ -28,6 +28,8 @@ _DEAD = (
 class Proposals(Protocol):
     """Makes candidates, and hears how good they were."""
 
+    ends: bool  # whether there are so many and no more
+
     def propose(self, number: int) -> list[np.ndarray]:
         """So many programs; fewer, or none, when there are no more."""
         ...
@@ -55,6 +57,8 @@ def _random_row(rng, slot):
 class Chance:
     """The control: programs that nobody chooses."""
 
+    ends = False
+
     def __init__(self, rng: np.random.Generator, slots: int):
         self._rng, self._slots = rng, slots
 
@@ -73,6 +77,8 @@ class Evolution:
     known rules, and chance fills it.
     """
 
+    ends = False
+
     def __init__(
         self, rng: np.random.Generator, slots: int, population: int, sample: int
     ):
@@ -80,7 +86,7 @@ class Evolution:
         self._sample = sample
         self._alive: deque[tuple[np.ndarray, float]] = deque(maxlen=population)
         self._first = [
-            rules.encode(text, slots) for text in WARM_START if _rows(text) <= slots
+            rules.encode(text, slots) for text in WARM_START if rows_of(text) <= slots
         ]
 
     def propose(self, number: int) -> list[np.ndarray]:
@@ -101,7 +107,8 @@ class Evolution:
         self._alive.append((program, fitness))
 
 
-def _rows(text: str) -> int:
+def rows_of(text: str) -> int:
+    """How many rows the program of a rule takes."""
     slots = 1
     while True:
         try:
@@ -168,6 +175,8 @@ def _shifted(rng, program):
 class Everything:
     """All programs of one row, each once."""
 
+    ends = True
+
     def __init__(self):
         self._left: Iterator[tuple[int, ...]] = np.ndindex(*_limits(0))
 
@@ -186,6 +195,8 @@ class Everything:
 
 class Given:
     """A list of rules, to rank one's own."""
+
+    ends = True
 
     def __init__(self, texts: Iterable[str], slots: int, where: str):
         self._left = [_encoded(text, slots, where) for text in texts]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,18 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common import files, json_files, markdown, provenance
 from experiments.reporting import figures, page
-from experiments.rule_search import problems
 from experiments.rule_search.search import Candidate, Search, Trace
+from experiments.tasks import problems
 from optax_heavytail import rules
 
+FILES = (
+    "rules.md",
+    "progress.png",
+    "front.png",
+    "results.json",
+    "best.txt",
+    "report.html",
+)
 _METHODS = ("evolution", "random", "enumerate", "given")
 
 
@@ -26,6 +35,16 @@ class Found(NamedTuple):
     anchors: dict[str, Candidate]
     refused: dict[str, str]  # text: why, of what looked good and was not
     held: dict[int, list[tuple[int, float]]]  # of the first method's seeds: at, score
+
+
+def check_targets(workdir: Path) -> None:
+    """Refuses, before the work, files that could not be written after it.
+
+    Raises:
+      UserError: a folder is in the place of one, or it is not writable.
+    """
+    for name in FILES:
+        files.check_target(workdir / name)
 
 
 def write(search: Search, traces: Sequence[Trace], found: Found) -> str:

@@ -1,5 +1,6 @@
 """The search itself: proposals, an archive that it goes on from, and the tiers."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,23 +8,42 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common import fields, inputs
 from experiments.common.errors import UserError
+from experiments.common.json_files import Record
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
-from experiments.rule_search import fitness, problems
+from experiments.rule_search import fitness
 from experiments.rule_search.proposals import (
     Chance,
     Everything,
     Evolution,
     Given,
     Proposals,
+    rows_of,
 )
-from experiments.runs import folders, reading
+from experiments.runs import folders
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 ARCHIVE = "archive.jsonl"
+_RULES = "a text file with a rule in each line"
 ANCHORS = ("sgd", "corrected_momentum", "rmsprop", "adam", "powersign", "addsign")
-_PATIENCE = 400  # proposals in a row without a new rule: there are no more
+_PATIENCE = 400  # proposals in a row without a new rule: there are hardly any more
+_TRAININGS = (1, 2, 3)  # tiers
+_IN_FLOAT64 = 64  # in the place of a tier
+# What the archive has of everything, and of trainings.
+_RECORD = {
+    "tier": fields.integer(1, _IN_FLOAT64),
+    "fingerprint": fields.text(),
+    "refused": fields.text().or_none(),
+}
+_TRAINING = {
+    "rule": fields.text(),
+    "fitness": fields.number(-math.inf),
+    "losses": fields.several(fields.number(0)),
+    "rates": fields.several(fields.number(0, above=True)),
+}
 
 
 class Candidate(NamedTuple):
@@ -57,9 +77,13 @@ class Search:
 
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
-        _same_config(config, workdir)
+        for method in config.methods:  # a bad file of rules is known before the work
+            _proposals(method, 0, config)
+        folders.claim_same(workdir, config, "search")
         self.archive = Measurements(
-            workdir / ARCHIVE, lambda record: (record["tier"], record["fingerprint"])
+            workdir / ARCHIVE,
+            lambda record: (record["tier"], record["fingerprint"]),
+            _check_record,
         )
         self._evaluators: dict[int, fitness.Evaluator] = {}
         self._words: dict[bytes, str | None] = {}
@@ -122,7 +146,7 @@ class Search:
         seen: set[str] = set()
         waiting: list[Candidate] = []
         idle = 0
-        while len(seen) < number and idle < _PATIENCE:
+        while len(seen) < number and (idle < _PATIENCE or proposals.ends):
             programs = proposals.propose(min(self.config.chunk, number - len(seen)))
             if not programs:
                 break
@@ -169,21 +193,24 @@ class Search:
 
     def check_in_float64(self, candidate: Candidate) -> str | None:
         """Why the losses of the second tier are rounding; ``None`` if they are not."""
-        if (64, candidate.word) not in self.archive:
+        if (_IN_FLOAT64, candidate.word) not in self.archive:
             record = self.archive[(2, candidate.word)]
             names = ("fitness", "losses", "rates", "refused")
             verdict = fitness.Verdict(*(record[name] for name in names))
             found = fitness.in_float64(candidate.text, verdict, self.budget(2))
             self.archive.add(
-                {"tier": 64, "fingerprint": candidate.word, "refused": found}
+                {"tier": _IN_FLOAT64, "fingerprint": candidate.word, "refused": found}
             )
-        return self.archive[(64, candidate.word)]["refused"]
+        return self.archive[(_IN_FLOAT64, candidate.word)]["refused"]
 
     def anchors(self) -> dict[str, Candidate]:
         """Known rules, to compare with."""
         found = {}
         for name in ANCHORS:
-            program = rules.encode(rules.KNOWN[name].text, self.config.slots)
+            text = rules.KNOWN[name].text
+            # Also where the search is of shorter ones.
+            slots = max(self.config.slots, rows_of(text))
+            program = rules.encode(text, slots)
             (word,) = self.words_of([program])
             found[name] = Candidate(str(word), program)
             self.texts.setdefault(str(word), found[name])
@@ -199,21 +226,20 @@ def _proposals(method: str, seed: int, config: Config) -> Proposals:
         return Chance(rng, config.slots)
     if method == "enumerate":
         return Everything()
-    path = Path(config.given)
-    if not path.is_file():
-        raise UserError(f"config.given={path}: no such file, of a rule in each line")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    texts = [line for line in lines if line.strip() and not line.startswith("#")]
-    return Given(texts, config.slots, str(path))
+    return Given(_given(config.given), config.slots, config.given)
 
 
-def _same_config(config: Config, workdir: Path) -> None:
-    """Refuses a folder of another search, whose numbers would be mixed with these."""
-    folders.claim(workdir, config)
-    before, now = reading.read_config(workdir), folders.plain(config)
-    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    if names:
-        raise UserError(
-            f"{workdir}: has a search of another config, which differs in "
-            f"{', '.join(names)}"
-        )
+def _given(path: str) -> list[str]:
+    """The rules of a file, without empty lines and those of a `#`."""
+    where = f"config.given={path}"
+    if not path:
+        raise UserError(f"{where}: must name {_RULES}")
+    with inputs.needed(where, _RULES):
+        lines = inputs.read_text(inputs.local("config.given", path)).splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _check_record(record: Record, where: str) -> None:
+    fields.check(record, _RECORD, where)
+    if record["tier"] in _TRAININGS:
+        fields.check(record, _TRAINING, where)

@@ -34,7 +34,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """Makes ``workdir`` and keeps the processes of other runs out of it.
 
     Raises:
-      UserError: not writable, or another process trains there.
+      UserError: not writable, or another process works there.
     """
     with contextlib.ExitStack() as stack:
         distributed.by_main(lambda: _lock(workdir, stack))
@@ -48,17 +48,18 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"--workdir={workdir}: another process trains there") from None
+        raise UserError(f"--workdir={workdir}: another process works there") from None
 
 
 def finished(
-    workdir: Path, config: Config, with_changes: bool = False
+    workdir: Path, config: Config, with_changes: bool | None = False
 ) -> reading.Record | None:
     """Returns the final record of a finished run of ``config``, if one is there.
 
     Raises:
       UserError: ``workdir`` is not of this program, or the folder of another config,
-        and ``with_changes`` does not say that the run is to go on with this one.
+        and ``with_changes`` does not say that the run is to go on with this one, or is
+        ``None``, as a command has it that never does.
     """
     metrics = workdir / METRICS_FILE
     if not (workdir / CONFIG_FILE).exists():
@@ -73,14 +74,14 @@ def finished(
     return final_record(workdir)
 
 
-def changes(workdir: Path, config: Config, with_changes: bool) -> list[str]:
+def changes(workdir: Path, config: Config, with_changes: bool | None) -> list[str]:
     """Returns what `check_same` does, of the config in ``workdir`` and ``config``."""
     found = reading.read_config(workdir)
     return check_same(f"--workdir={workdir}", found, plain(config), with_changes)
 
 
 def check_same(
-    where: object, old: dict[str, Any], new: dict[str, Any], with_changes: bool
+    where: object, old: dict[str, Any], new: dict[str, Any], with_changes: bool | None
 ) -> list[str]:
     """Returns the fields that change a run, where that is wanted.
 
@@ -89,9 +90,11 @@ def check_same(
     """
     differing = differences(without_free(old), without_free(new))
     if differing and not with_changes:
+        ways = ["choose another folder", "undo these changes"]
+        if with_changes is not None:
+            ways.append("go on with them by --resume_with_changes")
         raise UserError(
-            f"{where}: holds a run of another config; choose another folder, undo "
-            f"these changes, or go on with them by --resume_with_changes: "
+            f"{where}: holds a run of another config; {', or '.join(ways)}: "
             f"{'; '.join(differing)}"
         )
     return differing
@@ -127,6 +130,23 @@ def claim(workdir: Path, config: Config) -> None:
     files.make_folder(workdir)
     if not (workdir / CONFIG_FILE).exists():
         write_config(workdir, config)
+
+
+def claim_same(workdir: Path, config: Config, what: str) -> None:
+    """As `claim`, of a folder that is to hold but one config's search or training.
+
+    Raises:
+      UserError: not writable, or the folder of another config, whose numbers would be
+        mixed with these.
+    """
+    claim(workdir, config)
+    before, now = reading.read_config(workdir), plain(config)
+    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if names:
+        raise UserError(
+            f"{workdir}: has a {what} of another config, which differs in "
+            f"{', '.join(names)}"
+        )
 
 
 def write_config(workdir: Path, config: Config) -> None:

@@ -12,6 +12,7 @@ from experiments.studies import (
     neumann,
     robustness,
     spikes,
+    states,
     study,
     survey,
     theory,
@@ -29,6 +30,7 @@ STUDIES = {
     "spikes": spikes.STUDY,
     "heavy_tails": suite.STUDY,
     "first_figure": first_figure.STUDY,
+    "states": states.STUDY,
 }
 
 

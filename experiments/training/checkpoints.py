@@ -1,6 +1,7 @@
 """Checkpoints of a run: written while it trains, and read when it starts again."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,6 +151,11 @@ class Keeper:
     def _steps(self) -> list[int]:
         def steps() -> list[int]:
             if not self._folder.is_dir():
+                if os.path.lexists(self._folder):
+                    raise UserError(
+                        f"{self._folder}: is no folder, and checkpoints go there; take "
+                        "it away"
+                    )
                 return []
             names = (path.name for path in self._folder.iterdir())
             return sorted(int(name) for name in names if name.isdecimal())

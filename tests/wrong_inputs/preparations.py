@@ -11,10 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from experiments.configs import bert_tiny, digits_zoo
+from experiments.configs import bert_tiny, digits_zoo, search_rules
 from experiments.configs import squad as squad_config
 from experiments.data import digits, squad_sample
 from experiments.diagnosis.following import Settings
+from experiments.rule_search.search import ARCHIVE
 from experiments.runs import folders, seals
 from experiments.tasks import Source
 from experiments.tasks.pretrained import SIZES
@@ -144,6 +145,12 @@ def in_work_pipe(name: str) -> Preparation:
     return prepare
 
 
+def _searching(**changes: Any) -> Any:
+    config = search_rules.get_config("smoke")
+    config.update(changes)
+    return config
+
+
 @functools.cache
 def _config(rate: float | None) -> Any:
     config = digits_zoo.get_config("smoke")
@@ -202,6 +209,18 @@ def final(**changes: Any) -> bytes:
     gone = changes.pop("gone", ())
     record = {name: x for name, x in {**FINAL, **changes}.items() if name not in gone}
     return json.dumps(record).encode() + b"\n"
+
+
+def searched(**changes: Any) -> Preparation:
+    """A search of one rule, changed, and without the fields that ``gone`` names."""
+    gone = changes.pop("gone", ())
+    record = {name: x for name, x in {**RULE, **changes}.items() if name not in gone}
+    return in_work(ARCHIVE, json.dumps(record).encode() + b"\n")
+
+
+def search_config(change: str) -> Preparation:
+    """The config of a search, changed by a line."""
+    return config_file(f"{SEARCH}    {change}\n{END}")
 
 
 def followed(*records: dict[str, Any]) -> Preparation:
@@ -264,11 +283,27 @@ def first(document: dict) -> dict:
     return document["data"][0]["paragraphs"][0]["qas"][0]
 
 
+RULE = {
+    "tier": 1,
+    "fingerprint": "0" * 16,
+    "rule": "g",
+    "program": [[0, 0, 0, 0, 5]],
+    "nodes": 1,
+    "fitness": -1.0,
+    "losses": [0.5, 0.5],
+    "rates": [0.1, 0.1],
+    "refused": None,
+    "seconds": 0.1,
+}
 SETTINGS = (6, 80, 4, 64)  # what `follow` measures without flags
 DIGITS = (
     "from experiments.configs import digits_zoo\n\n\ndef get_config(variant='full'):\n"
 )
 END = "    return config\n"
+SEARCH = (
+    "from experiments.configs import search_rules\n\n\n"
+    "def get_config(variant='full'):\n    config = search_rules.get_config('smoke')\n"
+)
 SMOKE = f"{DIGITS}    config = digits_zoo.get_config('smoke')\n"
 
 BY_NAME: dict[str, Preparation] = {
@@ -496,6 +531,8 @@ BY_NAME: dict[str, Preparation] = {
     "config: a line break in what it raises": config_file(
         "def get_config():\n    raise ValueError('two\\n\\nlines')\n"
     ),
+    "link to nothing": lambda given, work: (given / "link").symlink_to("nothing"),
+    "link to itself": lambda given, work: (given / "loop").symlink_to("loop"),
     "locked folder": locked(a_folder("locked"), "locked"),
     "read-only folder": locked(a_folder("read_only"), "read_only", 0o555),
     "locked text": locked(text_file(b"a\n\nb", "locked/text"), "locked"),
@@ -543,6 +580,9 @@ BY_NAME: dict[str, Preparation] = {
     "work: page is a folder": in_work_folder("diagnosis.html"),
     "work: results are a folder": in_work_folder("diagnosis.json"),
     "work: curvature picture is a folder": in_work_folder("curvature.png"),
+    "work: checkpoints are a file": in_work("checkpoints", b""),
+    "work: checkpoints are a pipe": in_work_pipe("checkpoints"),
+    "work: a folder where the config is written": in_work_folder("config.json.partial"),
     "work: config is deep": in_work("config.json", b'{"a": ' * 900 + b"0" + b"}" * 900),
     "work: config is unreadable": locked(
         in_work("config.json", b"{}"), "work/config.json"
@@ -609,6 +649,45 @@ BY_NAME: dict[str, Preparation] = {
         in_work("curvature.jsonl", b"{}\n"), "work/curvature.jsonl"
     ),
     "follow: a pipe": in_work_pipe("curvature.jsonl"),
+    "config: search without a tier": search_config("del config.tier2"),
+    "config: search with a word for a tier": search_config(
+        "del config.tier1; config.tier1 = 'short'"
+    ),
+    "config: search with a list in a list": search_config(
+        "del config.seeds; config.seeds = [[0]]"
+    ),
+    "rules: unknown name": text_file(b"# mine\ng\ng * sgn(m)\n"),
+    "rules: half of one": text_file(b"g +"),
+    "rules: wrong count of arguments": text_file(b"exp(g, m)"),
+    "rules: not finite": text_file(b"g * 1e999"),
+    "rules: too deep": text_file(b"(" * 10_000 + b"g" + b")" * 10_000),
+    "rules: too long": text_file(b"g + m + g2 + g3 + v"),
+    "rules: random": text_file(b"g + noise"),
+    "rules: code": text_file(b"__import__('os').system('touch /tmp/x')"),
+    "rules: line break and colours": text_file(b"g * \x1b[31mm"),
+    "search: another config": lambda given, work: (
+        work.mkdir(),
+        folders.write_config(work, _searching(slots=2)),
+    ),
+    "search: binary": in_work(ARCHIVE, b"\xff\0\n"),
+    "search: a list": in_work(ARCHIVE, b"[1]\n"),
+    "search: nested": in_work(ARCHIVE, b"[" * 100_000 + b"\n"),
+    "search: not a number": searched(fitness=float("nan")),
+    "search: no tier": searched(gone=("tier",)),
+    "search: a text for a tier": searched(tier="first"),
+    "search: no fitness": searched(gone=("fitness",)),
+    "search: a text for a fitness": searched(fitness="low"),
+    "search: a list for a fingerprint": searched(fingerprint=[1]),
+    "search: a number for losses": searched(losses=3),
+    "search: a rate of 0": searched(rates=[0]),
+    "search: a folder": in_work_folder(ARCHIVE),
+    "search: a pipe": in_work_pipe(ARCHIVE),
+    "search: unreadable": locked(in_work(ARCHIVE, b"{}\n"), f"work/{ARCHIVE}"),
+    "search: page is a folder": in_work_folder("report.html"),
+    "learn: checkpoint of nothing": in_work("checkpoint.npz", b"nothing"),
+    "learn: checkpoint is a folder": in_work_folder("checkpoint.npz"),
+    "learn: checkpoint is a pipe": in_work_pipe("checkpoint.npz"),
+    "search: picture is a folder": in_work_folder("front.png"),
     "checkpoint: a file": text_file(b"", "run/checkpoints/2"),
     "checkpoint: a list": text_file(b"[]", "run/checkpoints/2/about/metadata"),
     "checkpoint: nested": text_file(b"[" * 100_000, "run/checkpoints/2/about/metadata"),

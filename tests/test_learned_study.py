@@ -39,7 +39,9 @@ def test_the_interquartile_mean():
 def test_a_loss_that_is_lost_is_the_worst():
     losses = np.array([0.0, 1.0, 9.0, np.nan, np.inf], np.float32)
     want = np.log([1e-3, 1.001, 5.001, 5.001, 5.001])
-    np.testing.assert_allclose(learned_gate.logarithm(losses), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        learned_gate.logarithm(losses), want, rtol=1e-5, atol=1e-6
+    )
 
 
 def _records(shift, worst=0.0):

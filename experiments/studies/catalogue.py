@@ -6,8 +6,10 @@ from pathlib import Path
 from experiments.common import files, markdown, progress
 from experiments.studies import (
     bert,
+    first_figure,
     guards,
     lambc,
+    learned,
     neumann,
     robustness,
     spikes,
@@ -16,6 +18,7 @@ from experiments.studies import (
     survey,
     theory,
 )
+from experiments.studies.heavy_tails import suite
 
 STUDIES = {
     "theory": theory.STUDY,
@@ -26,7 +29,10 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "heavy_tails": suite.STUDY,
+    "first_figure": first_figure.STUDY,
     "states": states.STUDY,
+    "learned": learned.STUDY,
 }
 
 

@@ -10,6 +10,7 @@ from experiments.studies import (
     lambc,
     neumann,
     robustness,
+    rule_search,
     spikes,
     study,
     survey,
@@ -25,6 +26,7 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "rule_search": rule_search.STUDY,
 }
 
 

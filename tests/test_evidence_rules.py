@@ -88,7 +88,10 @@ def _searched(seed, evolved, drawn, losses):
     return {
         "settings": {"measure": "search", "seed": seed},
         "result": {
-            "curves": {"evolution": [evolved] * 200, "random": [drawn] * 200},
+            "scores": {
+                "evolution": [-9.0] * 6 + [evolved, 0.0] * 97,
+                "random": [drawn] * 200,
+            },
             "proposed": {"evolution": 900, "random": 400},
             "best": dict.fromkeys(("evolution", "random"), best | {"refused": {}}),
             "unseen": {name: tuned | {"losses": losses} for name in unseen.PROBLEMS},
@@ -108,7 +111,10 @@ def test_what_is_lower_is_below():
         records.append({"settings": settings, "result": rival | {"losses": losses}})
     results = rule_search_tables._all(records, "search")
     methods = rule_search_tables._methods(results)
-    assert "-0.495 [-0.500, -0.490]*" in methods
+    given, without = (methods.splitlines()[i] for i in (2, 6))
+    assert given.startswith("| 50 | -9.000 ± 0.000 | -1.000 ± 0.000 | -8.000")
+    assert without.startswith("| 50, without the first 6 | -1.495 ± 0.004")
+    assert "-0.495 [-0.500, -0.490]*" in without
     for block in rule_search_tables._unseen(records):
         mean = block.splitlines()[-1]
         assert "+0.100 [" in mean or "+0.100 (no interval)" in mean

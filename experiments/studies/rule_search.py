@@ -223,12 +223,9 @@ def search(seed: int) -> dict[str, Any]:
         name: _on(name, _as_contestant(found["rule"], found["rate"]))
         for name in unseen.PROBLEMS
     }
-    curves = {
-        method: np.minimum.accumulate(trace.fitness).round(5).tolist()
-        for method, trace in traces.items()
-    }
+    scores = {m: np.round(trace.fitness, 5).tolist() for m, trace in traces.items()}
     proposed = {method: trace.proposals for method, trace in traces.items()}
-    return {"curves": curves, "proposed": proposed, "best": best, "unseen": elsewhere}
+    return {"scores": scores, "proposed": proposed, "best": best, "unseen": elsewhere}
 
 
 def _best(searching: Search, trace: Trace, seed: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _searched(seed, evolved, drawn, losses):
                 "random": [drawn] * 200,
             },
             "proposed": {"evolution": 900, "random": 400},
-            "best": dict.fromkeys(("evolution", "random"), best | {"refused": {}}),
+            "best": best | {"refused": {}},
             "unseen": {name: tuned | {"losses": losses} for name in unseen.PROBLEMS},
         },
     }

@@ -122,21 +122,21 @@ def _methods(results: Sequence[dict[str, Any]]) -> str:
 def _found(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for seed, result in enumerate(results):
-        for method in METHODS:
-            best = result["best"][method]
-            rows.append(
-                [
-                    f"{method} {seed}",
-                    f"`{best['rule']}`",
-                    f"{best['nodes']}",
-                    f"{best['first']:.3f}",
-                    f"{best['second']:.3f}",
-                    f"{len(best['refused'])}",
-                    f"{result['proposed'][method]:,}",
-                ]
-            )
+        best = result["best"]
+        rows.append(
+            [
+                f"{seed}",
+                f"`{best['rule']}`",
+                f"{best['nodes']}",
+                f"{best['first']:.3f}",
+                f"{best['second']:.3f}",
+                f"{len(best['refused'])}",
+                *(f"{result['proposed'][method]:,}" for method in METHODS),
+            ]
+        )
     headings = ["search", "best rule", "nodes", "tier 1", "tier 2"]
-    return markdown.table([*headings, "unlike in float64", "proposals"], rows)
+    headings += ["unlike in float64", *(f"proposals of {m}" for m in METHODS)]
+    return markdown.table(headings, rows)
 
 
 def _unseen(records: Sequence[Record]) -> list[str]:

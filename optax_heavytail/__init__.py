@@ -31,6 +31,12 @@ from optax_heavytail._clip_by_rms import clip_by_rms
 from optax_heavytail._clip_by_spectral_norm import clip_by_spectral_norm
 from optax_heavytail._clipped_ema import ClippedEmaState, clipped_ema
 from optax_heavytail._clipped_gd import clipped_gd, normalize_by_norm, normalized_gd
+from optax_heavytail._compress_state import (
+    CompressedArray,
+    CompressStateState,
+    compress_state,
+    decompress_state,
+)
 from optax_heavytail._conditional_gradient import (
     ConditionalGradientState,
     conditional_gradient,
@@ -128,13 +134,13 @@ from optax_heavytail._weight_decay import (
 from optax_heavytail._zscore import ClipByZscoreState, clip_by_zscore
 
 if _typing.TYPE_CHECKING:
-    from optax_heavytail import aggregation, diagnostics, rules
+    from optax_heavytail import aggregation, diagnostics, learned, rules
     from optax_heavytail import testing as testing
 else:
 
     def __getattr__(name):
         # Imported when asked for: a training script that needs none starts sooner.
-        if name in ("aggregation", "diagnostics", "rules", "testing"):
+        if name in ("aggregation", "diagnostics", "learned", "rules", "testing"):
             return _importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -154,6 +160,8 @@ __all__ = [
     "ClipByZscoreState",
     "ClipSpikesState",
     "ClippedEmaState",
+    "CompressStateState",
+    "CompressedArray",
     "ConditionalGradientState",
     "MaskCoverage",
     "NeumannInnerLoopState",
@@ -207,8 +215,10 @@ __all__ = [
     "clipped_ema",
     "clipped_gd",
     "clipping_threshold",
+    "compress_state",
     "conditional_gradient",
     "decay_mask",
+    "decompress_state",
     "diagnostics",
     "ema",
     "fast_adabelief",
@@ -222,6 +232,7 @@ __all__ = [
     "l0l1_constants",
     "lambc",
     "larsc",
+    "learned",
     "mask_coverage",
     "neumann",
     "neumann_eval_params",

@@ -11,7 +11,7 @@ import optax
 
 from optax_heavytail import _tree
 
-_KIND = "threefry2x32"
+KIND = "threefry2x32"
 
 
 class StochasticRoundingState(NamedTuple):
@@ -42,14 +42,14 @@ def round_bfloat16_fields(tx: Any, **dtypes: Any) -> Any:
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        key = jax.random.key(_seed(names, params), impl=_KIND)
+        key = jax.random.key(seed_of(names, params), impl=KIND)
         return StochasticRoundingState(jax.random.key_data(key), tx.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
         stored = state.inner_state
         wide = {name: _tree.at_least_float32(getattr(stored, name)) for name in names}
         updates, new = tx.update(updates, stored._replace(**wide), params, **extra_args)
-        key, now = jax.random.split(jax.random.wrap_key_data(state.key, impl=_KIND))
+        key, now = jax.random.split(jax.random.wrap_key_data(state.key, impl=KIND))
         rounded = _round_tree({name: getattr(new, name) for name in names}, now)
         return updates, StochasticRoundingState(
             jax.random.key_data(key), new._replace(**rounded)
@@ -58,7 +58,7 @@ def round_bfloat16_fields(tx: Any, **dtypes: Any) -> Any:
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _seed(names: list[str], params: Any) -> np.uint32:
+def seed_of(names: list[str], params: Any) -> np.uint32:
     """Other fields and other leaves get other noise.
 
     ACClip rounds momentum and threshold each in a wrapper of its own: with one seed for
@@ -86,7 +86,7 @@ def stochastic_round(x: jax.Array, seed: jax.Array) -> jax.Array:
     # bfloat16 is the upper half of float32: a carry out of the lower half rounds up in
     # size, as often as that half is large.
     bits = jax.lax.bitcast_convert_type(single, jnp.uint32)
-    upper = (bits + _random_bits(x.shape, seed)) >> 16
+    upper = (bits + random_bits(x.shape, seed)) >> 16
     rounded = jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
@@ -96,7 +96,7 @@ def _stochastic_round_jvp(primals, tangents):
     return stochastic_round(*primals), tangents[0].astype(jnp.bfloat16)
 
 
-def _random_bits(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
+def random_bits(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
     """16 random bits in uint32, from a hash of each entry's position.
 
     The hash is "lowbias32". `jax.random.bits` took 40 times as long as the rest of the

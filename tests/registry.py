@@ -65,6 +65,7 @@ class Case:
     # flip its rounding, of relative size 2^-8.
     drift: float = 2e-6
     like_params: bool = True  # False: the state has a layout of its own
+    moves_at_zero: bool = False  # True: a gradient of zero is no reason to stay
 
     # What is said once of each factory, in one of its Cases:
     signature: str | None = None  # the names, order and defaults that users have typed
@@ -146,6 +147,20 @@ _DTYPES = ("mu_dtype", "threshold_dtype")
 _BF16 = {"drift": 2**-7}
 _HISTORY = ("threshold", "kept", "num_clipped", "history")
 _RATE, _MOMENTUM = oht.normalized_momentum()
+
+
+def network(kind, shapes):
+    """Weights of a learned optimizer that nobody has trained, none of them 0."""
+    rng = np.random.default_rng(0)
+    return kind(*(np.float32(rng.normal(0, 0.3, shape)) for shape in shapes))
+
+
+def lstm(inputs):
+    shapes = [(inputs + 20, 80), (80,), (40, 80), (80,), (20,), ()]
+    return network(oht.learned.LSTMWeights, shapes)
+
+
+MLP = network(oht.learned.MLPWeights, [(9, 8), (8,), (8, 8), (8,), (8, 2), (2,)])
 
 CASES = {
     "ema": Case(
@@ -911,6 +926,15 @@ CASES = {
         ("bias",),
         variant=True,
     ),
+    "compress": Case(
+        oht.compress_state,
+        {"inner": oht.trace(0.9)},
+        signature="inner",
+        states={
+            "CompressStateState": ("key", "inner_state"),
+            "CompressedArray": ("codes", "scales"),
+        },
+    ),
     "stack": Case(
         oht.stack_leaves,
         {"inner": functools.partial(oht.lambc, 0.1, weight_decay=0.1)},
@@ -1659,6 +1683,39 @@ CASES = {
         },
         ("rule", "seed", "vocabulary", "operands"),
         needs_params=True,
+        variant=True,
+    ),
+    "by_lstm": Case(
+        oht.learned.scale_by_lstm,
+        {"weights": lstm(2)},
+        ("weights", "preprocess", "state_dtype"),
+        moves_at_zero=True,
+    ),
+    "by_lstm-none": Case(
+        oht.learned.scale_by_lstm,
+        {
+            "weights": lstm(1),
+            "preprocess": "none",
+            "output_scale": 0.5,
+            "state_dtype": jnp.bfloat16,
+        },
+        ("weights", "preprocess", "state_dtype"),
+        moves_at_zero=True,
+        **_BF16,
+        variant=True,
+    ),
+    "by_mlp": Case(oht.learned.scale_by_mlp, {"weights": MLP}, ("weights",)),
+    "by_mlp-layers": Case(
+        oht.learned.scale_by_mlp,
+        {
+            "weights": MLP,
+            "rms": 1.0,
+            "layer_axis": _STACKED,
+            "state_dtype": jnp.bfloat16,
+        },
+        ("weights", "layer_axis", "state_dtype"),
+        any_tree=False,
+        **_BF16,
         variant=True,
     ),
     "snapshots": Case(

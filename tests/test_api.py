@@ -15,9 +15,9 @@ from tests.registry import CASES, RECORDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# What is public is callable, but for three modules.
+# What is public is callable, but for four modules.
 FUNCTIONS = [name for name in oht.__all__ if inspect.isfunction(getattr(oht, name))]
-MODULES = ["aggregation", "diagnostics", "rules"]
+MODULES = ["aggregation", "diagnostics", "learned", "rules"]
 STATES = [name for name in oht.__all__ if inspect.isclass(getattr(oht, name))]
 
 
@@ -85,6 +85,7 @@ SIGNATURES = {
     "get_threshold": "state",
     "get_momentum": "state",
     "qk_clip_factors": "max_logits, threshold=100.0",
+    "decompress_state": "state",
     "decay_mask": "params, *, rule=None",
     "mask_coverage": "mask, params",
     "neumann_eval_params": "state, params",
@@ -141,7 +142,7 @@ def test_importing_brings_jax_and_optax_and_nothing_else():
         "import sys, jax, optax; before = {*sys.modules}; import optax_heavytail; "
         "new = {*sys.modules} - before; own = {x for x in new if x[:5] == 'optax'}; "
         "assert new == own, new - own; "
-        "namespaces = 'aggregation diagnostics rules testing'; "
+        "namespaces = 'aggregation diagnostics learned rules testing'; "
         "assert not {f'optax_heavytail.{x}' for x in namespaces.split()} & own; "
         "optax_heavytail.diagnostics.monitor; optax_heavytail.testing.examine"
     )

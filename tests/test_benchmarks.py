@@ -18,6 +18,7 @@ from experiments.benchmarks import (
     memory,
     monitor,
     spectrum,
+    startup,
     step,
     throughput,
     trees,
@@ -179,6 +180,14 @@ def test_step_measures_each_pair(tmp_path):
     assert [(row[0], row[2], int(row[5])) for row in rows] == found
     assert "2,113 parameters in 3 leaves" in page
     assert ("torch is not installed" in page) != step.has_torch()
+
+
+def test_importing_is_timed_beside_optax(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "CONTESTANTS", (startup.REFERENCE, "import json"))
+    page, (plain, small) = run(startup.main, tmp_path, "--repeats=1")
+    assert small["seconds"][0] < 0.5 * plain["seconds"][0]
+    assert [cell[0] for cell in cells(page)] == ["`import optax`", "`import json`"]
+    assert cells(page)[0][2] == "-"
 
 
 def test_each_contestant_has_the_reference_of_its_target():

@@ -36,8 +36,10 @@ SHARED = {
     "defaults",
     "fields",
     "image_defaults",
+    "learn_lstm",  # no run of the trainer
+    "learn_mlp",
     "mlm_defaults",
-    "search_rules",  # no run of the trainer
+    "search_rules",
     "variants",
 }
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)

@@ -312,6 +312,7 @@ def test_every_name_is_documented_exactly_once():
     kit += [f"aggregation.{name}" for name in oht.aggregation.__all__]
     kit += [f"diagnostics.{name}" for name in oht.diagnostics.__all__]
     kit += [f"rules.{name}" for name in oht.rules.__all__]
+    kit += [f"learned.{name}" for name in oht.learned.__all__]
     assert counts == Counter([*oht.__all__, *kit])
 
 

@@ -10,7 +10,7 @@ FLOORS = (  # from the ground
     {"data", "models"},
     {"runs", "configs"},
     {"reporting", "tasks"},
-    {"training", "rule_search"},
+    {"training", "rule_search", "learning"},
     {"diagnosis", "studies", "benchmarks"},
 )
 HEIGHT = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}

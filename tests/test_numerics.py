@@ -506,3 +506,29 @@ def test_programs_grow_no_faster_than_the_number_of_leaves():
         oht.gclip(0.1, 1.0),
     ):
         assert _lines(tx, 64) < 4.5 * _lines(tx, 16)
+
+
+def _sums_outside_of_branches(jaxpr):
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == "reduce_sum"
+        if eqn.primitive.name != "cond":
+            inner = jax.tree.leaves(
+                list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+            )
+            count += sum(
+                _sums_outside_of_branches(getattr(x.jaxpr, "jaxpr", x.jaxpr))
+                for x in inner
+                if hasattr(x, "jaxpr")
+            )
+    return count
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+def test_everything_is_looked_at_twice_only_where_a_sum_is_bad(scope):
+    """The rescaled sums are in a branch: a step reads each gradient once for a norm."""
+    grads = {"a": jnp.ones((65, 64)), "b": jnp.ones((66, 64)), "c": jnp.ones(5000)}
+    tx = oht.clip_by_norm(1.0, scope=scope)
+    jaxpr = jax.make_jaxpr(tx.update)(grads, tx.init(grads))
+    assert "cond" in str(jaxpr)
+    assert _sums_outside_of_branches(jaxpr.jaxpr) == len(grads)

@@ -18,7 +18,6 @@ from experiments.configs import search_rules as configs
 from experiments.rule_search import (
     examples,
     fitness,
-    problems,
     proposals,
     report,
     search,
@@ -26,6 +25,7 @@ from experiments.rule_search import (
 )
 from experiments.rule_search.fitness import Outcome
 from experiments.rule_search.search import ARCHIVE, Search
+from experiments.tasks import problems
 from optax_heavytail import rules
 from tests.commands import ROOT, environment, python
 

@@ -90,6 +90,21 @@ CONTESTANTS: dict[str, Contestant] = {
         28,
         (ADAMW,),
     ),
+    # Reads g, w and a byte each of m and v, and writes w and these.
+    "oht.compress_state(optax.adamw)": Contestant(
+        lambda: oht.compress_state(
+            optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        ),
+        16,
+        (ADAMW,),
+    ),
+    "oht.compress_state(oht.acclip)": Contestant(
+        lambda: oht.compress_state(
+            oht.acclip(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        ),
+        16,
+        (ADAMW,),
+    ),
     # One pass for the norm of g, then AdamW.
     "optax: clip + adamw": Contestant(
         lambda: optax.chain(

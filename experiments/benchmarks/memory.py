@@ -76,6 +76,12 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "oht.larsc": Contestant(lambda: oht.larsc(LEARNING_RATE)),
     "oht.neumann": Contestant(lambda: oht.neumann(LEARNING_RATE)),
+    "oht.compress_state(optax.adamw)": Contestant(
+        lambda: oht.compress_state(optax.adamw(LEARNING_RATE))
+    ),
+    "oht.compress_state(oht.acclip)": Contestant(
+        lambda: oht.compress_state(oht.acclip(LEARNING_RATE))
+    ),
 }
 
 

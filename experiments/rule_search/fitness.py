@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.rule_search import problems
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 GROWTH = 1e4  # weights beyond so many times the largest one of the start are refused

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common import files, json_files, markdown, provenance
 from experiments.reporting import figures, page
-from experiments.rule_search import problems
 from experiments.rule_search.search import Candidate, Search, Trace
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 FILES = (

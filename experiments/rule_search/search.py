@@ -13,7 +13,7 @@ from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 from experiments.common.measurements import Measurements
 from experiments.common.types import Config
-from experiments.rule_search import fitness, problems
+from experiments.rule_search import fitness
 from experiments.rule_search.proposals import (
     Chance,
     Everything,
@@ -22,7 +22,8 @@ from experiments.rule_search.proposals import (
     Proposals,
     rows_of,
 )
-from experiments.runs import folders, reading
+from experiments.runs import folders
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 ARCHIVE = "archive.jsonl"
@@ -78,7 +79,7 @@ class Search:
         self.config, self.workdir = config, workdir
         for method in config.methods:  # a bad file of rules is known before the work
             _proposals(method, 0, config)
-        _same_config(config, workdir)
+        folders.claim_same(workdir, config, "search")
         self.archive = Measurements(
             workdir / ARCHIVE,
             lambda record: (record["tier"], record["fingerprint"]),
@@ -242,15 +243,3 @@ def _check_record(record: Record, where: str) -> None:
     fields.check(record, _RECORD, where)
     if record["tier"] in _TRAININGS:
         fields.check(record, _TRAINING, where)
-
-
-def _same_config(config: Config, workdir: Path) -> None:
-    """Refuses a folder of another search, whose numbers would be mixed with these."""
-    folders.claim(workdir, config)
-    before, now = reading.read_config(workdir), folders.plain(config)
-    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    if names:
-        raise UserError(
-            f"{workdir}: has a search of another config, which differs in "
-            f"{', '.join(names)}"
-        )

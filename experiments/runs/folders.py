@@ -132,6 +132,23 @@ def claim(workdir: Path, config: Config) -> None:
         write_config(workdir, config)
 
 
+def claim_same(workdir: Path, config: Config, what: str) -> None:
+    """As `claim`, of a folder that is to hold but one config's search or training.
+
+    Raises:
+      UserError: not writable, or the folder of another config, whose numbers would be
+        mixed with these.
+    """
+    claim(workdir, config)
+    before, now = reading.read_config(workdir), plain(config)
+    names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if names:
+        raise UserError(
+            f"{workdir}: has a {what} of another config, which differs in "
+            f"{', '.join(names)}"
+        )
+
+
 def write_config(workdir: Path, config: Config) -> None:
     """Writes the config of ``workdir``.
 

@@ -12,6 +12,7 @@ from experiments.studies import (
     robustness,
     rule_search,
     spikes,
+    states,
     study,
     survey,
     theory,
@@ -27,6 +28,7 @@ STUDIES = {
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
     "rule_search": rule_search.STUDY,
+    "states": states.STUDY,
 }
 
 

@@ -61,7 +61,7 @@ FAULTS = [
     ),
     Fault(
         "the cross-entropy of a search cancels",
-        "experiments/rule_search/problems.py",
+        "experiments/tasks/problems.py",
         "    centred = logits - top\n",
         "    centred = logits\n",
         ("tests/test_rule_search.py", "-k", "large_logits"),

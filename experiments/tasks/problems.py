@@ -26,6 +26,7 @@ class Problem(NamedTuple):
     # weights -> validation loss and share of errors; of a function errors are 0
     validate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     ceiling: float  # the loss of a model that has learnt nothing
+    leaves: tuple[int, ...]  # sizes of the parts that make the vector
 
 
 class Data(NamedTuple):
@@ -84,8 +85,9 @@ def network(
     hidden: Sequence[int],
     activation: Callable[[jax.Array], jax.Array],
     noise: Callable[[jax.Array, jax.Array], jax.Array],
+    batch: int = BATCH,
 ) -> Problem:
-    """A perceptron with softmax."""
+    """A perceptron with softmax, trained on so many rows a step."""
     widths = (data.inputs.shape[1], *hidden, data.classes)
     shapes = [(a + 1, b) for a, b in itertools.pairwise(widths)]
     ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -99,15 +101,10 @@ def network(
         return x
 
     def init(key):
-        keys = jax.random.split(key, len(shapes))
-        layers = [
-            jax.random.normal(k, (a, b)) * (jnp.arange(a) < a - 1)[:, None] / a**0.5
-            for k, (a, b) in zip(keys, shapes, strict=True)
-        ]
-        return jnp.concatenate([layer.ravel() for layer in layers])
+        return initial_layers(key, shapes)
 
     def loss(weights, key):
-        rows = jax.random.randint(key, (BATCH,), 0, len(data.labels))
+        rows = jax.random.randint(key, (batch,), 0, len(data.labels))
         inputs, labels = jnp.asarray(data.inputs)[rows], jnp.asarray(data.labels)[rows]
         return cross_entropy(logits(weights, inputs), labels)
 
@@ -118,7 +115,18 @@ def network(
 
     shares = np.bincount(data.held_labels) / len(data.held_labels)
     ceiling = float(-np.sum(shares * np.log(shares)))
-    return Problem(init, loss, noise, validate, ceiling)
+    leaves = tuple(size for a, b in shapes for size in ((a - 1) * b, b))
+    return Problem(init, loss, noise, validate, ceiling, leaves)
+
+
+def initial_layers(key: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
+    """Weights of layers as one vector; the last row of each is its bias, of zeros."""
+    keys = jax.random.split(key, len(shapes))
+    layers = [
+        jax.random.normal(k, (a, b)) * (jnp.arange(a) < a - 1)[:, None] / a**0.5
+        for k, (a, b) in zip(keys, shapes, strict=True)
+    ]
+    return jnp.concatenate([layer.ravel() for layer in layers])
 
 
 def quadratic(condition: float, size: int = 64) -> Problem:
@@ -134,7 +142,12 @@ def quadratic(condition: float, size: int = 64) -> Problem:
         return jnp.sign(jax.random.normal(key, (size,)))
 
     return Problem(
-        init, loss, no_noise, lambda w: (loss(w), jnp.zeros([])), ceiling=_NO_GAIN
+        init,
+        loss,
+        no_noise,
+        lambda w: (loss(w), jnp.zeros([])),
+        ceiling=_NO_GAIN,
+        leaves=(size,),
     )
 
 

@@ -1,0 +1,1 @@
+"""Training learned optimizers: what they learn from, how, and what came of it."""

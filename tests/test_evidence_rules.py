@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rule_search import problems
 from experiments.studies import rule_search, rule_search_tables, unseen
 from experiments.studies.training import Contestant
+from experiments.tasks import problems
 from optax_heavytail import rules
 
 

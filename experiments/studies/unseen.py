@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.data import text
 from experiments.models.losses import cross_entropy
-from experiments.rule_search import problems
 from experiments.studies.training import Problem, PyTree
 from experiments.studies.tuning import Protocol
+from experiments.tasks import problems
 
 STEPS = 500
 PROTOCOL = Protocol(

@@ -129,7 +129,7 @@ def compress_state(inner: Inner) -> optax.GradientTransformationExtraArgs:
 def decompress_state(state: Any) -> Any:
     """The same state, with float32 for every `CompressedArray` in it.
 
-    What readers such as `get_momentum` and ``optax.tree.get`` find then are plain arrays.
+    Readers such as `get_momentum` and ``optax.tree.get`` find plain arrays in it.
 
     Args:
       state: any state, also one with `compress_state` deep within.

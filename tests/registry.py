@@ -912,8 +912,15 @@ CASES = {
     "monitor": Case(
         oht.diagnostics.monitor,
         {"inner": oht.gclip(0.1, 1.0, weight_decay=0.1), "reservoir_size": 3},
-        ("reservoir_size",),
+        ("every", "reservoir_size"),
         needs_params=True,
+    ),
+    "monitor-every": Case(
+        oht.diagnostics.monitor,
+        {"inner": oht.trace(0.9), "every": 2, "reservoir_size": 3},
+        ("every", "reservoir_size"),
+        needs_params=True,
+        variant=True,
     ),
     "monitor_clipping": Case(
         oht.diagnostics.monitor_clipping,

@@ -1,3 +1,4 @@
+import importlib
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ from experiments.benchmarks import (
     accumulate,
     common,
     contestants,
+    gpu,
     leaves,
     memory,
     monitor,
@@ -24,6 +26,7 @@ from experiments.benchmarks import (
     trees,
     two_loop,
 )
+from experiments.common.errors import UserError
 from experiments.tasks import without_data
 
 
@@ -401,8 +404,9 @@ def test_the_monitor_is_compared_with_the_optimizer_alone(tmp_path, monkeypatch)
     names = record["monitor_bytes"] - state
     assert 10 * record["leaves"] < names < 100 * record["leaves"]
     assert [cell[1] for cell in cells(page)] == list(record["seconds"])
-    assert [cell[3] == "-" for cell in cells(page)] == [True, False, False, True]
-    twice = record | {"seconds": {"alone": [1, 1], "monitored": [2, 3]}}
+    is_bare = [cell[3] == "-" for cell in cells(page)]
+    assert is_bare == [True, False, False, False, True]
+    twice = record | {"seconds": {"alone": [1, 1], monitor.MONITORED[1]: [2, 3]}}
     assert monitor.rows_of(twice)[1][3] == "2.5 [2.25, 2.75]"
 
 
@@ -512,6 +516,57 @@ def test_two_loop_measures_every_method(problem, tmp_path, monkeypatch):
 
 def halves(items):
     return items[: len(items) // 2], items[len(items) // 2 :]
+
+
+# All of them, for an accelerator
+
+
+@pytest.mark.nightly
+def test_all_benchmarks_run_within_their_time_and_say_how_they_ended(tmp_path, capfd):
+    parts = "--parts=memory,leaves"
+    gpu.main([f"--output={tmp_path / 'all'}", "--small", parts])
+    rows = cells((tmp_path / "all" / "README.md").read_text(encoding="utf-8"))
+    assert [(row[0], row[2]) for row in rows] == [
+        ("memory", "complete"),
+        ("leaves", "complete"),
+    ]
+    files = {path.name for path in (tmp_path / "all").iterdir()}
+    assert files == {
+        "README.md",
+        *(f"{x}{y}" for x in ("memory", "leaves") for y in (".md", ".jsonl")),
+    }
+    capfd.readouterr()
+    with pytest.raises(UserError, match="not every benchmark is complete: see"):
+        gpu.main([f"--output={tmp_path / 'late'}", "--seconds=1", parts])
+    rows = cells((tmp_path / "late" / "README.md").read_text(encoding="utf-8"))
+    assert rows[0][2] == "stopped: 1 s were left for it"
+    assert rows[1][2] == "not begun: no time was left"
+
+
+def test_the_commands_of_all_benchmarks_take_their_flags(monkeypatch):
+    """The long ones too, which need an accelerator to end in time."""
+    monkeypatch.setattr(common, "check_writable", _stop)
+    for part in gpu.PARTS.values():
+        module = importlib.import_module(f"experiments.benchmarks.{part.module}")
+        for flags in (part.flags, part.small):
+            with pytest.raises(_StoppedError):
+                module.main(["--output=x", *flags])
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stop(path):
+    raise _StoppedError(path)
+
+
+def test_a_choice_of_contestants_brings_its_references():
+    assert leaves.with_references(["oht.acclip"]) == [
+        "optax.adamw",
+        "optax: clip + lamb",
+        "oht.acclip",
+    ]
 
 
 # Flags

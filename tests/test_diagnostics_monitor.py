@@ -622,3 +622,31 @@ def test_a_clip_that_does_not_tell_is_refused_in_one_line():
     tx = diagnostics.monitor_clipping(oht.scale_by_acclip())
     with pytest.raises(ValueError, match=r"pass report=True to it, as in [^\n]*$"):
         tx.init({"w": jnp.zeros(2)})
+
+
+def test_only_every_third_update_is_measured_and_that_one_in_full():
+    """Against a monitor that sees these alone, also what the reservoir drew."""
+    make = functools.partial(diagnostics.monitor, optax.sgd(0.5), reservoir_size=2)
+    params = {"w": jnp.array([6.0, 8.0]), "b": jnp.zeros(2)}
+    sometimes, always = make(every=3), make()
+    update = jax.jit(sometimes.update)
+    state, want = sometimes.init(params), always.init(params)
+    for k in range(1, 11):
+        size = jnp.nan if k == 4 else float(k)  # an inf or NaN between goes unseen
+        grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), params)
+        updates, state = update(grads, state, params)
+        np.testing.assert_array_equal(updates["w"], -0.5 * grads["w"])
+        if k % 3 == 0:
+            _, want = always.update(grads, want, params)
+    assert int(state.count) == 10
+    np.testing.assert_array_equal(state.gradient_norms, want.gradient_norms)
+    np.testing.assert_array_equal(state.update_norms, want.update_norms)
+    np.testing.assert_array_equal(state.nonfinite_counts, 0)
+    np.testing.assert_array_equal(state.history.histogram, want.history.histogram)
+    assert set(np.asarray(state.history.drawn_at)) <= {3, 6, 9}
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_a_number_of_updates_is_a_whole_one(every):
+    with pytest.raises((TypeError, ValueError), match="every"):
+        diagnostics.monitor(optax.sgd(0.5), every=every)

@@ -253,12 +253,15 @@ def test_a_grid_is_moved_until_its_best_point_is_inside():
 
     tuned = tune()
     assert tuned.is_inside
+    assert tuned.moves == 1
     assert tuned.best.rate == pytest.approx(1)
     assert len(tuned.losses) == digits.PROTOCOL.points
     assert min(tuned.rates) < tuned.best.rate < max(tuned.rates)
     # Of 25 half octaves the lowest is 4, and the next grid goes from 256 to 1/16.
     assert len(measured) == 25 + 12
-    assert not tune(rate=2.0**100).is_inside
+    far = tune(rate=2.0**100)
+    assert not far.is_inside
+    assert far.moves == tuning.MOVES
     both = tune(rate=1.0, threshold=4.0)
     assert len(both.losses) == digits.PROTOCOL.points
     # The formula does not know the threshold: the first is as good as any.

@@ -12,7 +12,8 @@ import optax_heavytail as oht
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-2
 MAX_NORM = 1.0
-ADAMW, MOMENTUM = "optax.adamw", "optax: clip + momentum"
+ADAMW, CLIP = "optax.adamw", "optax: clip + adamw"
+MOMENTUM = "optax: clip + momentum"
 
 
 class NeumannState(NamedTuple):
@@ -106,13 +107,28 @@ CONTESTANTS: dict[str, Contestant] = {
         (ADAMW,),
     ),
     # One pass for the norm of g, then AdamW.
-    "optax: clip + adamw": Contestant(
+    CLIP: Contestant(
         lambda: optax.chain(
             optax.clip_by_global_norm(MAX_NORM),
             optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
         ),
         32,
         (ADAMW,),
+    ),
+    # As that: the limit is a number.
+    "oht.clip_by_history + adamw": Contestant(
+        lambda: optax.chain(
+            oht.clip_by_history(),
+            optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        ),
+        32,
+        (CLIP,),
+    ),
+    # As that, where no step is skipped.
+    "oht.guarded(optax.adamw)": Contestant(
+        lambda: oht.guarded(optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)),
+        32,
+        (CLIP,),
     ),
     # One pass for the norm of g; then reads g, w, m and writes w, m.
     MOMENTUM: Contestant(

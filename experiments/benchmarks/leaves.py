@@ -51,10 +51,10 @@ CONTESTANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "oht.clip_by_norm + adamw": _before_adamw(lambda: oht.clip_by_norm(MAX_NORM)),
     "oht.clip_by_history + adamw": _before_adamw(oht.clip_by_history),
     LEAF_CLIP: _before_adamw(lambda: optax.adaptive_grad_clip(MAX_NORM)),
-    "oht.clip_by_history, leaf + adamw": _before_adamw(
+    "oht.clip_by_history (leaf) + adamw": _before_adamw(
         lambda: oht.clip_by_history(scope="leaf")
     ),
-    "oht.clip_by_moment, leaf + adamw": _before_adamw(
+    "oht.clip_by_moment (leaf) + adamw": _before_adamw(
         lambda: oht.clip_by_moment(scope="leaf")
     ),
     "oht.acclip": lambda: oht.acclip(LEARNING_RATE),
@@ -64,8 +64,8 @@ REFERENCES = {
     "oht.clip_by_norm + adamw": CLIP,
     "oht.clip_by_history + adamw": CLIP,
     LEAF_CLIP: LEAF_CLIP,
-    "oht.clip_by_history, leaf + adamw": LEAF_CLIP,
-    "oht.clip_by_moment, leaf + adamw": LEAF_CLIP,
+    "oht.clip_by_history (leaf) + adamw": LEAF_CLIP,
+    "oht.clip_by_moment (leaf) + adamw": LEAF_CLIP,
     "oht.acclip": ADAMW,
 }
 HEADINGS = (
@@ -174,6 +174,14 @@ def rows(records: Sequence[common.Record]) -> list[list[str]]:
     return cells
 
 
+def with_references(chosen: Sequence[str]) -> list[str]:
+    """The contestants with what they are compared with, and so on, in their order."""
+    wanted = set(chosen)
+    while more := {REFERENCES.get(name, REFERENCE) for name in wanted} - wanted:
+        wanted |= more
+    return [name for name in CONTESTANTS if name in wanted]
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
     parser = common.Parser(__doc__, repeats=15)
@@ -196,8 +204,7 @@ def main(argv: Sequence[str]) -> None:
         help="Some of those in the table, and what they are compared with; all.",
     )
     flags = parser.parse_args(argv)
-    wanted = {REFERENCES.get(name, REFERENCE) for name in flags.contestants}
-    names = [name for name in CONTESTANTS if name in {*flags.contestants, *wanted}]
+    names = with_references(flags.contestants)
     common.check_writable(flags.output)
     jax.config.update("jax_enable_compilation_cache", False)
     for name in names:  # the first compilation of a process starts the compiler

@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.monitor \
         --output=experiments/results/bench_monitor_cpu
 
-times the training step of bert_tiny.py on made-up data, with one optimizer alone and
-with `optax_heavytail.diagnostics.monitor` around it, and how long `read_monitor` takes:
-all in one interleaved run, with one ratio per round. The optimizer alone is there
-twice: the second ratio shows how far from 1 one is by chance. Parameters and state are
-donated. It needs the extra `experiments`.
+times training steps of bert_tiny.py on made-up data, with one optimizer alone and with
+`optax_heavytail.diagnostics.monitor` around it, measuring at each step or at every
+tenth, and how long `read_monitor` takes: all in one interleaved run, ten steps and one
+ratio per round. The optimizer alone is there twice: the second ratio shows how far from
+1 one is by chance. Parameters and state are donated. It needs the extra `experiments`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,10 @@ from optax_heavytail import diagnostics
 
 CONFIG = "bert_tiny"
 OPTIMIZERS = ("adamw", "acclip")
-ALONE, AGAIN, MONITORED, READ = "alone", "alone, again", "monitored", "read_monitor"
+ALONE, AGAIN, READ = "alone", "alone, again", "read_monitor"
+EVERY = (1, 10)  # steps
+STEPS_PER_TIME = 10  # so that each time has as many that measure
+MONITORED = {every: f"monitored, every={every}" for every in EVERY}
 HEADINGS = ("optimizer", "what", "ms", "ratio to it alone")
 
 
@@ -29,21 +32,22 @@ def measure(optimizer: str, rows: int, repeats: int) -> common.Record:
     """Timings of an optimizer alone and monitored."""
     config, task, batch = throughput.build(CONFIG, rows, "float32")
     chosen = optimizers.settings(optimizers.select(config, optimizer))
-    alone, again, monitored = (
-        throughput.Trainer(task, optimizers.build(chosen, is_monitored), batch)
-        for is_monitored in (False, False, True)
+    alone, again, *monitored = (
+        throughput.Trainer(task, optimizers.build(chosen, every), batch)
+        for every in (None, None, *EVERY)
     )
 
     def read() -> float:
-        state = monitored.state.opt_state
+        state = monitored[0].state.opt_state
         return common.seconds(lambda: diagnostics.read_monitor(state))
 
-    timers: dict[str, Callable[[], float]] = {
-        ALONE: alone,
-        AGAIN: again,
-        MONITORED: monitored,
-        READ: read,
-    }
+    trainers = dict(
+        zip(
+            (ALONE, AGAIN, *MONITORED.values()), (alone, again, *monitored), strict=True
+        )
+    )
+    timers = {name: _of_steps(trainer) for name, trainer in trainers.items()}
+    timers[READ] = read
     return {
         "kind": "monitor",
         "model": CONFIG,
@@ -51,9 +55,13 @@ def measure(optimizer: str, rows: int, repeats: int) -> common.Record:
         "optimizer": optimizer,
         "leaves": len(jax.tree.leaves(alone.state.params)),
         "parameters": _size(alone),
-        "monitor_bytes": _bytes(monitored) - _bytes(alone),
+        "monitor_bytes": _bytes(monitored[0]) - _bytes(alone),
         "seconds": common.interleave(timers, repeats, warm_ups=3),
     }
+
+
+def _of_steps(trainer: throughput.Trainer) -> Callable[[], float]:
+    return lambda: sum(trainer() for _ in range(STEPS_PER_TIME)) / STEPS_PER_TIME
 
 
 def _size(trainer: throughput.Trainer) -> int:
@@ -70,7 +78,7 @@ def rows_of(record: common.Record) -> list[list[str]]:
     for name, seconds in record["seconds"].items():
         milliseconds = common.summarize([1e3 * t for t in seconds])
         ratio = common.paired_ratio(seconds, record["seconds"][ALONE])
-        is_step = name in (AGAIN, MONITORED)
+        is_step = name in (AGAIN, *MONITORED.values())
         rows.append(
             [
                 record["optimizer"],
@@ -84,7 +92,7 @@ def rows_of(record: common.Record) -> list[list[str]]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
-    parser = common.Parser(__doc__, repeats=200)
+    parser = common.Parser(__doc__, repeats=20)
     parser.add_argument(
         "--rows", type=common.positive, default=64, help="Of a batch (%(default)s)."
     )
@@ -96,7 +104,8 @@ def main(argv: Sequence[str]) -> None:
         f"Training steps of `experiments/configs/{CONFIG}.py` with {flags.rows} rows: "
         f"{first['parameters']:,} parameters in {first['leaves']} leaves, all of which "
         f"are monitored; the monitor's state has {first['monitor_bytes']:,} bytes. "
-        f"Medians with quartiles of {flags.repeats} rounds of an interleaved run."
+        f"Medians with quartiles of {flags.repeats} rounds of an interleaved run, each "
+        f"of {STEPS_PER_TIME} steps."
     )
     rows = [row for record in records for row in rows_of(record)]
     table = markdown.table(HEADINGS, rows)

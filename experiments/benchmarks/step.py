@@ -143,7 +143,7 @@ def copy_seconds(shapes: trees.Shapes, repeats: int) -> list[float]:
 
 
 def measure_tree(
-    name: str, repeats: int, steps: int
+    name: str, repeats: int, steps: int, chosen: Sequence[str] = tuple(CONTESTANTS)
 ) -> tuple[str, list[common.Record]]:
     """The table of one tree, and its timings."""
     shapes = trees.TREES[name]()
@@ -164,7 +164,7 @@ def measure_tree(
             return TorchStepper(shapes, steps, **TORCH[contestant])
         return Stepper(*transform(contestant), shapes, grads)
 
-    for contestant, reference, bytes_per_param in pairs():
+    for contestant, reference, bytes_per_param in pairs(chosen):
         timers = {"contestant": stepper(contestant), "reference": stepper(reference)}
         times = common.interleave(timers, repeats, warm_ups=WARM_UPS)
         del timers  # the next pair needs the memory
@@ -190,12 +190,12 @@ def measure_tree(
     return title + markdown.table(HEADINGS, rows), records
 
 
-def pairs() -> list[tuple[str, str, int]]:
+def pairs(chosen: Sequence[str] = tuple(CONTESTANTS)) -> list[tuple[str, str, int]]:
     """Each contestant with each of its references, and the bytes it must move."""
     ours = [
-        (name, reference, contestant.bytes_per_param)
-        for name, contestant in CONTESTANTS.items()
-        for reference in contestant.references
+        (name, reference, CONTESTANTS[name].bytes_per_param)
+        for name in chosen
+        for reference in CONTESTANTS[name].references
     ]
     torch = TORCH if has_torch() else ()
     return ours + [(name, ADAMW, TORCH_ADAMW_BYTES) for name in torch]
@@ -235,12 +235,18 @@ def main(argv: Sequence[str]) -> None:
         help="Steps in one call, as a loop: 1 on a CPU, by default, and 20 elsewhere, "
         "where giving the call its arguments takes longer than a step.",
     )
+    parser.add_argument(
+        "--contestants",
+        type=lambda text: common.several(text, common.one_of(list(CONTESTANTS))),
+        default=list(CONTESTANTS),
+        help="Some of those in the table, each with its references; all.",
+    )
     flags = parser.parse_args(argv)
     common.check_writable(flags.output)
     steps = flags.steps or (1 if jax.default_backend() == "cpu" else 20)
     parts, records = [_explanation(flags.repeats, steps)], []
     for name in flags.trees:
-        part, measured = measure_tree(name, flags.repeats, steps)
+        part, measured = measure_tree(name, flags.repeats, steps, flags.contestants)
         parts.append(part)
         records += measured
     common.write(flags.output, "Optimizer step", parts, records)

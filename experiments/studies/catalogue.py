@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.common import files, markdown, progress
 from experiments.studies import (
     bert,
+    first_figure,
     guards,
     lambc,
     neumann,
@@ -17,6 +18,7 @@ from experiments.studies import (
     survey,
     theory,
 )
+from experiments.studies.heavy_tails import suite
 
 STUDIES = {
     "theory": theory.STUDY,
@@ -28,6 +30,8 @@ STUDIES = {
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
     "rule_search": rule_search.STUDY,
+    "heavy_tails": suite.STUDY,
+    "first_figure": first_figure.STUDY,
     "states": states.STUDY,
 }
 

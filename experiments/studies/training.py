@@ -53,8 +53,13 @@ class Problem(NamedTuple):
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     data: PyTree  # the same in all lanes
     batches: Callable[[int], PyTree]  # seed -> arrays (steps, ...)
+    # seed -> what `init` is given: a key, or one with arrays that are the lane's own
+    key: Callable[[int], PyTree] = jax.random.key
     # (gradients, count of steps) -> gradients
     corrupt: Callable[[PyTree, jax.Array], PyTree] | None = None
+    # In place of the derivative of ``loss``: (params, model state, data, batch, count)
+    # -> (what the transform is given, loss, model state)
+    gradient: Callable[..., tuple[PyTree, jax.Array, PyTree]] | None = None
     evaluations: int = 50
     side_by_side: bool = False  # lanes that are too small to keep the cores busy
 
@@ -75,6 +80,7 @@ class Curves(NamedTuple):
 
 
 Run = Callable[[Sequence[Point], Sequence[int]], Curves]
+Train = Callable[..., "Shown"]  # (rates, thresholds, keys, batches, data)
 Shown = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # loss, accuracy, observed
 
 
@@ -84,18 +90,31 @@ def evaluation_steps(problem: Problem) -> np.ndarray:
     return np.linspace(0, problem.steps, number + 1).round().astype(int)[1:]
 
 
-def runner(contestant: Contestant, problem: Problem) -> Run:
-    """A function that trains lanes, which compiles once for each number of them."""
+def trainer(contestant: Contestant, problem: Problem) -> Train:
+    """What `runner` compiles: the same for problems that differ in arrays alone."""
+    return (_side_by_side if problem.side_by_side else _in_turn)(contestant, problem)
+
+
+def runner(contestant: Contestant, problem: Problem, train: Train | None = None) -> Run:
+    """A function that trains lanes, which compiles once for each number of them.
+
+    Args:
+      contestant: the optimizer.
+      problem: what it is trained on.
+      train: of `trainer`, of this optimizer and a problem that differs from this one in
+        ``data``, ``batches`` and ``key`` alone. ``None``: a new one.
+    """
     has_threshold = contestant.threshold is not None
     data = jax.tree.map(jnp.asarray, problem.data)
-    train = (_side_by_side if problem.side_by_side else _in_turn)(contestant, problem)
+    train = train or trainer(contestant, problem)
 
     def run(grid_points: Sequence[Point], seeds: Sequence[int]) -> Curves:
         rates = jnp.asarray([point.rate for point in grid_points])
         thresholds = (
             jnp.asarray([p.threshold for p in grid_points]) if has_threshold else None
         )
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        own = [problem.key(seed) for seed in seeds]
+        keys = jax.tree.map(lambda *arrays: jnp.stack(arrays), *own)
         batches = [problem.batches(seed) for seed in seeds]
         losses, accuracies, seen = jax.tree.map(
             lambda x: np.asarray(x, np.float64),
@@ -201,6 +220,8 @@ def _lane(contestant: Contestant, problem: Problem) -> _Lane:
         params, model_state, state = carry
 
         def gradient(params: PyTree) -> tuple[PyTree, jax.Array, PyTree]:
+            if problem.gradient:
+                return problem.gradient(params, model_state, data, batch, count)
             (loss, after), grads = jax.value_and_grad(problem.loss, has_aux=True)(
                 params, model_state, data, batch
             )

@@ -29,6 +29,7 @@ class Tuned(NamedTuple):
     losses: np.ndarray  # of all points, the mean over the seeds
     best: Point
     is_inside: bool  # of the grid
+    moves: int = 0  # of the grid, until its best point was inside
 
 
 def around(middle: float, number: int, factor: float) -> tuple[float, ...]:
@@ -59,11 +60,11 @@ def tune(contestant: Contestant, run: Run, protocol: Protocol) -> Tuned:
     """Finds the best point of the grid, which is moved if that is on an edge."""
     known: dict[str, float] = {}
     tuned, moved = _search(contestant, run, protocol, known)
-    for _ in range(MOVES):
-        if tuned.is_inside:
-            break
+    moves = 0
+    while not tuned.is_inside and moves < MOVES:
         tuned, moved = _search(moved, run, protocol, known)
-    return tuned
+        moves += 1
+    return tuned._replace(moves=moves)
 
 
 def _search(
@@ -111,6 +112,7 @@ def tune_and_run(
         "rate": study.rounded([best.rate])[0],
         "threshold": best.threshold and study.rounded([best.threshold])[0],
         "is_inside": tuned.is_inside,
+        "moves": tuned.moves,
         "losses": study.rounded(losses[:, -1]),
         "accuracies": study.rounded(accuracies[:, -1]),
         "loss_curves": [study.rounded(curve) for curve in losses],

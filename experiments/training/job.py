@@ -66,7 +66,9 @@ class Job:
             learning_rate=float(entry.learning_rate),
             plan=plan,
             layout=layout,
-            optimizer=optimizers.build(resolved.optimizer, config.monitor),
+            optimizer=optimizers.build(
+                resolved.optimizer, 1 if config.monitor else None
+            ),
             aggregate=combine,
         )
 

@@ -217,9 +217,12 @@ def settings(config: Config) -> Config:
 
 
 def build(
-    chosen: Config, is_monitored: bool = False
+    chosen: Config, monitor_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the transform; its learning rate is an array in its state."""
+    """Builds the transform; its learning rate is an array in its state.
+
+    With ``monitor_every`` it is monitored at each such step.
+    """
     kwargs = dict(chosen.kwargs)
     if "weight_decay" in chosen:
         kwargs |= {"weight_decay": chosen.weight_decay, "mask": oht.decay_mask}
@@ -228,7 +231,9 @@ def build(
         optimizer = BUILDERS[chosen.transform](learning_rate, **kwargs)
         if "skip_if_unsafe" in chosen:
             optimizer = oht.skip_if_unsafe(optimizer, **chosen.skip_if_unsafe)
-        return diagnostics.monitor(optimizer) if is_monitored else optimizer
+        if monitor_every is None:
+            return optimizer
+        return diagnostics.monitor(optimizer, every=monitor_every)
 
     make(chosen.learning_rate)  # checks ranges before any array
     inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)

@@ -4,6 +4,13 @@ from tests.planted_faults.fault import Fault
 
 FAULTS = [
     Fault(
+        "monitor: every update is measured",
+        "optax_heavytail/diagnostics/monitoring/_monitor.py",
+        "if every == 1:",
+        "if every >= 1:",
+        ("tests/test_diagnostics_monitor.py", "-k", "every_third"),
+    ),
+    Fault(
         "monitor: norms of the update in place of the gradient",
         "optax_heavytail/diagnostics/monitoring/_monitor.py",
         "gradient_norms=gradient_norms,",

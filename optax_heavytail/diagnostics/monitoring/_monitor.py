@@ -1,5 +1,6 @@
 """Watching an optimizer from inside the chain."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,14 @@ class MonitorState(NamedTuple):
     float32 or wider.
     """
 
-    count: jax.typing.ArrayLike  #: (), int32, updates seen
+    count: jax.typing.ArrayLike  #: (), int32, updates seen, measured or not
     #: (bytes,), uint8, the leaves' paths in UTF-8; ``None`` without per_leaf
     leaf_names: Any
-    gradient_norms: jax.Array  #: (rows,), of the last update, as they came in
+    gradient_norms: jax.Array  #: (rows,), of the last measured update, as they came in
     update_norms: jax.Array  #: (rows,), of what ``inner`` made of them
     parameter_norms: jax.Array  #: (rows,), before that update
     nonfinite_counts: jax.Array  #: (rows,), int32, gradients with an inf or NaN
-    history: NormHistory  #: of the gradients' norms in all steps
+    history: NormHistory  #: of the gradients' norms in all measured steps
     inner_state: optax.OptState
 
 
@@ -34,6 +35,7 @@ def monitor(
     inner: Inner,
     *,
     per_leaf: bool = True,
+    every: int = 1,
     reservoir_size: int = 1024,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,6 +61,9 @@ def monitor(
       inner: the optimizer. Its updates pass unchanged.
       per_leaf: whether to have numbers for each leaf. Without, there is one norm over
         all leaves.
+      every: :math:`K`, a Python integer, at least 1: the updates K, 2K, ... are
+        measured, and the last and all updates above are meant of these. An inf in
+        between is not counted.
       reservoir_size: :math:`R`, how many norms of each row to keep, a Python integer,
         at least 2. Estimates of a tail index want some hundreds.
       axis_name: for parameters sharded by hand inside ``shard_map`` or ``pmap``: the
@@ -74,8 +79,8 @@ def monitor(
       enters no histogram, and no norm of that step enters the reservoir.
 
     Raises:
-      ValueError: ``reservoir_size`` is outside its range, or ``update`` was called
-        without parameters.
+      ValueError: ``every`` or ``reservoir_size`` is outside its range, or ``update``
+        was called without parameters.
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
@@ -93,6 +98,7 @@ def monitor(
       0.15
     """
     _base.check_flag("per_leaf", per_leaf)
+    _base.check_static_integer("every", every, 1)
     _base.check_static_integer("reservoir_size", reservoir_size, 2)
     inner_tx = as_transform(inner)
 
@@ -109,26 +115,35 @@ def monitor(
             inner_state=inner_tx.init(params),
         )
 
-    def update(updates, state, params, **extra_args):
+    def measured(state, count, grads, updates, params):
         def norms(tree):
             found = _rows.norms(tree, per_leaf, axis_name)
             return _rows.cast(found, state.gradient_norms)
 
-        count = optax.safe_increment(state.count)
-        gradient_norms = norms(updates)
-        updates, inner_state = inner_tx.update(
-            updates, state.inner_state, params, **extra_args
-        )
+        gradient_norms = norms(grads)
         bad = (~jnp.isfinite(gradient_norms)).astype(jnp.int32)
-        return updates, MonitorState(
-            count=count,
-            leaf_names=state.leaf_names,
+        return state._replace(
             gradient_norms=gradient_norms,
             update_norms=norms(updates),
             parameter_norms=norms(params),
             nonfinite_counts=state.nonfinite_counts + bad,
             history=_norm_history.add(state.history, gradient_norms, count),
-            inner_state=inner_state,
+        )
+
+    def update(grads, state, params, **extra_args):
+        count = optax.safe_increment(state.count)
+        updates, inner_state = inner_tx.update(
+            grads, state.inner_state, params, **extra_args
+        )
+        # Neither names nor the inner state go through a branch, which copies them.
+        own = state._replace(count=(), leaf_names=(), inner_state=())
+        measure = functools.partial(measured, own, count, grads, updates, params)
+        if every == 1:
+            own = measure()
+        else:
+            own = jax.lax.cond(count % every == 0, measure, lambda: own)
+        return updates, own._replace(
+            count=count, leaf_names=state.leaf_names, inner_state=inner_state
         )
 
     return wrapper(init, update, needs_params=True)

@@ -9,6 +9,7 @@ from experiments.studies import (
     first_figure,
     guards,
     lambc,
+    learned,
     neumann,
     robustness,
     rule_search,
@@ -33,6 +34,7 @@ STUDIES = {
     "heavy_tails": suite.STUDY,
     "first_figure": first_figure.STUDY,
     "states": states.STUDY,
+    "learned": learned.STUDY,
 }
 
 

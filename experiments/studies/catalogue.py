@@ -9,8 +9,10 @@ from experiments.studies import (
     first_figure,
     guards,
     lambc,
+    learned,
     neumann,
     robustness,
+    rule_search,
     spikes,
     states,
     study,
@@ -28,9 +30,11 @@ STUDIES = {
     "robustness": robustness.STUDY,
     "guards": guards.STUDY,
     "spikes": spikes.STUDY,
+    "rule_search": rule_search.STUDY,
     "heavy_tails": suite.STUDY,
     "first_figure": first_figure.STUDY,
     "states": states.STUDY,
+    "learned": learned.STUDY,
 }
 
 

@@ -20,6 +20,7 @@ from experiments.benchmarks import (
     memory,
     monitor,
     spectrum,
+    standing,
     startup,
     step,
     throughput,
@@ -567,6 +568,44 @@ def test_a_choice_of_contestants_brings_its_references():
         "optax: clip + lamb",
         "oht.acclip",
     ]
+
+
+# Standing still
+
+
+def test_what_moved_is_marked_and_what_the_quartiles_cover_is_not():
+    def record(*ratio, moved=40.0):
+        return {
+            "kind": "standing",
+            "what": "x",
+            "ratio": list(ratio),
+            "bytes": moved,
+        }
+
+    before = record(0.98, 1.0, 1.02)
+    marks = [
+        standing.row(record(*ratio), before)[-1]
+        for ratio in [(1.15, 1.2, 1.3), (0.9, 1.2, 1.3), (1.03, 1.05, 1.07), (0.5,) * 3]
+    ]
+    assert marks == ["+20%", "", "", "-50%"]
+    assert standing.row(before, None)[-1] == "new"
+    assert standing.row(record(1, 1, 1, moved=44.0), before)[3:5] == ["44", "40"]
+
+
+@pytest.mark.nightly
+def test_a_run_is_compared_with_its_own_table(tmp_path):
+    flags = ["--tree=tiny", "--leaves=2", "--builds=1", "--repeats=1"]
+    _, records = run(standing.main, tmp_path, *flags)
+    own = tmp_path / "folder" / "bench.x.jsonl"
+    against = own.rename(tmp_path / "before.jsonl")
+    (tmp_path / "folder" / "bench.x.md").unlink()
+    page, again = run(standing.main, tmp_path, *flags, f"--against={against}")
+    assert [r["what"] for r in again] == [r["what"] for r in records]
+    assert len(cells(page)) == len(standing.STEPS) + len(standing.COMPILATIONS)
+    assert all(row[2] != "-" for row in cells(page))
+    against.write_text('{"kind": "standing", "what": "x", "ratio": [1], "bytes": 0}\n')
+    with pytest.raises(UserError, match=r"before.jsonl.*ratio"):
+        standing.main([f"--output={tmp_path / 'x'}", f"--against={against}"])
 
 
 # Flags

@@ -43,4 +43,32 @@ FAULTS = [
         'return ""',
         (TEST, "-k", "lost"),
     ),
+    Fault(
+        "noise of unseen problems is in their loss",
+        "experiments/studies/unseen.py",
+        "drift = jnp.vdot(noise, params - jax.lax.stop_gradient(params))",
+        "drift = jnp.vdot(noise, params)",
+        ("tests/test_evidence_rules.py", "-k", "noise_is_in"),
+    ),
+    Fault(
+        "characters are guessed from themselves",
+        "experiments/studies/unseen.py",
+        "seen = jax.nn.one_hot(windows[:, :-1], SYMBOLS)",
+        "seen = jax.nn.one_hot(windows[:, 1:], SYMBOLS)",
+        ("tests/test_evidence_rules.py", "-k", "characters"),
+    ),
+    Fault(
+        "what evolution was given counts as found",
+        "experiments/studies/rule_search_tables.py",
+        "return np.minimum.accumulate(scores[:, first:], axis=1)",
+        "return np.minimum.accumulate(scores, axis=1)[:, first:]",
+        ("tests/test_evidence_rules.py", "-k", "lower"),
+    ),
+    Fault(
+        "found rules go uphill",
+        "experiments/studies/rule_search.py",
+        "return optax.chain(rules.transform(rule), by_rate)",
+        "return optax.chain(rules.transform(rule), optax.scale(learning_rate))",
+        ("tests/test_evidence_rules.py", "-k", "downhill"),
+    ),
 ]

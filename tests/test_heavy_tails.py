@@ -150,6 +150,9 @@ def test_lost_runs_are_counted_by_an_exact_test():
     one = np.where(np.arange(8) == 0, LOST, 0.1)
     # Eight of eight against none: 2 / 2^8; one of eight proves nothing.
     assert verdicts.p_value(Pair(lost, kept)) == pytest.approx(2 / 2**8)
+    # What both lose tells nothing of either.
+    five, four = (np.where(np.arange(8) < n, LOST, 0.1) for n in (5, 4))
+    assert verdicts.p_value(Pair(five, four)) == 1.0
     words = [
         verdicts.judge([Pair(*pair)], 0.01)[0]
         for pair in ((lost, kept), (kept, lost), (one, kept), (lost, lost))

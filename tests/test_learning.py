@@ -70,6 +70,18 @@ def test_estimates_of_a_long_influence(kind):
         assert error < 0.1 * want
 
 
+@pytest.mark.parametrize("kind", estimators.KINDS)
+def test_perturbations_begin_anew_with_an_episode(kind):
+    before, key = jnp.full(4, 9.0), jax.random.key(0)
+    noise, total = estimators.perturb(kind, key, before, jnp.array(True))
+    np.testing.assert_array_equal(total, noise)
+    assert np.all(np.abs(noise) < 5)
+    noise, total = estimators.perturb(kind, key, before, jnp.array(False))
+    want = {"nres": before, "pes": before + noise, "truncated": noise}[kind]
+    np.testing.assert_array_equal(total, want)
+    assert np.array_equal(noise, total) == (kind != "pes")
+
+
 def test_one_worker_does_not_rule():
     gradients = jnp.array([[3.0, 4.0], [0.3, 0.0], [jnp.nan, 1.0], [jnp.inf, 0.0]])
     found = estimators.clipped_mean(gradients, 1.0)

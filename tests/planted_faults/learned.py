@@ -33,7 +33,7 @@ FAULTS = [
         LSTM,
         "return jax.nn.sigmoid(o) * jnp.tanh(cell), cell",
         "return jax.nn.sigmoid(o) * cell, cell",
-        (OURS, "-k", "bounded_for_any"),
+        (OURS, "-k", "bounded_for_any or lstm_is_that_of_loops"),
     ),
     Fault(
         "lstm: a bad gradient stays in the state",
@@ -140,7 +140,7 @@ FAULTS = [
         "experiments/learning/estimators.py",
         "return drawn, jnp.where(is_new, 0, total) + drawn",
         "return drawn, total + drawn",
-        (TRAINING, "-k", "long_influence"),
+        (TRAINING, "-k", "begin_anew"),
     ),
     Fault(
         "evolution: a worker that is lost makes all NaN",
@@ -183,5 +183,19 @@ FAULTS = [
         "int(np.argmin(found[:, h]))",
         "int(np.argmax(found[:, h]))",
         (TRAINING, "-k", "best_rate"),
+    ),
+    Fault(
+        "gate: half of an interval is enough",
+        "experiments/studies/learned_tables.py",
+        'if length == "x1" and not high < 0:',
+        'if length == "x1" and not low < 0:',
+        ("tests/test_learned_study.py", "-k", "gate_is_passed"),
+    ),
+    Fault(
+        "gate: a task may be lost",
+        "experiments/studies/learned_tables.py",
+        "if mean > BOUND:",
+        "if mean > 9 * BOUND:",
+        ("tests/test_learned_study.py", "-k", "gate_is_passed"),
     ),
 ]

@@ -95,7 +95,10 @@ def main(argv: Sequence[str]) -> None:
         "--small", action="store_true", help="Tries every part in seconds."
     )
     flags = parser.parse_args(argv)
-    flags.output.mkdir(parents=True, exist_ok=True)
+    # Refused before the minutes that the parts take.
+    files.check_target(
+        flags.output / "README.md" if flags.output.name else flags.output
+    )
     end, rows = time.monotonic() + flags.seconds, []
     for name in flags.parts:
         part, started = PARTS[name], time.monotonic()

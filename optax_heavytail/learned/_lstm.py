@@ -22,7 +22,7 @@ class LSTMWeights(NamedTuple):
     output. 5,141 numbers for two inputs, 5,061 for one.
     """
 
-    w_1: Any  #: (inputs + 20, 80), of the first layer: of its inputs, then of its state
+    w_1: Any  #: (inputs + 20, 80), of the first layer's inputs and then of its state
     b_1: Any  #: (80,)
     w_2: Any  #: (40, 80), of the second layer, whose inputs are the first one's outputs
     b_2: Any  #: (80,)
@@ -34,7 +34,8 @@ class ScaleByLSTMState(NamedTuple):
     """State of `scale_by_lstm`.
 
     Each field but the count is like the parameters, with a new last axis of 20 units,
-    in float32 or wider or in ``state_dtype``: a parameter's `PartitionSpec` fits them.
+    in float32 or wider or in ``state_dtype``: a ``PartitionSpec`` of a parameter fits
+    them.
     """
 
     count: jax.typing.ArrayLike  #: (), int32, updates seen
@@ -86,12 +87,14 @@ def scale_by_lstm(
       p: :math:`p` in (0, inf), as the weights were trained. Not used by "none".
       output_scale: :math:`s` in (0, inf), in the parameters' units, likewise.
       state_dtype: dtype of the state. ``None``: the parameter's own, but at least
-        float32. bfloat16 halves the state and is rounded stochastically: see `ema`.
+        float32. bfloat16 halves the state and is rounded stochastically: see
+        `~optax_heavytail.ema`.
 
     Returns:
       A transform with a `ScaleByLSTMState`, for bfloat16 inside a
-      `StochasticRoundingState`. Updates keep the gradients' structure, shapes and
-      dtypes; none is larger than :math:`s (\sum_k |w_k| + |b|)`. A zero gradient gives
+      `~optax_heavytail.StochasticRoundingState`. Updates keep the
+      gradients' structure, shapes and dtypes; none is larger than
+      :math:`s (\sum_k |w_k| + |b|)`. A zero gradient gives
       what the network says of it, which is not 0; a huge one is bounded likewise. An
       inf or NaN gradient makes its own coordinate's update NaN, no other's, and leaves
       the state as it was.

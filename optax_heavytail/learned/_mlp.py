@@ -98,16 +98,18 @@ def scale_by_mlp(
       weights: of `load`, of `init_mlp`, or traced, to be trained.
       rms: :math:`c` in (0, inf): root mean square of the updates of a leaf, without
         unit. 0.3 gives them the size of Adam's, so that learning rates of AdamW apply.
-      axis_name: see `clip_by_norm`, for the mean over a leaf.
+      axis_name: see `~optax_heavytail.clip_by_norm`, for the mean over a leaf.
       layer_axis: the axis that stacks layers, each of which has its own mean: an int,
         ``None``, or a tree prefix of these.
       state_dtype: dtype of the state. ``None``: the parameter's own, but at least
-        float32. bfloat16 is rounded stochastically: see `ema`.
+        float32. bfloat16 is rounded stochastically: see
+        `~optax_heavytail.ema`.
 
     Returns:
       A transform with a `ScaleByMLPState`, for bfloat16 inside a
-      `StochasticRoundingState`. Updates point along the gradient and keep its
-      structure, shapes and dtypes. A coordinate whose gradients were all zero does not
+      `~optax_heavytail.StochasticRoundingState`. Updates point along the
+      gradient and keep its structure, shapes and dtypes. A coordinate whose
+      gradients were all zero does not
       move; huge and tiny gradients neither overflow nor underflow. An inf or NaN
       gradient makes its own coordinate's update NaN, no other's, and does not enter the
       averages.

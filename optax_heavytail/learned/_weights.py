@@ -70,7 +70,7 @@ def about(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
       name_or_path: as for `load`.
 
     Returns:
-      A JSON object: ``model`` and ``version``, and whatever the training wrote.
+      A JSON object with ``model``, ``version`` and whatever the training wrote.
 
     Raises:
       WeightsError: as `load`.

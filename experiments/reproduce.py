@@ -16,7 +16,12 @@ from experiments.studies import catalogue, study
 def parser() -> commands.Parser:
     """The flags."""
     made = commands.Parser(__doc__)
-    made.add_argument("name", choices=catalogue.STUDIES, help="The study.")
+    made.add_argument(
+        "name",
+        choices=catalogue.STUDIES,
+        metavar="study",
+        help=f"One of {', '.join(catalogue.STUDIES)}.",
+    )
     made.add_argument(
         "--scale",
         choices=study.SCALES,

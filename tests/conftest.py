@@ -22,8 +22,13 @@ gc.set_threshold(20_000, 20, 10)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same examples in every run, and few: each new shape compiles.
+MAX_EXAMPLES = 25 if compilation.AS_USERS_DO in os.environ else 6
 hypothesis.settings.register_profile(
-    "tests", max_examples=10, deadline=None, derandomize=True, database=None
+    "tests",
+    max_examples=MAX_EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
 )
 hypothesis.settings.load_profile("tests")
 

@@ -135,7 +135,11 @@ PASSES = {
     "optax.adamw": ["gwmv", "wmv"],
     "oht.acclip": ["gwmv", "wmv"],
     "oht.acclip, normalize": ["gwmv", "wmv"],
+    "oht.compress_state(optax.adamw)": ["gwMV", "wMV"],  # a byte each
+    "oht.compress_state(oht.acclip)": ["gwMV", "wMV"],
     "optax: clip + adamw": ["g", "gwmv", "wmv"],
+    "oht.clip_by_history + adamw": ["g", "gwmv", "wmv"],
+    "oht.guarded(optax.adamw)": ["g", "gwmv", "wmv"],
     "optax: clip + momentum": ["g", "gwm", "wm"],
     "oht.gclip": ["gm", "m", "wm", "w"],
     "oht.cclip": ["gwm", "wm"],
@@ -150,7 +154,10 @@ PASSES = {
 
 
 def test_bytes_are_those_of_the_passes():
-    counted = {name: 4 * len("".join(passes)) for name, passes in PASSES.items()}
+    counted = {
+        name: sum(1 if x.isupper() else 4 for x in "".join(passes))
+        for name, passes in PASSES.items()
+    }
     stated = {name: c.bytes_per_param for name, c in contestants.CONTESTANTS.items()}
     assert stated == counted
 
@@ -168,14 +175,25 @@ def test_bytes_per_second_follow_from_the_time():
     ]
 
 
-def test_step_measures_each_pair(tmp_path):
-    page, records = run(step.main, tmp_path, "--trees=tiny", "--repeats=2")
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["oht.acclip", "oht.neumann"],
+        pytest.param(list(contestants.CONTESTANTS), marks=pytest.mark.nightly),
+    ],
+    ids=["two", "all"],
+)
+def test_step_measures_each_pair(tmp_path, chosen):
+    argv = ["--trees=tiny", "--repeats=2"]
+    if len(chosen) < len(contestants.CONTESTANTS):
+        argv.append(f"--contestants={','.join(chosen)}")
+    page, records = run(step.main, tmp_path, *argv)
     copy, *pairs = records
     assert copy["kind"] == "copy"
     assert len(copy["seconds"]) == 2
     found = [(r["contestant"], r["reference"], r["bytes_per_param"]) for r in pairs]
-    assert found == step.pairs()
-    assert {name for name, *_ in found} >= set(contestants.CONTESTANTS)
+    assert found == step.pairs(chosen)
+    assert {name for name, *_ in found} >= set(chosen)
     for record in pairs:
         times = record["seconds"] + record["reference_seconds"]
         assert len(times) == 4

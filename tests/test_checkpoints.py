@@ -470,7 +470,7 @@ def kill_at_a_random_moment(process, workdir, rng):
 
 @pytest.mark.parametrize(
     ("kills", "steps"),
-    [(2, 60), pytest.param(20, 600, marks=pytest.mark.nightly)],
+    [(1, 40), pytest.param(20, 600, marks=pytest.mark.nightly)],
 )
 def test_killed_at_random_moments_a_run_ends_the_same(tmp_path, kills, steps):
     rng, workdir = random.Random(kills), tmp_path / "run"

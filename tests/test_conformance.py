@@ -226,6 +226,7 @@ def test_what_cannot_run_is_said_once(name, says, mine, monkeypatch):
     assert outcome.detail.startswith(says)
 
 
+@pytest.mark.nightly  # it waits for that
 def test_one_that_takes_too_long_is_stopped(mine, monkeypatch):
     # Time to import everything would do; the first step takes an hour.
     report = _judged("sleeps", ("arrays", "jit"), 8.0, monkeypatch=monkeypatch)

@@ -8,6 +8,7 @@ import pytest
 import optax_heavytail as oht
 from tests.in_time import in_time
 from tests.registry import CASES, make_grads, make_params
+from tests.test_contract import is_first_structure
 
 # Programs that tell apart what a loop over operations does: several leaves in one norm,
 # windows, branches.
@@ -23,9 +24,7 @@ def _steps(case):
     return updates
 
 
-@pytest.mark.parametrize(
-    "name", in_time({n: n for n in CASES}, lambda n: not CASES[n].variant)
-)
+@pytest.mark.parametrize("name", in_time({n: n for n in CASES}, is_first_structure))
 def test_operation_by_operation(name):
     with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
         for u in jax.tree.leaves(_steps(CASES[name])):

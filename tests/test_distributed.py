@@ -152,6 +152,7 @@ def test_the_others_stop_when_a_process_dies(tmp_path):
     finish(processes)
 
 
+@pytest.mark.nightly
 def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
     processes = start_endless(tmp_path)
     processes[1].terminate()

@@ -268,6 +268,7 @@ def test_slurm_tasks_find_each_other(fake, tmp_path):
     finished(tmp_path / "run", done)
 
 
+@pytest.mark.nightly  # test_distributed has two processes of its own
 def test_local_processes_find_each_other(tmp_path):
     variables = {"PROCESSES": "2", "PORT": str(free_port()), "PYTHON": sys.executable}
     argv = (*TRAIN[:2], f"--workdir={tmp_path / 'run'}")

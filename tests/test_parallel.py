@@ -134,14 +134,15 @@ def on_one_device():
 @pytest.mark.parametrize(
     "ways",
     [
-        {"parallel": "jit"},
-        {"parallel": "jit", **FSDP},
-        {"parallel": "shard_map"},
-        {"parallel": "pmap"},
-        {"num_devices": 1, "accumulate": 4},
-        {"parallel": "shard_map", "accumulate": 2},
+        pytest.param({"parallel": "jit"}, id="jit", marks=pytest.mark.nightly),
+        pytest.param({"parallel": "jit", **FSDP}, id="fsdp"),
+        pytest.param(
+            {"parallel": "shard_map"}, id="shard_map", marks=pytest.mark.nightly
+        ),
+        pytest.param({"parallel": "pmap"}, id="pmap"),
+        pytest.param({"num_devices": 1, "accumulate": 4}, id="accumulate"),
+        pytest.param({"parallel": "shard_map", "accumulate": 2}, id="both"),
     ],
-    ids=["jit", "fsdp", "shard_map", "pmap", "accumulate", "both"],
 )
 def test_trajectory_is_that_of_one_device(on_one_device, optimizer, ways):
     state, window, built = trained(settings(optimizer, **{"num_devices": 8, **ways}))

@@ -199,7 +199,7 @@ def without_dropout():
     ("parallel_", "fsdp"),
     [
         ("jit", 2),
-        ("shard_map", 1),
+        pytest.param("shard_map", 1, marks=pytest.mark.nightly),
         pytest.param("pmap", 1, marks=pytest.mark.nightly),
     ],
 )

@@ -45,12 +45,13 @@ def _assert_placed_like(leaves, like):
             assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
 
 
-@each_structure
+@each_in_time(is_first_structure)
 def test_under_jit_with_shardings_in_the_types(case):
     _check_under_jit(case, AxisType.Explicit)
 
 
-@each_in_time(is_first_structure)
+@pytest.mark.nightly
+@each_structure
 def test_under_jit(case):
     _check_under_jit(case, AxisType.Auto)
 

@@ -157,6 +157,7 @@ WITHOUT_ROW = {
     "weighted_iterate_average": "steps as the optimizer in it",
     "snapshot_ensemble": "steps as the optimizer in it",
     "stack_leaves": "steps as the optimizer in it",
+    "compress_state": "steps as the optimizer in it, with noise",
     "overdamped_langevin": "has no memory of gradients; its noise is meant",
     "underdamped_langevin": "has noise that is meant; its memory is that of `trace`",
     "saga": "asks which group of the data a gradient is of",

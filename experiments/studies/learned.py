@@ -11,7 +11,6 @@ from experiments.studies.study import Cell, Study
 
 SEEDS = (0, 1, 2, 3, 4)
 HORIZONS = (100, 200)
-SEEDS_OF = {"quadratics": SEEDS, "digits_sigmoid": SEEDS[:3]}
 # What an LSTM is trained on: what it is tested on, and what of the config is changed.
 LSTMS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "quadratics": (("quadratics", "digits_sigmoid"), {"functions": 200}),
@@ -119,7 +118,7 @@ def cells(scale: str, data: Path) -> list[Cell]:
             functools.partial(train, trained, seed),
         )
         for trained in LSTMS
-        for seed in SEEDS_OF[trained]
+        for seed in SEEDS
     ]
     return found
 

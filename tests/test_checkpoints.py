@@ -72,7 +72,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, steps):
     ("name", "entry"),
     [
         ("neumann", {"kwargs": {"burn_in_steps": 2}}),
-        ("lambc", {"kwargs": {}, "skip_if_unsafe": {"max_in_a_row": 2}}),
+        pytest.param(
+            "lambc",
+            {"kwargs": {}, "skip_if_unsafe": {"max_in_a_row": 2}},
+            marks=pytest.mark.nightly,
+        ),
         ("acclip", {"kwargs": {"mu_dtype": "bfloat16"}}),
     ],
 )

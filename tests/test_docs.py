@@ -19,6 +19,7 @@ import optax_heavytail as oht
 from experiments import reproduce
 from experiments.studies import catalogue
 from optax_heavytail import testing
+from tests.in_time import in_time
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -87,11 +88,14 @@ def test_excused_blocks_are_the_expected_ones():
     assert excused == EXCUSED
 
 
-@pytest.mark.parametrize(
-    "page",
-    [p for p in PAGES if any(b.language == "python" for b in blocks(p))],
-    ids=page_id,
-)
+# These judge whole optimizers, or estimate tails, and wait for the nightly.
+LONG = ("docs/api/testing.md", "docs/conformance.md", "docs/api/diagnostics.md")
+WITH_CODE = {
+    page_id(p): p for p in PAGES if any(b.language == "python" for b in blocks(p))
+}
+
+
+@pytest.mark.parametrize("page", in_time(WITH_CODE, lambda name: name not in LONG))
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}

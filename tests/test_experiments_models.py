@@ -25,7 +25,11 @@ def count(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "published"), [("base", 110_000_000), ("large", 340_000_000)]
+    ("size", "published"),
+    [
+        ("base", 110_000_000),
+        pytest.param("large", 340_000_000, marks=pytest.mark.nightly),
+    ],
 )
 def test_sizes_are_those_of_devlin(size, published):
     # The paper rounds; its count has a pooler and no masked-language-model head.

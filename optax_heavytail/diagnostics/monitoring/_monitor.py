@@ -141,7 +141,7 @@ def monitor(
         if every == 1:
             own = measure()
         else:
-            own = jax.lax.cond(count % every == 0, measure, lambda: own)
+            own = jax.lax.cond(jnp.remainder(count, every) == 0, measure, lambda: own)
         return updates, own._replace(
             count=count, leaf_names=state.leaf_names, inner_state=inner_state
         )

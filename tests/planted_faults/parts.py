@@ -50,7 +50,7 @@ FAULTS = [
         "optax_heavytail/_norms.py",
         "return _tree.broadcast_prefix(axis_name, tree, is_name)",
         'return ["x"] * len(jax.tree.leaves(tree)) if axis_name else '
-        "broadcast_prefix(axis_name, tree, is_name)",
+        "_tree.broadcast_prefix(axis_name, tree, is_name)",
         ("tests/test_sharding.py", "-k", "in_shard_map and norm"),
     ),
     Fault(

@@ -8,9 +8,9 @@ Expected: docs/evidence/learned.md has the losses of five seeds.
 
 from ml_collections import ConfigDict
 
-from experiments.common.errors import UserError
 from experiments.common.fields import LARGEST_SEED, Field, choice, integer, number
 from experiments.common.types import Config
+from experiments.configs import variants
 
 VARIANTS = ("full", "short", "smoke")
 FIELDS: dict[str, Field] = {
@@ -31,11 +31,7 @@ FIELDS: dict[str, Field] = {
 
 def get_config(variant: str = "full") -> Config:
     """Returns the config; ``short`` is the whole of it with few functions."""
-    if variant not in VARIANTS:
-        raise UserError(
-            f"config variant {variant}: must be {', '.join(VARIANTS[:-1])} or "
-            f"{VARIANTS[-1]}"
-        )
+    variants.check_among(variant, VARIANTS)
     config = ConfigDict()
     config.model = "lstm"
     config.family = "quadratics"

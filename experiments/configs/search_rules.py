@@ -11,7 +11,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.common.errors import UserError
 from experiments.common.fields import (
     LARGEST_SEED,
     Field,
@@ -23,6 +22,7 @@ from experiments.common.fields import (
     text,
 )
 from experiments.common.types import Config
+from experiments.configs import variants
 
 VARIANTS = ("full", "short", "smoke")
 LARGEST_POWER = 20  # of ten: float32 ends at 38
@@ -66,11 +66,7 @@ FIELDS: dict[str, Field] = {
 
 def get_config(variant: str = "full") -> Config:
     """Returns the config; ``short`` is the whole of it with few rules."""
-    if variant not in VARIANTS:
-        raise UserError(
-            f"config variant {variant}: must be {', '.join(VARIANTS[:-1])} or "
-            f"{VARIANTS[-1]}"
-        )
+    variants.check_among(variant, VARIANTS)
     config = ConfigDict()
     # Also "enumerate", all rules of one row (slots=1), and "given", those of a file.
     config.methods = ("evolution", "random")

@@ -1,5 +1,7 @@
 """The variants that every config has."""
 
+from collections.abc import Sequence
+
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 
@@ -10,7 +12,15 @@ def check(variant: str, *others: str) -> None:
     Raises:
       UserError: it is neither ``full`` nor ``smoke``, nor one of ``others``.
     """
-    allowed = ("full", "smoke", *others)
+    check_among(variant, ("full", "smoke", *others))
+
+
+def check_among(variant: str, allowed: Sequence[str]) -> None:
+    """Raises if it is none of these.
+
+    Raises:
+      UserError: naming them in their order.
+    """
     if variant not in allowed:
         raise UserError(
             f"config variant {variant}: must be {', '.join(allowed[:-1])} or "

@@ -94,16 +94,6 @@ def _parts() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
     }, deviation
 
 
-def _with_huber(name: str, made: Problem) -> Problem:
-    """The loss of the methods that are one."""
-    limit = HUBER.get(name, np.inf)
-
-    def batches(seed: int) -> dict[str, np.ndarray]:
-        return made.batches(seed) | {"huber": np.full(STEPS, limit, np.float32)}
-
-    return made._replace(batches=batches)
-
-
 RACE = Race(
     "W4",
     problem,
@@ -113,7 +103,7 @@ RACE = Race(
     | {name: Contestant(optax.adamw, RATE) for name in HUBER},
     Endpoint("guarded(adamw)", "0.1% sentinels", "default"),
     MARGIN,
-    adapted=_with_huber,
+    adapted=functools.partial(methods.with_huber, HUBER),
 )
 
 LOOKS = {

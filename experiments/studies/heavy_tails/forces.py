@@ -136,16 +136,6 @@ def configurations() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], floa
     return usual_parts, close_parts, unit
 
 
-def _with_huber(name: str, made: Problem) -> Problem:
-    """The loss of the method that is one."""
-    limit = HUBER.get(name, np.inf)
-
-    def batches(seed: int) -> dict[str, np.ndarray]:
-        return made.batches(seed) | {"huber": np.full(STEPS, limit, np.float32)}
-
-    return made._replace(batches=batches)
-
-
 RACE = Race(
     "W7",
     problem,
@@ -155,7 +145,7 @@ RACE = Race(
     | {name: Contestant(optax.adamw, RATE) for name in HUBER},
     Endpoint("clip_by_history, adamw", CONDITIONS[1], "tuned"),
     MARGIN,
-    adapted=_with_huber,
+    adapted=functools.partial(methods.with_huber, HUBER),
 )
 LOOKS = {
     f"{condition}, trained": Look(

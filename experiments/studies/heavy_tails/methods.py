@@ -4,18 +4,30 @@ Arguments that are not tuned are the defaults, but that weight decay is AdamW's 
 all that decay: the suite is about gradients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optax
 
 import optax_heavytail as oht
-from experiments.studies.training import Contestant
+from experiments.studies.training import Contestant, Problem
 
 DECAY = 1e-4
 BASELINE = "clip_by_global_norm(1), adamw"
 SKIPPING = "skip_if_unsafe(adamw)"
 FINITE = "apply_if_finite(clip_by_global_norm(1), adamw)"
+
+
+def with_huber(limits: Mapping[str, float], name: str, made: Problem) -> Problem:
+    """The problem with the limit of Huber's loss in each batch: inf is the square."""
+    limit = limits.get(name, np.inf)
+
+    def batches(seed: int) -> dict[str, np.ndarray]:
+        limits = np.full(made.steps, limit, np.float32)
+        return made.batches(seed) | {"huber": limits}
+
+    return made._replace(batches=batches)
 
 
 def before_adamw(clip: optax.GradientTransformation) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ larger batch has fewer steps. The images are not part of the project.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 import optax_heavytail as oht
 from experiments.models import resnet
 from experiments.reporting import figures
-from experiments.studies import cifar
+from experiments.studies import cifar, comparison, intervals
 from experiments.studies.heavy_tails import methods, noise, race, shown
 from experiments.studies.heavy_tails.noise import Look
 from experiments.studies.heavy_tails.race import Endpoint, Race
 from experiments.studies.study import Cell, Record
 from experiments.studies.training import LOST, Contestant, Problem, PyTree
 from experiments.studies.tuning import Protocol
+
+Results = Mapping[int, Mapping[str, Any]]  # by images of a step and optimizer
 
 NAME = "W10"
 EPOCHS = 8
@@ -150,10 +152,48 @@ def cells(folder: Path) -> list[Cell]:
     return looks + [cell for made in races for cell in race.cells(made)]
 
 
-def results(records: Sequence[Record]) -> dict[int, dict[str, Any]]:
-    """What was measured, by images of a step and optimizer."""
+def results(records: Sequence[Record]) -> Results:
+    """What was measured."""
     found = {size: shown.results(records, of_size(size, Path())) for size in RATES}
-    return {size: of_size[race.CLEAN] for size, of_size in found.items()}
+    return {size: conditions[race.CLEAN] for size, conditions in found.items()}
+
+
+def tables(records: Sequence[Record]) -> dict[str, str]:
+    """What the sources claim, on these images."""
+    found = results(records)
+    return {"w10_claims": _claims(found), "w10_sizes": _sizes(found)}
+
+
+def _claims(found: Results) -> str:
+    """A method and what it is to be better than, in nats and in points of accuracy."""
+    rows = []
+    for size, of_size in found.items():
+        pair = (LAMBC, LAMB) if LAMBC in of_size else (NEUMANN, MOMENTUM)
+        own, other = (of_size[name]["tuned"] for name in pair)
+        losses = (np.array(each["losses"]) for each in (own, other))
+        apart = comparison.difference(*losses, "+.4f")
+        gained = comparison.points_above(own, other)
+        rows.append([f"{size:,}", f"{pair[0]} against {pair[1]}", apart, gained])
+    headings = ["images of a step", "what", "difference of the loss", "points gained"]
+    return intervals.table(headings, rows)
+
+
+def _sizes(found: Results) -> str:
+    """What more images of a step cost, as each of them is seen as often."""
+    first, *others = [size for size, of_size in found.items() if NEUMANN in of_size]
+    rows = []
+    for name in found[first]:
+        losses = {
+            size: np.array(found[size][name]["tuned"]["losses"])
+            for size in (first, *others)
+        }
+        costs = [
+            comparison.difference(losses[size], losses[first], "+.4f")
+            for size in others
+        ]
+        rows.append([name, *costs])
+    headings = [f"{size:,} minus {first:,} images of a step" for size in others]
+    return intervals.table(["optimizer", *headings], rows)
 
 
 def picture(records: Sequence[Record]) -> bytes:

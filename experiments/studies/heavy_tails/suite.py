@@ -119,6 +119,7 @@ def _of_batches() -> Workload:
         found = [(made, shown.results(records, made)) for made in races]
         return {
             block(large_batches.NAME, "noise"): looked,
+            **large_batches.tables(records),
             **{
                 block(made.name, race.CLEAN): shown.table(results, made, race.CLEAN)
                 for made, results in found

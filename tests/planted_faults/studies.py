@@ -7,6 +7,13 @@ TEST = "tests/test_intervals.py"
 
 FAULTS = [
     Fault(
+        "a BERT whose state stays in float32",
+        "experiments/studies/states_bert.py",
+        "make = _compressed(make)",
+        "make = make",
+        ("tests/test_evidence_networks.py", "-k", "state_in_one_byte"),
+    ),
+    Fault(
         "an interval of a bootstrap, which is too short for few runs",
         FILE,
         "return mean, mean - half, mean + half",

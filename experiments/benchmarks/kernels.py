@@ -5,7 +5,8 @@
 
 reads it from the program that XLA makes of the jitted step, with parameters and state
 donated. It says why a step takes longer than another one, where memory is what it waits
-for: a method's own account says what must be moved, this one what is.
+for: a method's own account says what must be moved, this one what is. Of many small
+leaves it counts what has to be compiled.
 """
 
 import collections
@@ -30,7 +31,10 @@ CHOSEN = (
     "oht.guarded(optax.adamw)",
     "oht.compress_state(optax.adamw)",
 )
+SMALL_LEAVES = 100
+COMPILED = ("optax.adamw", "oht.acclip", "optax.lamb", "oht.lambc, as LAMB")
 HEADINGS = ("optimizer", "kernels", "each reads", "and writes", "bytes per parameter")
+PROGRAM_HEADINGS = ("optimizer", "operations", "kernels", "different", "of operations")
 FEWEST_BYTES = 0.05  # for each parameter: what is less is shown as one row
 WHOLE = 8  # an array counts as large if it has an eighth of its kernel's largest
 # What moves nothing, or is counted where it runs.
@@ -39,6 +43,8 @@ NO_KERNELS = {
     *("conditional", "while"),
 }
 INSTRUCTION = re.compile(r" +(?:ROOT )?%(\S+) = (.*?) ([\w-]+)\((.*?)\)")
+COMPUTATION = re.compile(r"^(%\S+) .*?\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+NAMES = re.compile(r", metadata=\{[^}]*\}|%[\w.-]+")
 ARRAY = re.compile(r"\b([a-z]+)(\d*)\[([\d,]*)\]")
 Array = tuple[str, int]  # a dtype by its name, and entries
 
@@ -90,6 +96,35 @@ def kernels(text: str) -> Iterator[Kernel]:
             names = re.findall(r"%([^\s,]+)", operands)
             reads = tuple(x for name in names for x in arrays.get(name, ()))
             yield Kernel(reads, arrays[name])
+
+
+def programs(text: str) -> collections.Counter[str]:
+    """What the parts of a compiled program do, without names, and how many do it."""
+    found = COMPUTATION.findall(text)
+    return collections.Counter(NAMES.sub("", body) for _, body in found)
+
+
+def compiled(name: str) -> common.Record:
+    """How much there is to compile for many small leaves: equal programs once."""
+    shapes = trees.equal_leaves(SMALL_LEAVES)
+    params = {k: jax.ShapeDtypeStruct(s, "float32") for k, s in shapes.items()}
+    text = step.compile_step(CONTESTANTS[name].make(), params).as_text()
+    different = programs(text)
+    return {
+        "kind": "compiled",
+        "leaves": SMALL_LEAVES,
+        "contestant": name,
+        "operations": len(re.findall(r"^ +(?:ROOT )?%\S+ = ", text, re.MULTILINE)),
+        "kernels": sum(1 for _ in kernels(text)),
+        "different": len(different),
+        "different_operations": sum(body.count("\n") for body in different),
+    }
+
+
+def program_row(record: common.Record) -> list[str]:
+    """A row of what is compiled."""
+    keys = ("operations", "kernels", "different", "different_operations")
+    return [record["contestant"], *(f"{record[key]:,}" for key in keys)]
 
 
 def measure(name: str, tree: str) -> common.Record:
@@ -160,6 +195,7 @@ def main(argv: Sequence[str]) -> None:
     for name in flags.contestants:
         records.append(measure(name, flags.tree))
         print(f"{name}: {rows(records[-1])[-2][-1]} bytes per parameter", flush=True)
+    small = [compiled(name) for name in COMPILED]
     explanation = (
         f"Kernels of a jitted step on {flags.tree} "
         f"({records[0]['parameters']:,} float32 parameters), parameters and state "
@@ -172,7 +208,14 @@ def main(argv: Sequence[str]) -> None:
     table = markdown.table(
         HEADINGS, [row for record in records for row in rows(record)]
     )
-    common.write(flags.output, "Kernels of a step", [explanation, table], records)
+    of_small = (
+        f"Of {SMALL_LEAVES} leaves of 16 x 16: the operations of the program, its "
+        "kernels, and how many of its parts are different: equal ones are compiled "
+        "once, those of branches too, and the operations of these."
+    )
+    program_table = markdown.table(PROGRAM_HEADINGS, [program_row(r) for r in small])
+    parts = [explanation, table, of_small, program_table]
+    common.write(flags.output, "Kernels of a step", parts, records + small)
 
 
 if __name__ == "__main__":

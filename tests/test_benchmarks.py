@@ -771,7 +771,7 @@ def test_kernels_in_the_documentation_are_those_of_the_table():
     small = page.partition("What there is to compile")[2].partition("\n\n**")[0]
     told = [
         (row[0].strip("`"), *row[1:4], f"{float(row[4]):.1f}")
-        for row in cells(part) + cells(small)
+        for row in cells(part)[1:] + cells(small)[1:]
     ]
     assert len(told) >= 14
     assert set(told) <= set(measured)

@@ -39,12 +39,13 @@ LAMB, LAMBC, NEUMANN = "lamb", "lambc", "neumann"
 # Images of a step -> the middle of the rates, by optimizer.
 RATES = {
     64: {methods.BASELINE: 0.016, MOMENTUM: 0.1, NEUMANN: 0.1},
+    512: {methods.BASELINE: 0.032, MOMENTUM: 0.4, NEUMANN: 0.2},
     1000: {methods.BASELINE: 0.064, MOMENTUM: 0.8, LAMB: 0.1, LAMBC: 0.1},
     3000: {methods.BASELINE: 0.064, MOMENTUM: 0.8, LAMB: 0.1, LAMBC: 0.1},
     4096: {methods.BASELINE: 0.064, MOMENTUM: 0.8, NEUMANN: 0.2},
 }
 LOOKED_AT = (64, 4096)
-ORDER = (4096, 3000, 1000, 64)  # of the measurements
+ORDER = (4096, 3000, 1000, 64, 512)  # of the measurements
 
 
 def _nesterov(rate: Any) -> optax.GradientTransformation:

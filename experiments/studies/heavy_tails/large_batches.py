@@ -198,7 +198,7 @@ def _sizes(found: Results) -> str:
 
 
 def picture(records: Sequence[Record]) -> bytes:
-    """Every run's loss by the images of a step, and lines through the means."""
+    """Every run's loss by the images of a step, and the means as dashes."""
     figure = Figure(figsize=(9.0, 4.4), dpi=110, facecolor="white")
     axes, found = figure.subplots(), results(records)
     for i, name in enumerate((methods.BASELINE, MOMENTUM, LAMB, LAMBC, NEUMANN)):
@@ -214,7 +214,8 @@ def picture(records: Sequence[Record]) -> bytes:
             axes.plot(at, values, ".", ms=6, alpha=0.7, color=color)
         means = [np.mean(values) for values in kept.values()]
         at = [place + aside for place in kept]
-        axes.plot(at, means, marker="_", ms=12, color=color, label=name)
+        axes.plot(at, means, "_", ms=14, color=color)
+        axes.plot([], [], ".", ms=9, color=color, label=name)
     figures.style(axes, "images of a step")
     axes.set_xticks(range(len(found)), [f"{size:,}" for size in found])
     axes.set_ylabel("test loss, nats", color=figures.INK)

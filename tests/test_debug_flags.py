@@ -27,9 +27,7 @@ def test_operation_by_operation(name):
             assert np.all(np.isfinite(u))
 
 
-@pytest.mark.parametrize(
-    "name", in_time({n: n for n in CASES}, lambda n: n in A_FEW)
-)
+@pytest.mark.parametrize("name", in_time({n: n for n in CASES}, lambda n: n in A_FEW))
 def test_as_one_program(name):
     """What comes out, the state too, is finite, and XLA makes no NaN of its own."""
     case = CASES[name]

@@ -41,7 +41,7 @@ ARTICLES = {"train": 32, "validation": 6, "test": 10}
 SPLIT_SEED = 0
 LENGTH, QUESTION_LENGTH, STRIDE, VOCABULARY = 192, 48, 128, 2048  # tokens
 BATCH_SIZE = 16
-PRETRAINING_STEPS, STEPS = 2500, 250
+PRETRAINING_STEPS, STEPS = 2000, 200
 PROTOCOL = tuning.Protocol(
     points=5, rate_factor=3.0, tuning_seeds=(0,), fresh_seeds=(10, 11, 12)
 )

@@ -149,12 +149,11 @@ def said_of_pretraining(result: Mapping[str, Any]) -> str:
     """How far the encoder came, in words."""
     frequencies = result["baselines"]["token frequencies"]
     return (
-        f"Pre-training: {result['parameters']:,} parameters, "
-        f"{result['train_tokens']:,} training tokens of {result['vocabulary']:,} kinds; "
-        "validation loss "
-        f"{result['loss']:.2f} nats per masked token, where the frequencies of the "
-        f"tokens alone give {frequencies:.2f}, and {result['accuracy']:.1%} of the "
-        "masked tokens right."
+        f"Pre-training: {result['parameters']:,} parameters, on "
+        f"{result['train_tokens']:,} tokens of {result['vocabulary']:,} kinds; its "
+        f"validation loss is {result['loss']:.2f} nats per masked token, where the "
+        f"frequencies of the tokens alone give {frequencies:.2f}, and "
+        f"{result['accuracy']:.1%} of the masked tokens are right."
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.data import squad, squad_sample
+from experiments.data import squad, squad_sample, text, tokenizer
 from experiments.models import bert
 from experiments.runs import folders
 from experiments.studies import datasets, squad_guesses, squad_tables, tuning
@@ -92,6 +92,20 @@ def test_rates_are_chosen_on_other_articles_than_the_test(small, monkeypatch):
     assert found["seeds"] == ends
     tried = [("validation", number, 0) for number in (3, 1, 1)]
     assert seen == [*tried, ("test", 1, 1), ("test", 1, 2)]
+
+
+def test_random_weights_have_the_tokens_of_the_encoder(small, monkeypatch):
+    encoder = small / "runs/encoder"
+    encoder.mkdir(parents=True)
+    tokenizer.save(text.train_tokenizer(["some text"], 60), encoder)
+    seen = []
+    monkeypatch.setattr(study, "run", lambda *arguments: seen.append(arguments))
+    (workdir,) = study.finetune("acclip", squad_tables.RANDOM, "test", [0.1], 1)
+    ((configs, workdirs),) = seen
+    assert workdirs == [workdir]
+    assert [config.data.pretrained for config in configs] == [""]
+    name = tokenizer.FILE
+    assert (workdir / name).read_bytes() == (encoder / name).read_bytes()
 
 
 def test_parts_have_whole_articles_once():

@@ -101,6 +101,13 @@ FAULTS = [
         (SQUAD_TEST, "-k", "way_from"),
     ),
     Fault(
+        "questions: random weights with tokens of their own",
+        SQUAD,
+        "            tokenizer.save(tokens, workdir)\n",
+        "",
+        (SQUAD_TEST, "-k", "random_weights"),
+    ),
+    Fault(
         "questions: a baseline without its clip",
         SQUAD,
         "if entry.max_norm is not None:",

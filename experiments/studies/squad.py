@@ -59,6 +59,11 @@ CONTESTANTS = {
     squad_tables.BASELINE: Entry("adamw", 1e-3, max_norm=1.0),
     "acclip": Entry("acclip", 1e-3),
 }
+ARMS = (
+    (squad_tables.BASELINE, squad_tables.PRETRAINED),
+    (squad_tables.BASELINE, squad_tables.RANDOM),
+    ("acclip", squad_tables.PRETRAINED),
+)
 
 
 def pretraining(data: Path) -> Config:
@@ -262,8 +267,7 @@ def cells(scale: str, data: Path) -> list[Cell]:
                 {"optimizer": name, "start": start} | about,
                 functools.partial(measure, name, start, data),
             )
-            for name in CONTESTANTS
-            for start in squad_tables.STARTS
+            for name, start in ARMS
         ),
     ]
 

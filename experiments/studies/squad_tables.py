@@ -65,42 +65,35 @@ def scores(runs: Mapping[tuple[str, str], Run], guesses: Mapping[str, Any]) -> s
 def differences(runs: Mapping[tuple[str, str], Run], guesses: Mapping[str, Any]) -> str:
     """Of F1: over the seeds, the articles as they are, and over the articles."""
     rows: list[list[Any]] = []
-    for other, guess in guesses["scores"].items():
-        if other not in (CHANCE, best_guess(guesses)):
-            continue
-        for (name, start), result in runs.items():
-            rows.append(
-                [
-                    f"{name}, {start}",
-                    other,
-                    Difference(of_seeds(result, "f1") - guess["f1"], "+.2f"),
-                    Difference(
-                        of_articles(result) - np.array(guess["by_article"]["f1"]),
-                        "+.2f",
-                    ),
-                ]
-            )
-    names = list(dict.fromkeys(name for name, _ in runs))
-    pairs = [((name, PRETRAINED), (name, RANDOM)) for name in names]
-    pairs += [
-        ((name, start), (BASELINE, start))
-        for name in names
-        if name != BASELINE
-        for start in STARTS
-    ]
-    for one, other in pairs:
-        over_seeds = of_seeds(runs[one], "f1") - of_seeds(runs[other], "f1")
-        over_articles = of_articles(runs[one]) - of_articles(runs[other])
+    for other in dict.fromkeys((CHANCE, best_guess(guesses))):
+        guess = guesses["scores"][other]
+        articles = np.array(guess["by_article"]["f1"])
+        for key, result in runs.items():
+            differing = of_seeds(result, "f1") - guess["f1"]
+            rows.append([", ".join(key), other, *both(differing, result, articles)])
+    for one, other in pairs(runs):
+        differing = of_seeds(runs[one], "f1") - of_seeds(runs[other], "f1")
+        articles = of_articles(runs[other])
         rows.append(
-            [
-                ", ".join(one),
-                ", ".join(other),
-                Difference(over_seeds, "+.2f"),
-                Difference(over_articles, "+.2f"),
-            ]
+            [*map(", ".join, (one, other)), *both(differing, runs[one], articles)]
         )
     headings = ["F1 of", "minus that of", "over seeds", "over articles"]
     return intervals.table(headings, rows)
+
+
+def both(over_seeds: np.ndarray, result: Run, articles: np.ndarray) -> list[Difference]:
+    """Differences of the seeds, and of the articles from those of another."""
+    found = over_seeds, of_articles(result) - articles
+    return [Difference(values, "+.2f") for values in found]
+
+
+def pairs(runs: Mapping[tuple[str, str], Run]) -> list[tuple[tuple[str, str], ...]]:
+    """What pre-training changes, then what the optimizer does."""
+    names = list(dict.fromkeys(name for name, _ in runs))
+    found = [((name, PRETRAINED), (name, RANDOM)) for name in names]
+    others = [name for name in names if name != BASELINE]
+    found += [((x, start), (BASELINE, start)) for x in others for start in STARTS]
+    return [pair for pair in found if set(pair) <= set(runs)]
 
 
 def losses(runs: Mapping[tuple[str, str], Run]) -> str:

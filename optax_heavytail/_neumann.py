@@ -140,8 +140,9 @@ def neumann(
         mu = jnp.asarray(_base.at_count(mu_schedule, after_burn_in), dtype)
         eta = _base.at_count(learning_rate, state.count)
         strength = jnp.asarray(repulsive) * _scale(repulsive_scale, params, axis_name)
-        displaced = jax.tree.map(jnp.subtract, params, state.average)
-        pull = _pull(displaced, grads, cubic, strength, axis_name)
+        distance = _norms.global_norm(params, axis_name, point=state.average)
+        gradient = _norms.global_norm(grads, axis_name).value
+        pull = _pull(distance, gradient, cubic, strength)
         # Neither past momentum nor the regularisers act in a reset or the burn-in.
         free = ~(is_reset | burning)
         keep = jnp.where(free, mu, 0)
@@ -150,9 +151,10 @@ def neumann(
             ((pull[0], jnp.where(free, pull[1], 0)), keep, ahead)
         )
         step = jax.tree.map(
-            lambda g, x: eta * jnp.where(free, g + x * pull[0] * pull[1], g),
+            lambda g, w, v: eta * jnp.where(free, g + (w - v) * pull[0] * pull[1], g),
             grads,
-            displaced,
+            params,
+            state.average,
         )
         momentum, new_updates, average = _move(
             params, state, step, keep, ahead, burning, ema_decay
@@ -265,10 +267,8 @@ def _move(params, state, step, keep, ahead, burning, ema_decay):
     return momentum, new_updates, average
 
 
-def _pull(displaced, grads, cubic, strength, axis_name):
+def _pull(distance, gradient, cubic, strength):
     """Two factors: their product with ``w - v`` is the force of both regularisers."""
-    distance = _norms.global_norm(displaced, axis_name)
-    gradient = _norms.global_norm(grads, axis_name).value
     zero = distance.scaled == 0
     r = _tree.maximum(distance.value, jnp.finfo(distance.value.dtype).tiny)
     r = jnp.where(zero, 1, r)  # not used, and no inf on the way

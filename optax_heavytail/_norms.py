@@ -37,17 +37,26 @@ class Norm(NamedTuple):
         return jnp.where(self.scaled > largest, self.scaled, length) / self.scale
 
 
-def global_norm(tree: Any, axis_name: AxisName = None) -> Norm:
-    """The norm over all entries of all leaves, and over ``axis_name``'s devices."""
-    leaves = jax.tree.leaves(tree)
+def global_norm(tree: Any, axis_name: AxisName = None, *, point: Any = None) -> Norm:
+    """The norm over all entries of all leaves, and over ``axis_name``'s devices.
+
+    With a ``point``, a tree that is alike, the distance from it. The difference is not
+    kept in memory, also where the caller takes ``tree - point`` for its own ends.
+    """
+    leaves, origins = jax.tree.leaves(tree), jax.tree.leaves(point)
     if not leaves:
         return Norm(jnp.zeros([]), jnp.ones([]))
-    dtype = jnp.result_type(jnp.float32, *leaves)
-    parts = parts_of([tree], axis_name)
+    dtype = jnp.result_type(jnp.float32, *leaves, *origins)
+    parts = parts_of([tree] if point is None else [tree, point], axis_name)
 
     def sums_of_squares(scales):
+        arrays = _parts.join(leaves, parts)
+        if point is not None:
+            # The other way around than callers do: XLA would write one difference for
+            # both into memory, and hold those of all leaves until the norm is there.
+            arrays = map(jnp.subtract, _parts.join(origins, parts), arrays)
         by_axis = {}
-        for x, part in zip(_parts.join(leaves, parts), parts, strict=True):
+        for x, part in zip(arrays, parts, strict=True):
             square = sum_of_squares(x, dtype, scales[0])
             by_axis.setdefault(part.axis, []).append(square)
         return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]

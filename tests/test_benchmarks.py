@@ -16,6 +16,8 @@ from experiments.benchmarks import (
     common,
     contestants,
     gpu,
+    growth,
+    kernels,
     leaves,
     memory,
     monitor,
@@ -364,6 +366,71 @@ def test_memory_rows_are_bytes_per_parameter():
     assert memory.row(record | {"device_peak": 2000}) == [*expected, "20.00"]
 
 
+# Kernels
+
+PROGRAM = """HloModule x
+
+%branch (x: f32[4,8]) -> f32[4,8] {
+  ROOT %y = f32[4,8]{1,0} fusion(%x), kind=kLoop
+}
+
+ENTRY %main (p: f32[4,8], q: u8[4,8]) -> f32[] {
+  %p.1 = f32[4,8]{1,0} parameter(0), metadata={op_name="p"}
+  %q = u8[4,8]{1,0} parameter(1)
+  %few = f32[1,8]{1,0} constant({...})
+  %sum.1 = f32[4,8]{1,0} fusion(%p.1, %q, %few), kind=kLoop, calls=%branch
+  %norm = f32[] fusion(%sum.1, f32[4,8]{1,0} %p.1), kind=kCustom
+  %c = (f32[], /*index=1*/pred[4,8]{1,0}) conditional(%norm, %sum.1)
+  %both = (f32[4,8]{1,0}, bf16[4,8]{1,0}) fusion(%c), kind=kLoop
+  ROOT %out = f32[] get-tuple-element(%c), index=0
+}
+"""
+
+
+def test_kernels_are_told_by_what_they_read_and_write():
+    found = [(kernel.kind, kernel.moved) for kernel in kernels.kernels(PROGRAM)]
+    assert found == [
+        (("2 f32, u8", "f32"), 4 * 32 + 32 + 4 * 8 + 4 * 32),
+        (("2 f32", "-"), 2 * 4 * 32 + 4),
+        (("pred", "bf16, f32"), 4 + 32 + 4 * 32 + 2 * 32),
+    ]
+
+
+def test_equal_programs_count_once():
+    own = PROGRAM[PROGRAM.index("%branch") : PROGRAM.index("ENTRY")]
+    again = own.replace("%branch", "%other.1").replace("%x", "%z")
+    assert list(kernels.programs(PROGRAM).values()) == [1]
+    assert list(kernels.programs(again + PROGRAM).values()) == [2]
+
+
+def test_kernels_of_a_step_move_what_the_compiler_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL_LEAVES", 3)
+    monkeypatch.setattr(kernels, "COMPILED", ("optax.adamw",))
+    flags = ("--tree=tiny", "--contestants=optax.adamw")
+    page, (record, small) = run(kernels.main, tmp_path, *flags)
+    assert small["kernels"] >= 3 * 3
+    assert small["different_operations"] < small["operations"]
+    moved = sum(kind["bytes"] for kind in record["kinds"])
+    # Adam's count, and a few scalars of its bias correction.
+    assert abs(moved - record["moved"]) <= 128
+    assert cells(page)[-3][-1] == f"{moved / 2113:.2f}"
+
+
+# Growth
+
+
+def test_only_a_rate_that_is_a_constant_compiles_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "TRAINED", ())
+    flags = ("--contestants=oht.acclip", "--updates=16")
+    page, (long, anew) = run(growth.main, tmp_path, *flags)
+    assert long["first"] == 1
+    assert long["of_rates"] == [0] * len(growth.RATES)
+    assert long["arrays"] == long["bytes"] == 0
+    assert anew["compiled"] == [1] * len(growth.RATES)
+    assert cells(page)[0][:5] == ["oht.acclip", "1", "0", "+0", "+0"]
+    assert cells(page)[1] == [growth.ANEW, "1", "7"]
+
+
 # Whole training steps
 
 
@@ -690,6 +757,24 @@ def test_bytes_in_the_documentation_are_those_of_the_table():
     told = [tuple(f"{float(cell):.1f}" for cell in row[1:]) for row in cells(part)[1:]]
     assert len(told) >= 9
     assert set(told) <= measured
+
+
+def test_kernels_in_the_documentation_are_those_of_the_table():
+    root = pathlib.Path(__file__).parent.parent
+    result = root / "experiments" / "results" / "bench_kernels_cpu.md"
+    measured = [
+        (*row[:4], f"{float(row[4]):.1f}")
+        for row in cells(result.read_text(encoding="utf-8"))
+    ]
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    part = page.partition("## Kernels")[2].partition("\n## ")[0]
+    small = page.partition("What there is to compile")[2].partition("\n\n**")[0]
+    told = [
+        (row[0].strip("`"), *row[1:4], f"{float(row[4]):.1f}")
+        for row in cells(part)[1:] + cells(small)[1:]
+    ]
+    assert len(told) >= 14
+    assert set(told) <= set(measured)
 
 
 def test_the_large_batch_in_the_documentation_is_that_of_the_table():

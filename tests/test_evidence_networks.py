@@ -16,7 +16,15 @@ from PIL import Image
 import optax_heavytail as oht
 from experiments.common.errors import UserError
 from experiments.data import text
-from experiments.studies import bert, cifar, datasets, lambc, tuning, wikitext
+from experiments.studies import (
+    bert,
+    cifar,
+    datasets,
+    lambc,
+    states_bert,
+    tuning,
+    wikitext,
+)
 
 
 @pytest.fixture
@@ -83,6 +91,22 @@ def test_text_is_trained_on_one_file_and_judged_on_the_other(
     # Logits of new weights are small: about as good as a guess.
     assert float(loss) == pytest.approx(np.log(wikitext.VOCABULARY), abs=0.5)
     assert 0 <= accuracy <= 0.5
+
+
+def test_a_bert_is_trained_with_its_state_in_one_byte(monkeypatch):
+    documents = tuple(f"one two three four {i} " * 20 for i in range(20))
+    corpus = text.identified(documents, "made up")
+    monkeypatch.setattr(text, "load_corpus", lambda path, separator: corpus)
+    model = dataclasses.replace(wikitext.MODEL, num_layers=0)
+    monkeypatch.setattr(wikitext, "MODEL", model)
+    problem = states_bert.problem(2)
+    monkeypatch.setattr(states_bert, "problem", lambda: problem)
+    monkeypatch.setattr(states_bert, "SEEDS", (1, 2))
+    found = states_bert.measure("AdamW", states_bert.BYTE)
+    assert len(found["losses"]) == 2
+    # Two steps from new weights, which know as much as a guess.
+    assert all(3 < loss < np.log(wikitext.VOCABULARY) for loss in found["losses"])
+    assert 2 < found["bytes"] < 4  # 8 in float32; small leaves stay as they are
 
 
 def tar_of(number):

@@ -59,6 +59,15 @@ def test_float64(size):
         np.testing.assert_allclose(norm.value, 5 * size, rtol=1e-14)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_distance_from_a_point(size):
+    tree = {"a": np.float32([3, 1]) * np.float32(size), "b": np.float32([2 * size])}
+    point = {"a": np.float32([-1, 1]) * np.float32(size), "b": np.float32([5 * size])}
+    distance = jax.jit(lambda x, y: _norms.global_norm(x, point=y).value)
+    np.testing.assert_allclose(as_float64(distance(tree, point)), 5 * size, rtol=1e-6)
+    assert float(distance(point, point)) == 0.0
+
+
 def test_zeros_and_nothing():
     for tree in ({}, {"a": jnp.zeros(3)}, {"a": jnp.zeros((0, 2))}, None):
         assert float(_norms.global_norm(tree).value) == 0.0

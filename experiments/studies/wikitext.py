@@ -65,8 +65,15 @@ def load(folder: Path) -> tuple[np.ndarray, PyTree, float]:
 
 def problem(folder: Path, steps: int = STEPS) -> Problem:
     """The network on the text in ``folder``."""
-    functions = mlm.model_functions(MODEL)
     rows, validation, _ = load(folder)
+    return of_rows(rows, validation, steps, BATCH_SIZE, evaluations=10)
+
+
+def of_rows(
+    rows: np.ndarray, validation: PyTree, steps: int, batch_size: int, evaluations: int
+) -> Problem:
+    """The network on rows of tokens, evaluated on one batch of masked ones."""
+    functions = mlm.model_functions(MODEL)
     no_dropout = jax.random.key(0)
 
     def loss(params: PyTree, state: PyTree, data: PyTree, batch: PyTree) -> Any:
@@ -79,7 +86,7 @@ def problem(folder: Path, steps: int = STEPS) -> Problem:
         return sums["loss"] / sums["weight"], sums["accuracy"] / sums["weight"]
 
     def batches(seed: int) -> PyTree:
-        pipeline = text.train_pipeline(rows, BATCH_SIZE, seed, VOCABULARY)
+        pipeline = text.train_pipeline(rows, batch_size, seed, VOCABULARY)
         batches = [pipeline[step] for step in range(steps)]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
 
@@ -90,5 +97,5 @@ def problem(folder: Path, steps: int = STEPS) -> Problem:
         evaluate,
         jax.tree.map(jnp.asarray, validation),
         batches,
-        evaluations=10,
+        evaluations=evaluations,
     )

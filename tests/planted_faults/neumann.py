@@ -4,6 +4,20 @@ from tests.planted_faults.fault import Fault
 
 FAULTS = [
     Fault(
+        "differences of a distance kept in memory",
+        "optax_heavytail/_norms.py",
+        "arrays = map(jnp.subtract, _parts.join(origins, parts), arrays)",
+        "arrays = map(jnp.subtract, arrays, _parts.join(origins, parts))",
+        ("tests/test_neumann.py", "-k", "needs_no_memory"),
+    ),
+    Fault(
+        "distance from zero",
+        "optax_heavytail/_norms.py",
+        "arrays = map(jnp.subtract, _parts.join(origins, parts), arrays)",
+        "arrays = arrays",
+        ("tests/test_norms.py", "-k", "distance_from_a_point"),
+    ),
+    Fault(
         "repulsive force without its bound",
         "optax_heavytail/_neumann.py",
         "gradient = _norms.global_norm(grads, axis_name).value",
@@ -62,8 +76,8 @@ FAULTS = [
     Fault(
         "displacement of one shard",
         "optax_heavytail/_neumann.py",
-        "distance = _norms.global_norm(displaced, axis_name)",
-        "distance = _norms.global_norm(displaced)",
+        "distance = _norms.global_norm(params, axis_name, point=state.average)",
+        "distance = _norms.global_norm(params, point=state.average)",
         ("tests/test_sharding.py", "-k", "neumann"),
     ),
     Fault(

@@ -8,6 +8,27 @@ SQUAD, SQUAD_TEST = "experiments/studies/squad.py", "tests/test_squad_study.py"
 
 FAULTS = [
     Fault(
+        "kernels of branches that hardly ever run",
+        "experiments/benchmarks/kernels.py",
+        '*("conditional", "while"),',
+        '*("while",),',
+        ("tests/test_benchmarks.py", "-k", "told_by_what_they_read"),
+    ),
+    Fault(
+        "a sweep whose rates are compiled anew",
+        "experiments/benchmarks/growth.py",
+        'injected = {"learning_rate": jax.device_put(np.float32(rate))}',
+        'injected = {"learning_rate": rate}',
+        ("tests/test_benchmarks.py", "-k", "only_a_rate"),
+    ),
+    Fault(
+        "a BERT whose state stays in float32",
+        "experiments/studies/states_bert.py",
+        "make = _compressed(make)",
+        "make = make",
+        ("tests/test_evidence_networks.py", "-k", "state_in_one_byte"),
+    ),
+    Fault(
         "an interval of a bootstrap, which is too short for few runs",
         FILE,
         "return mean, mean - half, mean + half",

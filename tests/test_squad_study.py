@@ -136,17 +136,17 @@ def example(answer, context="a b c d e f g h i j"):
 
 
 def test_guesses_are_those_of_the_training_articles():
-    """Answers are words 5 and 6 of ten; all tens of words but the first are one."""
+    """Words 6 and 7 of ten; of the test articles the best span would be another."""
     train = [(example("f g"), example("f g"), example("b"))]
-    test = [(example("f g"), example("f g h i")), (example("c d"),)]
+    test = [(example("f g"), example("f g h i")), (example("c d"), example("c d"))]
     found = squad_guesses.all_of(train, test)
     assert (found["place"], found["length"]) == (0.5, 2)
     assert (found["answer"], found["answer_count"]) == ("f g", 2)
     # Of "f g" against "f g h i" precision is 1 and recall 1/2.
     constant = found["scores"]["constant span"]
     assert constant["by_article"]["f1"] == [pytest.approx(250 / 3, rel=1e-4), 0]
-    assert constant["f1"] == pytest.approx(500 / 9, rel=1e-4)
-    assert constant["exact_match"] == pytest.approx(100 / 3, rel=1e-4)
+    assert constant["f1"] == pytest.approx(500 / 12, rel=1e-4)
+    assert constant["exact_match"] == pytest.approx(25, rel=1e-4)
     assert found["scores"]["constant answer"]["f1"] == constant["f1"]
     # A random span of one or two words is "c d" once in 9 of two in three draws.
     chance = found["scores"]["random span"]["by_article"]["exact_match"][1]
@@ -160,13 +160,13 @@ def test_differences_are_of_seeds_and_of_articles():
 
     starts = squad_tables.STARTS
     runs = {
-        (squad_tables.BASELINE, starts[0]): result([4, 6], [[1, 9], [3, 9]]),
-        (squad_tables.BASELINE, starts[1]): result([3, 3], [[0, 6], [0, 8]]),
+        (squad_tables.BASELINE, starts[0]): result([4, 6], [[1, 9, 2], [3, 9, 2]]),
+        (squad_tables.BASELINE, starts[1]): result([3, 3], [[0, 6, 2], [0, 8, 2]]),
     }
-    guess = {"f1": 2.0, "by_article": {"f1": [1.0, 3.0]}}
-    low = {"f1": 1.0, "by_article": {"f1": [1.0, 1.0]}}
+    guess = {"f1": 2.0, "by_article": {"f1": [1.0, 3.0, 1.0]}}
+    low = {"f1": 1.0, "by_article": {"f1": [1.0, 1.0, 1.0]}}
     guesses = {"scores": {squad_tables.CHANCE: guess, "another": low}}
     table = squad_tables.differences(runs, guesses).splitlines()
     assert len(table) == 2 + 2 + 1
     cells = [re.findall(r"[+-]\d+\.\d+(?= \[| \()", row) for row in table]
-    assert cells[2:] == [["+3.00", "+3.50"], ["+1.00", "+1.50"], ["+2.00", "+2.00"]]
+    assert cells[2:] == [["+3.00", "+2.67"], ["+1.00", "+1.33"], ["+2.00", "+1.33"]]

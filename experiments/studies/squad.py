@@ -131,11 +131,11 @@ def read_part(name: str) -> list[Article]:
 def pretrain(data: Path) -> dict[str, Any]:
     """What the encoder's run ends with."""
     (outcome,) = run([pretraining(data)], [FOLDER / ENCODER])
-    record, data = outcome.record, outcome.record["data"]
+    record, of_text = outcome.record, outcome.record["data"]
     names = ("loss", "accuracy", "baselines", "parameters")
     return {
         **{name: record[name] for name in names},
-        **{name: data[name] for name in ("train_tokens", "vocabulary")},
+        **{name: of_text[name] for name in ("train_tokens", "vocabulary")},
     }
 
 

@@ -79,14 +79,15 @@ def conditional_gradient(
       TypeError: a parameter or gradient is not real floating-point.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optax_heavytail as oht
       >>> target, w = jnp.array([3.0, 1.0, -0.5]), jnp.ones(3)
       >>> tx = oht.conditional_gradient(1.0)
-      >>> state = tx.init(w)
+      >>> state, update = tx.init(w), jax.jit(tx.update)
       >>> for _ in range(2000):
-      ...     updates, state = tx.update(w - target, state, w)
+      ...     updates, state = update(w - target, state, w)
       ...     w = optax.apply_updates(w, updates)
       >>> [abs(round(x, 2)) for x in w.tolist()]
       [1.5, 0.0, 0.0]

@@ -107,9 +107,9 @@ def neumann(
       >>> hessian = jnp.array([1.0, 20.0])
       >>> tx = oht.neumann(learning_rate=0.04)
       >>> params = jnp.array([1.0, 1.0])
-      >>> state = tx.init(params)
+      >>> state, update = tx.init(params), jax.jit(tx.update)
       >>> for _ in range(100):
-      ...     updates, state = tx.update(hessian * params, state, params)
+      ...     updates, state = update(hessian * params, state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> bool(jnp.all(jnp.abs(oht.neumann_eval_params(state, params)) < 0.02))
       True

@@ -199,7 +199,9 @@ def with_table(tmp_path_factory):
 
 # Threads of Orbax that failed too may say so at any later time.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+@pytest.mark.parametrize(
+    "how", ["flip", "gone", pytest.param("cut", marks=pytest.mark.nightly)]
+)
 def test_damage_is_noticed_in_every_file(tmp_path, capsys, with_table, how):
     """What is gone on from is bit for bit what was saved, or the one before it."""
     workdir, arrays, built = with_table

@@ -123,7 +123,7 @@ def test_what_is_not_finite_comes_back_and_changes_no_other(bad):
     ],
 )
 def test_a_row_has_64_entries_or_more(shape, scales):
-    stored = encode(jnp.ones(shape), jnp.uint32(0))
+    stored = jax.eval_shape(encode, jnp.ones(shape), jnp.uint32(0))
     assert stored.codes.shape == shape
     assert stored.codes.dtype == jnp.uint8
     assert stored.scales.shape == scales
@@ -171,12 +171,12 @@ def _noisy_steps(tx, number, scales, dtype=jnp.float32):
 def test_a_second_moment_of_long_memory_follows_and_fluctuates_by_a_fifth():
     """To the nearest it would stay where it is: 0.001 is less than half a sixteenth."""
     scales = jnp.logspace(-4, 0, 64)
-    state, sizes = _noisy_steps(oht.compress_state(optax.adamw(1e-3)), 3000, scales)
+    state, sizes = _noisy_steps(oht.compress_state(optax.adamw(1e-3)), 1500, scales)
     nu = optax.tree.get(oht.decompress_state(state), "nu")
     relative = np.asarray(nu / scales[None] ** 2)
-    assert abs(relative.mean() - (1 - 0.999**3000)) < 0.02
+    assert abs(relative.mean() - (1 - 0.999**1500)) < 0.02
     assert 0.1 < relative.std() < 0.25
-    _, want = _noisy_steps(optax.adamw(1e-3), 3000, scales)
+    _, want = _noisy_steps(optax.adamw(1e-3), 1500, scales)
     got, want = (np.asarray(x[-500:].mean(axis=0)) for x in (sizes, want))
     np.testing.assert_allclose(got, want, rtol=0.1)
     # The mean of 1 / sqrt(v) is a little above that of a v without noise.
@@ -207,8 +207,16 @@ def test_it_goes_on_bit_for_bit_from_what_was_stored():
     assert_trees_equal(*history)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("spec", [P("x", "y"), P(None, "x"), P("x")], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (AxisType.Auto, P("x", "y")),
+        (AxisType.Explicit, P(None, "x")),
+        pytest.param(AxisType.Auto, P("x"), marks=pytest.mark.nightly),
+        pytest.param(AxisType.Explicit, P("x", "y"), marks=pytest.mark.nightly),
+    ],
+    ids=str,
+)
 def test_codes_are_spread_as_the_parameters_are(kind, spec):
     devices = jax.devices("cpu")[:4]
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind,) * 2, devices=devices)

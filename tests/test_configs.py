@@ -45,6 +45,7 @@ SHARED = {
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 # Like other configs, which CI runs, but for a size or an option.
 ALIKE = (
+    "bert_base",
     "bert_base6",
     "bert_base_pod",
     "bert_large",
@@ -313,8 +314,8 @@ def described(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-# bert_tiny runs in test_experiments_train and test_experiments_cli; bert_base is alike.
-@each_config(sorted(set(NAMES) - {"bert_base", "bert_tiny"}))
+# bert_tiny runs in test_experiments_train and test_experiments_cli.
+@each_config(sorted(set(NAMES) - {"bert_tiny"}))
 def test_smoke_variant_runs_two_steps(name, tmp_path):
     config = module(name).get_config("smoke")
     config.num_devices = 1

@@ -75,17 +75,21 @@ def toy_gradients(params, number):
     config, task = toy(), toy_task.make()
     key = jax.random.key(config.seed)
     first = 2 * config.steps
+
+    @jax.jit
+    def gradient(params, batch, key):
+        def loss(params):
+            return task.loss_sum(params, {}, batch, key)[0] / task.weight(batch)
+
+        return jax.grad(loss)(params)
+
     for index in range(number):
         number_key = jax.random.fold_in(key, np.uint32(index))
         total = []
         for part in range(2):
             batch = toy_task.batch(first + 2 * index + part)
             part_key = jax.random.fold_in(number_key, part)
-
-            def loss(p, batch=batch, part_key=part_key):
-                return task.loss_sum(p, {}, batch, part_key)[0] / task.weight(batch)
-
-            total.append(jax.grad(loss)(params))
+            total.append(gradient(params, batch, part_key))
         yield jax.tree.map(lambda a, b: (a + b) / 2, *total)
 
 

@@ -89,7 +89,12 @@ def test_excused_blocks_are_the_expected_ones():
 
 
 # These judge whole optimizers, or estimate tails, and wait for the nightly.
-LONG = ("docs/api/testing.md", "docs/conformance.md", "docs/api/diagnostics.md")
+LONG = (
+    "docs/api/diagnostics.md",
+    "docs/api/testing.md",
+    "docs/conformance.md",
+    "docs/guide/diagnosis.md",
+)
 WITH_CODE = {
     page_id(p): p for p in PAGES if any(b.language == "python" for b in blocks(p))
 }

@@ -181,6 +181,7 @@ def compared(tmp_path_factory):
     argv = [
         f"--config={TINY}:smoke",
         f"--workdir={workdir}",
+        "--config.model.num_layers=1",
         f"--config.compare.optimizers={OPTIMIZERS}",
     ]
     return workdir, python("-m", "experiments.compare", *argv)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ def build(config=SMALL):
     return bert.BertForMaskedLM(config, rngs=nnx.Rngs(0))
 
 
+@functools.cache
 def count(size):
     config = bert.BertConfig(vocab_size=30522, max_length=512, **bert.SIZES[size])
     state = nnx.eval_shape(lambda: nnx.state(build(config)))
@@ -50,8 +52,13 @@ def random_tokens(batch=3, length=10):
     return jax.random.randint(jax.random.key(1), (batch, length), 5, 40)
 
 
+@functools.partial(nnx.jit, static_argnames="deterministic")
+def _scores(model, *args, **kwargs):  # one program, where each operation would be one
+    return model(*args, **kwargs)
+
+
 def scores(model, tokens, mask, positions, **kwargs):
-    return model(tokens, mask, jnp.asarray(positions), **kwargs)
+    return _scores(model, tokens, mask, jnp.asarray(positions), **kwargs)
 
 
 def test_padding_changes_nothing():
@@ -187,13 +194,14 @@ def test_without_attention_tokens_see_themselves_alone():
 def test_gaussian_inputs_are_noise_as_large_as_embeddings():
     config = dataclasses.replace(SMALL, inputs="gaussian", width=64, init_stddev=0.07)
     tokens = random_tokens(50)
-    noise = bert._gaussian_inputs(config, tokens)
+    gaussian_inputs = jax.jit(functools.partial(bert._gaussian_inputs, config))
+    noise = gaussian_inputs(tokens)
     # 32,000 numbers: the mean and the deviation are known to 1%.
     assert float(jnp.std(noise)) == pytest.approx(0.07, rel=0.02)
     assert abs(float(jnp.mean(noise))) < 0.002
-    np.testing.assert_array_equal(noise, bert._gaussian_inputs(config, tokens))
+    np.testing.assert_array_equal(noise, gaussian_inputs(tokens))
     other = tokens.at[0, 3].set((tokens[0, 3] - 4) % 35 + 5)
-    changed = bert._gaussian_inputs(config, other)
+    changed = gaussian_inputs(other)
     np.testing.assert_array_equal(changed[1:], noise[1:])
     correlation = jnp.corrcoef(changed[0].ravel(), noise[0].ravel())[0, 1]
     assert abs(float(correlation)) < 0.15  # of 640 independent pairs: 0.04
@@ -207,7 +215,7 @@ def test_with_gaussian_inputs_no_gradient_reaches_the_tokens_embeddings():
     def total(model):
         return jnp.sum(model.encoder(tokens, mask) ** 3)
 
-    grads = nnx.grad(total)(model)
+    grads = nnx.jit(nnx.grad(total))(model)
     assert not np.any(grads.encoder.embeddings.token.embedding.get_value())
     assert np.any(grads.encoder.embeddings.position.embedding.get_value())
 

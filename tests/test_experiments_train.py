@@ -42,7 +42,7 @@ def by_kind(workdir, kind):
 def smoke(tmp_path_factory):
     """A finished run of BERT on the embedded text, and its built."""
     config = bert_tiny.get_config("smoke")
-    config.num_devices = 1
+    config.num_devices = config.model.num_layers = 1
     config.optimizer.name = "adamw"
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     source = tasks.load(config)

@@ -148,24 +148,26 @@ def _check(name, dtype, tolerances):
             found = found[key.key]
         # What accumulates keeps the rounding of when it was larger.
         keeps = dtype == jnp.float32 and path[0].key != "updates"
-        largest = 0.0
-        for t, (a, b) in enumerate(zip(found, stored, strict=True)):
-            where = f"{name}, step {t}, {jax.tree_util.keystr(path)}"
-            largest = max(largest if keeps else 0.0, _largest(b))
-            _assert_close(a, b, tolerances[path[0].key] * largest, where)
+        where = f"{name}, {jax.tree_util.keystr(path)}"
+        _assert_close(found, stored, tolerances[path[0].key], keeps, where)
 
 
-def _largest(x):
-    return np.max(np.abs(x), initial=0, where=np.isfinite(x))
+def _assert_close(got, want, rtol, keeps, where):
+    """At each step within the largest entry of it, or of all until then.
 
-
-def _assert_close(got, want, atol, where):
-    """NaN, inf and -inf are equal to themselves and to nothing else."""
-    got = as_float64(got)
+    NaN, inf and -inf are equal to themselves and to nothing else.
+    """
     assert got.shape == want.shape, where
+    got, want = (as_float64(x).reshape(len(want), -1) for x in (got, want))
     finite = np.isfinite(want)
     np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=where)
-    np.testing.assert_allclose(got[finite], want[finite], 0, atol, err_msg=where)
+    largest = np.max(np.abs(want), axis=1, initial=0, where=finite)
+    largest = np.maximum.accumulate(largest) if keeps else largest
+    error = np.subtract(got, want, where=finite, out=np.zeros_like(want))
+    far = ~(np.abs(error) <= rtol * largest[:, None])
+    step = np.argmax(far.any(axis=1))
+    message = f"{where}, step {step}: {got[step]} is not {want[step]}"
+    assert not far.any(), message
 
 
 def _float32_error(name):

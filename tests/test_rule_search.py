@@ -239,6 +239,37 @@ def test_a_search_that_was_killed_goes_on(no_training, tmp_path):
         assert len(fingerprints) == len(set(fingerprints)) == total
 
 
+class Twice:
+    """Proposes a rule again before it is evaluated, and keeps what it hears."""
+
+    ends = True
+
+    def __init__(self):
+        program = rules.encode("g * m", SLOTS)
+        self._left = [[program, program]]
+        self.heard = []
+
+    def propose(self, number):
+        return self._left.pop() if self._left else []
+
+    def hear(self, program, fitness):
+        self.heard.append(fitness)
+
+
+def test_what_still_waits_is_not_known_from_an_earlier_search(
+    no_training, tmp_path, monkeypatch
+):
+    heard = []
+    for _ in range(2):  # the second has the archive of the first
+        proposed = Twice()
+        monkeypatch.setattr(search, "_proposals", lambda *_, it=proposed: it)
+        list(Search(_config(chunk=4), tmp_path).run("random", 0, 40))
+        heard.append(proposed.heard)
+    assert Distances.calls == 1
+    assert heard[0] == heard[1]
+    assert len(heard[0]) == 1
+
+
 def test_each_behaviour_is_evaluated_once(no_training, tmp_path):
     searching, traces = _traces(_config(), tmp_path)
     for trace in traces:

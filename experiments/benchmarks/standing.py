@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--leaves",
         type=common.positive,
-        default=200,
+        default=100,
         help="Of the compilations (%(default)s).",
     )
     parser.add_argument(

@@ -1,6 +1,7 @@
-"""A narrow ResNet on a part of CIFAR-10 at half its resolution."""
+"""Narrow ResNets on parts of CIFAR-10 at half its resolution."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,42 @@ Images = dict[str, np.ndarray]
 
 
 @functools.cache
-def load(folder: Path) -> tuple[Images, Images]:
-    """Pixels and labels, for training and for validation, drawn from the whole parts.
+def read(folder: Path) -> images.Images:
+    """All images, decoded; their validation part is the source's test part.
 
     Raises:
       UserError: the archive is missing, or another one.
     """
     config = image_defaults.image_config().data
     config.update(path=str(datasets.find(folder, TAR)), image_size=SIZE)
-    loaded = images.load(config)
+    return images.load(config)
+
+
+@functools.cache
+def load(folder: Path) -> tuple[Images, Images]:
+    """Pixels and labels, for training and for validation, drawn from the whole parts.
+
+    Raises:
+      UserError: the archive is missing, or another one.
+    """
+    loaded = read(folder)
     rng = np.random.default_rng(0)
 
     def part(split: images.Split, number: int) -> Images:
-        chosen = rng.permutation(len(split.labels))[:number]
-        pixels = np.stack([split.view(int(i)) for i in chosen])
-        weights = np.ones(number, np.float32)
-        return {"images": pixels, "labels": split.labels[chosen], "weights": weights}
+        return chosen(split, rng.permutation(len(split.labels))[:number])
 
     return part(loaded.train, TRAIN_IMAGES), part(loaded.validation, VALIDATION_IMAGES)
 
 
-def problem(folder: Path, batch_size: int) -> Problem:
-    """The network on the images in ``folder``; any batch size has the same epochs."""
-    train, validation = load(folder)
+def chosen(split: images.Split, rows: np.ndarray) -> Images:
+    """The images of these rows, each of weight 1."""
+    pixels = np.stack([split.view(int(i)) for i in rows])
+    weights = np.ones(len(rows), np.float32)
+    return {"images": pixels, "labels": split.labels[rows], "weights": weights}
+
+
+def network(stem: str) -> dict[str, Callable[..., Any]]:
+    """Three blocks, of widths 8, 16 and 32."""
     config = image_defaults.image_config()
     config.data.update(
         image_size=SIZE, mean=(0.4913, 0.4821, 0.4465), std=(0.2452, 0.2428, 0.2606)
@@ -63,13 +77,36 @@ def problem(folder: Path, batch_size: int) -> Problem:
             "block": "basic",
             "stages": (1, 1, 1),
             "width": 8,
-            "stem": "cifar",
+            "stem": stem,
             "dtype": "float32",
         }
     )
     config.parallel = "jit"
-    functions = image_task.model_functions(config, CLASSES, 3, images.LARGEST_PIXEL)
-    steps = EPOCHS * TRAIN_IMAGES // batch_size
+    return image_task.model_functions(config, CLASSES, 3, images.LARGEST_PIXEL)
+
+
+def problem(folder: Path, batch_size: int) -> Problem:
+    """The network on the images in ``folder``; any batch size has the same epochs."""
+    made = of_parts(network("cifar"), load(folder), batch_size, EPOCHS)
+    return made._replace(evaluations=EPOCHS)
+
+
+def of_parts(
+    functions: dict[str, Callable[..., Any]],
+    parts: tuple[Images, Images],
+    batch_size: int,
+    epochs: int,
+) -> Problem:
+    """A network trained on one part and evaluated on the other, without augmentation.
+
+    Args:
+      functions: of `network`.
+      parts: for training, and for the evaluation.
+      batch_size: images of a step.
+      epochs: passes over the training part, whose steps are whole batches.
+    """
+    number = len(parts[0]["labels"])
+    steps = epochs * number // batch_size
 
     def loss(params: PyTree, state: PyTree, data: PyTree, rows: jax.Array) -> Any:
         batch = jax.tree.map(lambda x: x[rows], data[0])
@@ -82,7 +119,7 @@ def problem(folder: Path, batch_size: int) -> Problem:
 
     def batches(seed: int) -> np.ndarray:
         rng = np.random.default_rng([seed, 1])
-        rows = [rng.permutation(TRAIN_IMAGES) for _ in range(EPOCHS)]
+        rows = [rng.permutation(number) for _ in range(epochs)]
         return np.concatenate(rows)[: steps * batch_size].reshape(steps, batch_size)
 
     return Problem(
@@ -90,7 +127,6 @@ def problem(folder: Path, batch_size: int) -> Problem:
         functions["init"],
         loss,
         evaluate,
-        jax.tree.map(jnp.asarray, (train, validation)),
+        jax.tree.map(jnp.asarray, parts),
         batches,
-        evaluations=EPOCHS,
     )

@@ -1,7 +1,7 @@
 """Does a state of one byte, or of two, for each number change how far a training comes?
 
 On the digits: the same seeds, rates and batches with the state in float32, in bfloat16
-and behind `compress_state`, on test images.
+and behind `compress_state`, on test images. On texts the small BERT of `states_bert`.
 """
 
 import functools
@@ -16,7 +16,14 @@ import optax
 
 import optax_heavytail as oht
 from experiments.common import markdown
-from experiments.studies import comparison, guards, intervals, study, training
+from experiments.studies import (
+    comparison,
+    guards,
+    intervals,
+    states_bert,
+    study,
+    training,
+)
 from experiments.studies.study import Cell, Record, Study
 from experiments.studies.training import Contestant, Point
 
@@ -71,9 +78,9 @@ def _bytes_of_weights(tx: Any) -> float:
 
 
 def cells(scale: str, data: Path) -> list[Cell]:
-    """Both methods with all states; the same at each scale."""
+    """Both methods with all states, on both networks; the same at each scale."""
     del scale, data
-    return [
+    on_digits = [
         Cell(
             {"method": method, "state": state, "seeds": len(SEEDS)},
             functools.partial(measure, method, state),
@@ -81,12 +88,16 @@ def cells(scale: str, data: Path) -> list[Cell]:
         for method in METHODS
         for state in STATES
     ]
+    return on_digits + states_bert.cells()
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
     """The blocks of the page."""
+    of_bert = [r for r in records if "network" in r["settings"]]
     results = {
-        (r["settings"]["method"], r["settings"]["state"]): r["result"] for r in records
+        (r["settings"]["method"], r["settings"]["state"]): r["result"]
+        for r in records
+        if r not in of_bert
     }
     rows: list[list[Any]] = []
     for method in METHODS:
@@ -110,6 +121,7 @@ def tables(records: Sequence[Record]) -> dict[str, str]:
     return {
         "losses": intervals.table(header, rows),
         "spreads": markdown.table(["optimizer", *rates], spreads),
+        "bert": states_bert.table(of_bert),
     }
 
 

@@ -15,9 +15,9 @@ from experiments.studies.training import Contestant, Point, Problem
 
 NETWORK = "BERT of 2 layers"
 STEPS, BATCH_SIZE = 500, 64  # fewer than those of bert_tiny.py:quick, as many rows
-RATE = 4e-3  # of both there, the best of a grid
+RATE = 4e-3  # the one there, the best of a grid
 SEEDS = (500, 501, 502, 503, 504)
-METHODS = {"AdamW": "adamw", "ACClip, normalize=True": "acclip"}  # in `bert`
+METHODS = {"AdamW": "adamw"}  # in `bert`
 PLAIN, BYTE = "float32", "one byte"
 
 
@@ -61,7 +61,7 @@ def _size(tree: Any, *, bytes_each: bool = False) -> int:
 
 
 def cells() -> list[Cell]:
-    """Both methods with both states."""
+    """Every method with both states."""
     about = {"network": NETWORK, "seeds": len(SEEDS), "steps": STEPS, "rate": RATE}
     return [
         Cell(

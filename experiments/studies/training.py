@@ -182,7 +182,10 @@ def _in_turn(contestant: Contestant, problem: Problem) -> Callable[..., Shown]:
     ) -> Shown:
         def lanes(i: int) -> Shown:
             threshold = None if thresholds is None else thresholds[i]
-            pairs = zip(keys, batches, strict=True)
+            own = [
+                jax.tree.map(operator.itemgetter(j), keys) for j in range(len(batches))
+            ]
+            pairs = zip(own, batches, strict=True)
             return _stacked([train(rates[i], threshold, *pair, data) for pair in pairs])
 
         return _stacked([lanes(i) for i in range(len(rates))])

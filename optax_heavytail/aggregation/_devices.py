@@ -25,6 +25,7 @@ def over_devices(fn: Callable[..., Any], axis_name: Any) -> Callable[..., Any]:
       its keyword arguments. ``weights`` is this device's own weight, if it is given.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from jax.sharding import PartitionSpec as P
       >>> from optax_heavytail import aggregation
@@ -33,7 +34,7 @@ def over_devices(fn: Callable[..., Any], axis_name: Any) -> Callable[..., Any]:
       >>> aggregate = aggregation.over_devices(aggregation.coordinate_median, "data")
       >>> with jax.set_mesh(mesh):
       ...     aggregate = jax.shard_map(aggregate, in_specs=P("data"), out_specs=P())
-      ...     aggregate(jax.device_put(grads, P("data"))).item()
+      ...     jax.jit(aggregate)(jax.device_put(grads, P("data"))).item()
       3.0
     """
 

@@ -4,6 +4,8 @@ from tests.planted_faults.fault import Fault
 
 FOLDER = "experiments/studies/heavy_tails"
 TEST = "tests/test_heavy_tails.py"
+BATCHES = f"{FOLDER}/large_batches.py"
+OF_BATCHES = "tests/test_large_batches.py"
 
 FAULTS = [
     Fault(
@@ -208,5 +210,61 @@ FAULTS = [
         '{"workload": workload, "noise": name, "steps": look.steps}',
         '{"workload": workload, "noise": "here", "steps": look.steps}',
         (TEST, "-k", "needs_no_table"),
+    ),
+    Fault(
+        "images for validation that are for training as well",
+        BATCHES,
+        "pieces[: len(PARTS)], strict=True",
+        "[rows[: len(piece)] for piece in pieces[: len(PARTS)]], strict=True",
+        (OF_BATCHES, "-k", "share_no_image"),
+    ),
+    Fault(
+        "test images of the training part",
+        BATCHES,
+        "cifar.chosen(source.validation, test)",
+        "cifar.chosen(source.train, test)",
+        (OF_BATCHES, "-k", "share_no_image"),
+    ),
+    Fault(
+        "statistics that a short run has left",
+        BATCHES,
+        "return made.evaluate(params, anew, data)",
+        "return made.evaluate(params, state, data)",
+        (OF_BATCHES, "-k", "last_statistics"),
+    ),
+    Fault(
+        "a tenth of the statistics",
+        BATCHES,
+        "lambda x: x / (1 - resnet.NORM_MOMENTUM)",
+        "lambda x: x",
+        (OF_BATCHES, "-k", "last_statistics"),
+    ),
+    Fault(
+        "statistics of the images that are tested",
+        BATCHES,
+        'functions["loss_sum"](params, zeros, data[0]',
+        'functions["loss_sum"](params, zeros, data[1]',
+        (OF_BATCHES, "-k", "last_statistics"),
+    ),
+    Fault(
+        "lanes in turn that all start as the first",
+        "experiments/studies/training.py",
+        "jax.tree.map(operator.itemgetter(j), keys)",
+        "jax.tree.map(operator.itemgetter(0), keys)",
+        (OF_BATCHES, "-k", "lanes_in_turn"),
+    ),
+    Fault(
+        "a claim that is turned around",
+        BATCHES,
+        "own, other = ",
+        "other, own = ",
+        (OF_BATCHES, "-k", "claims_are_pairs"),
+    ),
+    Fault(
+        "images of another folder than the one that is named",
+        BATCHES,
+        "functools.partial(problem, folder, batch_size),",
+        'functools.partial(problem, Path("data"), batch_size),',
+        (OF_BATCHES, "-k", "not_there"),
     ),
 ]

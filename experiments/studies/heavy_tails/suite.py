@@ -12,6 +12,7 @@ from experiments.studies.heavy_tails import (
     flights,
     forces,
     language,
+    large_batches,
     methods,
     noise,
     policy,
@@ -30,7 +31,7 @@ from experiments.studies.study import Cell, Record, Study
 class Workload(NamedTuple):
     """One workload's part of the page."""
 
-    cells: Callable[[], list[Cell]]
+    cells: Callable[[Path], list[Cell]]  # folder of data sets -> all of them
     tables: Callable[[Sequence[Record]], dict[str, str]]
     picture: Callable[[Sequence[Record]], bytes]
     endpoints: Callable[[Sequence[Record]], list[list[Any]]]
@@ -79,7 +80,7 @@ def _of_race(
         return [shown.endpoint(found, made, name, end) for name, end in ends.items()]
 
     return Workload(
-        lambda: noise.cells(made.name, looks) + race.cells(made),
+        lambda data: noise.cells(made.name, looks) + race.cells(made),
         tables,
         lambda records: shown.picture(shown.results(records, made), made, unit),
         endpoint_rows,
@@ -100,11 +101,43 @@ def _of_folds() -> Workload:
         return {f"{regression.NAME}, tuned": column}
 
     return Workload(
-        lambda: noise.cells(regression.NAME, regression.LOOKS) + regression.cells(),
+        lambda data: (
+            noise.cells(regression.NAME, regression.LOOKS) + regression.cells()
+        ),
         tables,
         regression.picture,
         lambda records: [regression.endpoint(records)],
         words,
+    )
+
+
+def _of_batches() -> Workload:
+    races = [large_batches.of_size(size, Path()) for size in large_batches.RATES]
+
+    def tables(records: Sequence[Record]) -> dict[str, str]:
+        looked = noise.table(records, large_batches.NAME)
+        found = [(made, shown.results(records, made)) for made in races]
+        return {
+            block(large_batches.NAME, "noise"): looked,
+            **large_batches.tables(records),
+            **{
+                block(made.name, race.CLEAN): shown.table(results, made, race.CLEAN)
+                for made, results in found
+            },
+        }
+
+    def words(records: Sequence[Record]) -> dict[str, dict[str, list[str]]]:
+        del records  # methods of its own, as W3
+        return {}
+
+    def endpoint_rows(records: Sequence[Record]) -> list[list[Any]]:
+        return [
+            shown.endpoint(shown.results(records, made), made, made.name, made.endpoint)
+            for made in races
+        ]
+
+    return Workload(
+        large_batches.cells, tables, large_batches.picture, endpoint_rows, words
     )
 
 
@@ -133,13 +166,14 @@ WORKLOADS: dict[str, Workload] = {
         )
         for epochs in policy.EPOCHS
     },
+    "batches": _of_batches(),  # last, as it needs data that may not be there
 }
 
 
 def cells(scale: str, data: Path) -> list[Cell]:
     """Those of all workloads; the same at each scale."""
-    del scale, data
-    return [cell for workload in WORKLOADS.values() for cell in workload.cells()]
+    del scale
+    return [cell for workload in WORKLOADS.values() for cell in workload.cells(data)]
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:

@@ -13,7 +13,12 @@ from experiments.common import distributed, files, json_files
 from experiments.common.errors import UserError
 from experiments.common.types import Config
 from experiments.runs import reading, seals
-from experiments.runs.seals import METRICS_FILE, MODEL_STATE_FOLDER, PARAMS_FOLDER
+from experiments.runs.seals import (
+    METRICS_FILE,
+    MODEL_STATE_FOLDER,
+    PARAMS_FOLDER,
+    PREDICTIONS_FILE,
+)
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -161,6 +166,19 @@ def write_config(workdir: Path, config: Config) -> None:
         raise files.not_writable(workdir, error) from None
 
 
+def write_predictions(workdir: Path, answers: dict[str, str]) -> None:
+    """Writes the answers by question, as SQuAD's own evaluation reads them.
+
+    Raises:
+      UserError: not writable.
+    """
+    try:
+        content = json.dumps(answers, indent=2) + "\n"
+        files.write_atomically(workdir / PREDICTIONS_FILE, content)
+    except OSError as error:
+        raise files.not_writable(workdir, error) from None
+
+
 def damage(workdir: Path, final: reading.Record) -> str:
     """What a finished run has lost that its checkpoint has too; empty: nothing.
 
@@ -213,7 +231,7 @@ def _cut_back(workdir: Path, step: int) -> int:
         if record["step"] <= step and record["kind"] != "final"
     ]
     files.write_atomically(metrics, json_files.as_lines(kept))
-    for name in (PARAMS_FOLDER, MODEL_STATE_FOLDER):
+    for name in (PARAMS_FOLDER, MODEL_STATE_FOLDER, PREDICTIONS_FILE):
         if (workdir / name).is_dir():
             shutil.rmtree(workdir / name)
         else:
@@ -273,6 +291,7 @@ def _set_aside(workdir: Path) -> None:
         "events.out.tfevents*",
         PARAMS_FOLDER,
         MODEL_STATE_FOLDER,
+        PREDICTIONS_FILE,
         METRICS_FILE,
     ):
         for path in workdir.glob(pattern):

@@ -11,8 +11,9 @@ from experiments.data import tokenizer
 METRICS_FILE = "metrics.jsonl"
 PARAMS_FOLDER = "params"
 MODEL_STATE_FOLDER = "model_state"
+PREDICTIONS_FILE = "predictions.json"
 # What the last record of a run has of the files beside it.
-SEALED = (PARAMS_FOLDER, MODEL_STATE_FOLDER, tokenizer.FILE)
+SEALED = (PARAMS_FOLDER, MODEL_STATE_FOLDER, PREDICTIONS_FILE, tokenizer.FILE)
 FIELD = "seal"
 PIECE = 2**20  # bytes that are read at once
 

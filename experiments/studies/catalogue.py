@@ -14,6 +14,7 @@ from experiments.studies import (
     robustness,
     rule_search,
     spikes,
+    squad,
     states,
     study,
     survey,
@@ -35,6 +36,7 @@ STUDIES = {
     "first_figure": first_figure.STUDY,
     "states": states.STUDY,
     "learned": learned.STUDY,
+    "squad": squad.STUDY,
 }
 
 

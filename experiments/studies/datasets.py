@@ -15,6 +15,9 @@ SHA256 = {
     "wikitext2/valid.txt": (
         "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"
     ),
+    "xquad/xquad.en.json": (
+        "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29"
+    ),
 }
 
 

@@ -41,6 +41,7 @@ class Task:
       predict: (parameters, model state, batch) -> outputs of its rows, for metrics that
         need the outputs of all rows at once.
       score: outputs of all rows in their order, those that fill up too -> metrics.
+      answers: the same outputs -> what a run leaves as its predictions, by question.
     """
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
@@ -54,6 +55,7 @@ class Task:
     save_assets: Callable[[Path], None]
     predict: Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]] | None = None
     score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
+    answers: Callable[[dict[str, np.ndarray]], dict[str, str]] | None = None
 
 
 def weight(batch: Batch) -> jax.Array:

@@ -111,6 +111,7 @@ def _build(
         },
         save_assets=lambda folder: tokenizer.save(tokens, folder),
         score=lambda rows: score(validation, rows),
+        answers=lambda rows: by_question(validation, rows),
     )
 
 
@@ -153,10 +154,17 @@ def validation_batches(windows: Windows, size: int) -> list[Batch]:
 
 
 def score(windows: Windows, spans: dict[str, np.ndarray]) -> dict[str, float]:
-    """Exact match and F1 of the best answers; no answer at all is an empty one."""
+    """Exact match and F1 of the best answers."""
+    texts = list(by_question(windows, spans).values())
+    return squad_answers.evaluate(windows.examples, texts)
+
+
+def by_question(windows: Windows, spans: dict[str, np.ndarray]) -> dict[str, str]:
+    """The best answer to each question by its id; no answer at all is an empty one."""
     answers = squad_answers.n_best_answers(windows, spans)
     texts = [found[0][0] if found else "" for found in answers]
-    return squad_answers.evaluate(windows.examples, texts)
+    ids = [example.id for example in windows.examples]
+    return dict(zip(ids, texts, strict=True))
 
 
 def _new_params(config: bert.BertConfig, key: jax.Array) -> PyTree:

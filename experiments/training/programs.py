@@ -146,16 +146,29 @@ def stack(microbatches: list[Batch]) -> Batch:
 
 def evaluate(program: Program, params: PyTree, model_state: PyTree) -> dict[str, float]:
     """Metrics over all validation batches."""
-    sums, outputs, settle = [], [], program.layout.settle
-    for batch in program.task.eval_batches():
-        placed = program.layout.place_rows(batch)
-        sums.append(settle(program.eval_step(params, model_state, placed)))
-        if program.predict_step is not None:
-            outputs.append(settle(program.predict_step(params, model_state, placed)))
+    sums = _of_batches(program, program.eval_step, params, model_state)
     totals = jax.tree.map(lambda *values: float(np.sum(values)), *sums)
     weight = totals.pop("weight")
     metrics = {name: total / weight for name, total in totals.items()}
     if program.task.score is not None:
-        rows = jax.tree.map(lambda *arrays: np.concatenate(arrays), *outputs)
-        metrics |= program.task.score(rows)
+        metrics |= program.task.score(predict(program, params, model_state))
     return metrics
+
+
+def predict(
+    program: Program, params: PyTree, model_state: PyTree
+) -> dict[str, np.ndarray]:
+    """The outputs of all validation rows, those that fill up too."""
+    assert program.predict_step is not None
+    outputs = _of_batches(program, program.predict_step, params, model_state)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *outputs)
+
+
+def _of_batches(
+    program: Program, step: Callable[..., Sums], params: PyTree, model_state: PyTree
+) -> list[Sums]:
+    layout = program.layout
+    return [
+        layout.settle(step(params, model_state, layout.place_rows(batch)))
+        for batch in program.task.eval_batches()
+    ]

@@ -20,7 +20,7 @@ from experiments.tasks import PyTree
 from experiments.training import checkpoint_files, checkpoints, loop, optimizers, room
 from experiments.training.checkpoint_files import Resumed
 from experiments.training.job import Job
-from experiments.training.programs import Program, Programs
+from experiments.training.programs import Program, Programs, predict
 from experiments.training.steps import TrainState
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "grain", "tokenizers", "numpy")
@@ -177,14 +177,18 @@ def count_records(workdir: Path, resumed: Resumed, left: int) -> None:
 
 
 def save(program: Program, state: TrainState, workdir: Path) -> None:
-    """Saves the parameters to use, and the running statistics if there are any.
+    """Saves the parameters to use, and statistics and predictions if there are any.
 
     Raises:
       UserError: not writable.
     """
-    save_params(workdir / folders.PARAMS_FOLDER, program.eval_params(state))
+    params, to_text = program.eval_params(state), program.task.answers
+    save_params(workdir / folders.PARAMS_FOLDER, params)
     if state.model_state:
         save_params(workdir / folders.MODEL_STATE_FOLDER, state.model_state)
+    if to_text is not None:
+        answers = to_text(predict(program, params, state.model_state))
+        distributed.by_main(lambda: folders.write_predictions(workdir, answers))
 
 
 def facts(

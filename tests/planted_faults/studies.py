@@ -4,6 +4,7 @@ from tests.planted_faults.fault import Fault
 
 FILE = "experiments/studies/intervals.py"
 TEST = "tests/test_intervals.py"
+SQUAD, SQUAD_TEST = "experiments/studies/squad.py", "tests/test_squad_study.py"
 
 FAULTS = [
     Fault(
@@ -91,5 +92,82 @@ FAULTS = [
         "return optax.chain(rules.transform(rule), by_rate)",
         "return optax.chain(rules.transform(rule), optax.scale(learning_rate))",
         ("tests/test_evidence_rules.py", "-k", "downhill"),
+    ),
+    Fault(
+        "questions: the rate is chosen on the test articles",
+        SQUAD,
+        'finetune(name, start, "validation", rates, seed)',
+        'finetune(name, start, "test", rates, seed)',
+        (SQUAD_TEST, "-k", "other_articles"),
+    ),
+    Fault(
+        "questions: the lowest F1 is the best",
+        SQUAD,
+        "short = 100 - np.array",
+        "short = np.array",
+        (SQUAD_TEST, "-k", "other_articles"),
+    ),
+    Fault(
+        "questions: an article in two parts",
+        SQUAD,
+        "np.cumsum(list(ARTICLES.values()))[:-1])",
+        "[32, 32])",
+        (SQUAD_TEST, "-k", "whole_articles"),
+    ),
+    Fault(
+        "questions: the pre-trained weights are left out",
+        SQUAD,
+        "    if start == squad_tables.PRETRAINED:\n        config",
+        "    if False:\n        config",
+        (SQUAD_TEST, "-k", "way_from"),
+    ),
+    Fault(
+        "questions: random weights with tokens of their own",
+        SQUAD,
+        "            tokenizer.save(tokens, workdir)\n",
+        "",
+        (SQUAD_TEST, "-k", "random_weights"),
+    ),
+    Fault(
+        "questions: a baseline without its clip",
+        SQUAD,
+        "if entry.max_norm is not None:",
+        "if False:",
+        (SQUAD_TEST, "-k", "clip"),
+    ),
+    Fault(
+        "questions: the constant span is chosen by the test articles",
+        "experiments/studies/squad_guesses.py",
+        "place, length = best_span(known)",
+        "place, length = best_span([e for article in test for e in article])",
+        (SQUAD_TEST, "-k", "guesses"),
+    ),
+    Fault(
+        "questions: random spans of the first half alone",
+        "experiments/studies/squad_guesses.py",
+        "rng.integers(words - length + 1)",
+        "rng.integers(max(words - length, 1)) // 2",
+        (SQUAD_TEST, "-k", "guesses"),
+    ),
+    Fault(
+        "questions: seeds in place of articles",
+        "experiments/studies/squad_tables.py",
+        'for seed in result["seeds"]], axis=0)',
+        'for seed in result["seeds"]], axis=1)',
+        (SQUAD_TEST, "-k", "differences"),
+    ),
+    Fault(
+        "predictions of another question",
+        "experiments/tasks/squad.py",
+        "return dict(zip(ids, texts, strict=True))",
+        "return dict(zip(ids[::-1], texts, strict=True))",
+        (SQUAD_TEST, "-k", "way_from"),
+    ),
+    Fault(
+        "predictions are not sealed",
+        "experiments/runs/seals.py",
+        "MODEL_STATE_FOLDER, PREDICTIONS_FILE, tokenizer.FILE)",
+        "MODEL_STATE_FOLDER, tokenizer.FILE)",
+        (SQUAD_TEST, "-k", "way_from"),
     ),
 ]

@@ -135,7 +135,7 @@ def test_a_changed_record_is_refused(run, whole, place):
     record = json.loads(lines[place])
     lines[place] = json.dumps({**record, "time": record["time"] + 1}).encode() + b"\n"
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
-    with pytest.raises(UserError, match=r"metrics.jsonl is not what was saved; choose"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is not what was .* without"):
         go(toy(), run, whole[1])
     del lines[place]
     if place != -1:
@@ -158,7 +158,7 @@ def test_a_tokenizer_counts_too(run):
     (run / "tokenizer.json").unlink()
     assert folders.damage(run, final) == "tokenizer.json is gone"
     (run / "tokenizer.json").write_text("[]")
-    with pytest.raises(UserError, match=r"tokenizer.json is not what was sa"):
+    with pytest.raises(UserError, match=r"tokenizer.json is not .* from the ch"):
         folders.damage(run, final)
 
 

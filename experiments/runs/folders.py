@@ -190,9 +190,11 @@ def damage(workdir: Path, final: reading.Record) -> str:
         found.setdefault(PARAMS_FOLDER, "is gone")  # of a run without a seal
     for name, how in found.items():
         if name not in (PARAMS_FOLDER, MODEL_STATE_FOLDER) and how != "is gone":
+            is_metrics = name == METRICS_FILE
+            then = "does without it" if is_metrics else "makes it from the checkpoint"
             raise UserError(
                 f"{workdir / name} {how}; choose another folder, or delete the file, "
-                "and the same command does without it"
+                f"and the same command {then}"
             )
     return ", ".join(f"{name} {how}" for name, how in found.items())
 

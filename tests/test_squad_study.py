@@ -12,6 +12,7 @@ from experiments.models import bert
 from experiments.runs import folders
 from experiments.studies import datasets, squad_guesses, squad_tables, tuning
 from experiments.studies import squad as study
+from experiments.studies.training import LOST
 from experiments.tasks import squad_answers
 from tests.toy_runs import read
 
@@ -26,7 +27,7 @@ def small(tmp_path, monkeypatch):
     contexts = [p["context"] for a in document["data"] for p in a["paragraphs"]]
     (tmp_path / "text.txt").write_text("\n\n".join(contexts))
     files = {study.QUESTIONS: "questions.json", study.TEXT: "text.txt"}
-    monkeypatch.setattr(datasets, "find", lambda _, name: tmp_path / files[name])
+    monkeypatch.setattr(datasets, "find", lambda folder, name: folder / files[name])
     tiny = {"num_layers": 1, "width": 8, "num_heads": 1, "mlp_width": 8}
     monkeypatch.setitem(bert.SIZES, "tiny", tiny)
     number = len(document["data"])
@@ -41,7 +42,12 @@ def small(tmp_path, monkeypatch):
 
 def test_the_way_from_a_text_to_answers(small):
     parts = study.write_parts(small)
-    study.pretrain(small)
+    pretrained = study.pretrain(small)
+    # A folder of data sets that is another, or named in another way, changes no run.
+    elsewhere = small / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "text.txt").write_bytes((small / "text.txt").read_bytes())
+    assert study.pretrain(elsewhere) == pretrained
     (workdir,) = study.finetune("acclip", squad_tables.PRETRAINED, "test", [1e-9], 1)
     # At no rate the encoder is the pre-trained one.
     theirs = read(small / "runs/encoder/params")["encoder"]
@@ -62,8 +68,20 @@ def test_the_way_from_a_text_to_answers(small):
     (workdir / folders.PREDICTIONS_FILE).unlink()
     assert folders.damage(workdir, final) == "predictions.json is gone"
     (workdir / folders.PREDICTIONS_FILE).write_text("{}")
-    with pytest.raises(UserError, match=r"predictions\.json is not what was saved"):
+    with pytest.raises(UserError, match=r"predictions\.json is not .* checkpoint"):
         study.finetune("acclip", squad_tables.PRETRAINED, "test", [1e-9], 1)
+
+
+def test_a_run_that_is_lost_has_no_answers(small, monkeypatch):
+    study.write_parts(small)
+    record = {"status": "diverged", "step": 1, "loss": None, "data": {}}
+    monkeypatch.setattr(study, "final", lambda workdir: record)
+    end = study.ending(small / "lost")
+    assert study.f1_of(small / "lost") == end["f1"] == end["exact_match"] == 0
+    assert end["by_article"] == {name: [0.0] for name in squad_tables.SCORES}
+    assert end["loss"] == end["train_loss"] == LOST
+    table = squad_tables.losses({("acclip", squad_tables.RANDOM): {"seeds": [end]}})
+    assert "| 100.00 | 100.00 | 0.0% |" in table
 
 
 def test_rates_are_chosen_on_other_articles_than_the_test(small, monkeypatch):

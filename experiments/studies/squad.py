@@ -66,13 +66,13 @@ ARMS = (
 )
 
 
-def pretraining(data: Path) -> Config:
-    """The config of the encoder's run."""
+def pretraining() -> Config:
+    """The config of the encoder's run, on a text that is in `FOLDER`."""
     config = bert_tiny.get_config()
     config.steps, config.batch_size = PRETRAINING_STEPS, BATCH_SIZE
     config.num_devices = 1
     config.log_every, config.eval_every = 100, 500
-    config.data.path = str(datasets.find(data, TEXT))
+    config.data.path = str(FOLDER / "text.txt")
     config.data.vocab_size, config.data.sequence_length = VOCABULARY, LENGTH
     config.optimizer.name = "adamw"
     return config
@@ -129,8 +129,11 @@ def read_part(name: str) -> list[Article]:
 
 
 def pretrain(data: Path) -> dict[str, Any]:
-    """What the encoder's run ends with."""
-    (outcome,) = run([pretraining(data)], [FOLDER / ENCODER])
+    """What the encoder's run ends with, wherever the data sets are."""
+    content = datasets.find(data, TEXT).read_bytes()
+    files.make_folder(FOLDER)
+    files.write_atomically(FOLDER / "text.txt", content)
+    (outcome,) = run([pretraining()], [FOLDER / ENCODER])
     record, of_text = outcome.record, outcome.record["data"]
     names = ("loss", "accuracy", "baselines", "parameters")
     return {
@@ -206,7 +209,9 @@ def final(workdir: Path) -> dict[str, Any]:
 
 def ending(workdir: Path) -> dict[str, Any]:
     """The scores of a run on the test articles, whole and by article."""
-    record = final(workdir)
+    record, articles = final(workdir), read_part("test")
+    if record["status"] == "diverged":
+        return lost(len(articles))
     answers = json_files.read_object(workdir / folders.PREDICTIONS_FILE)
     losses = [
         seen["loss"]
@@ -220,7 +225,20 @@ def ending(workdir: Path) -> dict[str, Any]:
         "exact_spans": record["accuracy"],
         "train_loss": losses[-1],
         "encoder": record["data"].get("encoder_sha256", ""),
-        "by_article": by_article(read_part("test"), answers),
+        "by_article": by_article(articles, answers),
+    }
+
+
+def lost(articles: int) -> dict[str, Any]:
+    """The same of a run whose loss was not finite, which has no answers."""
+    return {
+        "exact_match": 0.0,
+        "f1": 0.0,
+        "loss": training.LOST,
+        "exact_spans": 0.0,
+        "train_loss": training.LOST,
+        "encoder": "",
+        "by_article": {name: [0.0] * articles for name in squad_tables.SCORES},
     }
 
 

@@ -693,7 +693,22 @@ def test_a_run_is_compared_with_its_own_table(tmp_path):
         standing.main([f"--output={tmp_path / 'x'}", f"--against={against}"])
 
 
+@pytest.mark.parametrize("ratio", ["[0, 0, 0]", "[1, 1, 1, 1]", "[1, 1]", "1"])
+def test_a_ratio_that_none_is_compared_with_is_refused_at_once(tmp_path, ratio):
+    path = tmp_path / "before.jsonl"
+    start = '{"kind": "standing", "what": "", "bytes": 0, "ratio": '
+    path.write_text(f"{start}{ratio}}}\n")
+    with pytest.raises(UserError, match=r"before.jsonl.*ratio=.*must be a low"):
+        standing.measured_before(path)
+
+
 # Flags
+
+
+@pytest.mark.parametrize("known", [contestants.CONTESTANTS, growth.CONTESTANTS])
+def test_every_contestant_can_be_named_among_others(known):
+    """Also one with a comma in its name."""
+    assert common.several(",".join(known), common.one_of(list(known))) == list(known)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ runs on an accelerator's machine that has no more than these.
 
 import argparse
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,8 +57,8 @@ def positive(text: str) -> int:
 
 
 def several(text: str, item: Callable[[str], Any]) -> list[Any]:
-    """Items between commas, each once."""
-    items = [item(part) for part in text.split(",")]
+    """Items between commas, each once; a comma before a space is part of a name."""
+    items = [item(part) for part in re.split(r",(?! )", text)]
     if len(set(items)) < len(items):
         raise argparse.ArgumentTypeError(f"{text!r} must have each item once")
     return items

@@ -38,9 +38,13 @@ COMPILATIONS = (
 )
 MOVED = 0.1  # of a ratio
 HEADINGS = ("what", "ratio", "was", "moved bytes", "were", "")
+POSITIVE = fields.several(fields.number(0, above=True), least=3)
 FIELDS = {
     "what": fields.text(),
-    "ratio": fields.several(fields.number(0), least=3),
+    "ratio": fields.Field(
+        "a low, a middle and a high number above 0",
+        lambda value: POSITIVE.accepts(value) and len(value) == 3,
+    ),
     "bytes": fields.number(0),
 }
 

@@ -22,6 +22,13 @@ FAULTS = [
         ("tests/test_benchmarks.py", "-k", "only_a_rate"),
     ),
     Fault(
+        "two contestants of one whose name has a comma",
+        "experiments/benchmarks/common.py",
+        're.split(r",(?! )", text)',
+        'text.split(",")',
+        ("tests/test_benchmarks.py", "-k", "can_be_named"),
+    ),
+    Fault(
         "a BERT whose state stays in float32",
         "experiments/studies/states_bert.py",
         "make = _compressed(make)",
@@ -106,6 +113,13 @@ FAULTS = [
         "short = 100 - np.array",
         "short = np.array",
         (SQUAD_TEST, "-k", "other_articles"),
+    ),
+    Fault(
+        "questions: answers of a run that is lost",
+        SQUAD,
+        'if record["status"] == "diverged":',
+        "if False:",
+        (SQUAD_TEST, "-k", "is_lost"),
     ),
     Fault(
         "questions: an article in two parts",

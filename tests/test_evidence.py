@@ -89,6 +89,10 @@ def test_blocks_are_put_between_their_marks():
     for blocks in ({}, {"x": "", "y": ""}):
         with pytest.raises(UserError, match=r"has blocks \['x'\], not"):
             markdown.fill(page, blocks)
+    end = "<!-- end x -->"
+    for damaged in (page.replace(end, ""), page + end, page.replace("end x", "end y")):
+        with pytest.raises(UserError, match=r"has ends of blocks \["):
+            markdown.fill(damaged, {"x": ""})
 
 
 @pytest.mark.parametrize("name", catalogue.STUDIES)

@@ -43,11 +43,16 @@ def fill(page: str, blocks: Mapping[str, str]) -> str:
     """Puts each block between its marks in a page.
 
     Raises:
-      UserError: a block has no marks, or marks have no block.
+      UserError: a block has no marks, or marks have no block or no other end.
     """
-    marks = re.findall(r"<!-- begin (\w+) -->", page)
+    found = re.findall(r"<!-- (begin|end) (\w+) -->", page)
+    marks = [name for mark, name in found if mark == "begin"]
     if sorted(marks) != sorted(blocks):
         raise UserError(f"a page has blocks {sorted(marks)}, not {sorted(blocks)}")
+    wanted = [(mark, name) for name in marks for mark in ("begin", "end")]
+    if found != wanted:
+        marks = [name for mark, name in found if mark == "end"]
+        raise UserError(f"a page has ends of blocks {marks}, not one after each begin")
     for name, text in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, rest = page.split(begin)

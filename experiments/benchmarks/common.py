@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import optax_heavytail as oht
+from experiments.benchmarks import trees
 from experiments.common import commands, files, inputs, json_files, memory, provenance
 from experiments.common.errors import UserError
 from experiments.common.json_files import Record
@@ -43,6 +44,26 @@ class Parser(commands.Parser):
                 default=repeats,
                 help="Rounds of the interleaved run (%(default)s).",
             )
+
+    def add_tree(self, default: str, what: str = "One") -> None:
+        """The flag of one of the trees of parameters."""
+        self.add_argument(
+            "--tree",
+            type=one_of(list(trees.TREES)),
+            default=default,
+            help=f"{what} of {', '.join(trees.TREES)} (%(default)s).",
+        )
+
+    def add_contestants(
+        self, known: Iterable[str], help: str, default: Iterable[str] | None = None
+    ) -> None:
+        """The flag of some of the known ones; by default all."""
+        self.add_argument(
+            "--contestants",
+            type=lambda text: several(text, one_of(list(known))),
+            default=list(known if default is None else default),
+            help=help,
+        )
 
 
 def positive(text: str) -> int:

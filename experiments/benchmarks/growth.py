@@ -240,13 +240,7 @@ def measure(
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
     parser = common.Parser(__doc__)
-    known = common.one_of(list(CONTESTANTS))
-    parser.add_argument(
-        "--contestants",
-        type=lambda text: common.several(text, known),
-        default=list(CONTESTANTS),
-        help=f"Some of {', '.join(CONTESTANTS)}; all.",
-    )
+    parser.add_contestants(CONTESTANTS, f"Some of {', '.join(CONTESTANTS)}; all.")
     parser.add_argument(
         "--updates",
         type=common.positive,

@@ -177,18 +177,9 @@ def rows(record: common.Record) -> list[list[str]]:
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
     parser = common.Parser(__doc__)
-    parser.add_argument(
-        "--tree",
-        type=common.one_of(list(trees.TREES)),
-        default="bert_base",
-        help=f"One of {', '.join(trees.TREES)} (%(default)s).",
-    )
-    parser.add_argument(
-        "--contestants",
-        type=lambda text: common.several(text, common.one_of(list(CONTESTANTS))),
-        default=list(CHOSEN),
-        help=f"Some of {', '.join(CONTESTANTS)}; default: {', '.join(CHOSEN)}.",
-    )
+    parser.add_tree("bert_base")
+    several = f"Some of {', '.join(CONTESTANTS)}; default: {', '.join(CHOSEN)}."
+    parser.add_contestants(CONTESTANTS, several, CHOSEN)
     flags = parser.parse_args(argv)
     common.check_writable(flags.output)
     records = []

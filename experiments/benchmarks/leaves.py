@@ -197,11 +197,9 @@ def main(argv: Sequence[str]) -> None:
         default=2,
         help="Rounds of compilation (%(default)s); --repeats are those of the step.",
     )
-    parser.add_argument(
-        "--contestants",
-        type=lambda text: common.several(text, common.one_of(list(CONTESTANTS))),
-        default=list(CONTESTANTS),
-        help="Some of those in the table, and what they are compared with; all.",
+    parser.add_contestants(
+        CONTESTANTS,
+        "Some of those in the table, and what they are compared with; all.",
     )
     flags = parser.parse_args(argv)
     names = with_references(flags.contestants)

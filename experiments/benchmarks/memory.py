@@ -158,12 +158,7 @@ def row(record: common.Record) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """Measures as the flags say."""
     parser = common.Parser(__doc__)
-    parser.add_argument(
-        "--tree",
-        type=common.one_of(list(trees.TREES)),
-        default="bert_base",
-        help=f"One of {', '.join(trees.TREES)} (%(default)s).",
-    )
+    parser.add_tree("bert_base")
     flags = parser.parse_args(argv)
     common.check_writable(flags.output)
     take = in_own_process if counts_memory() else measure

@@ -116,12 +116,7 @@ def measured_before(path: Path) -> dict[str, Record]:
 def main(argv: Sequence[str]) -> None:
     """Measures and compares as the flags say."""
     parser = common.Parser(__doc__, repeats=9)
-    parser.add_argument(
-        "--tree",
-        type=common.one_of(list(trees.TREES)),
-        default="resnet50",
-        help=f"Of the steps: one of {', '.join(trees.TREES)} (%(default)s).",
-    )
+    parser.add_tree("resnet50", "Of the steps: one")
     parser.add_argument(
         "--leaves",
         type=common.positive,

@@ -235,11 +235,8 @@ def main(argv: Sequence[str]) -> None:
         help="Steps in one call, as a loop: 1 on a CPU, by default, and 20 elsewhere, "
         "where giving the call its arguments takes longer than a step.",
     )
-    parser.add_argument(
-        "--contestants",
-        type=lambda text: common.several(text, common.one_of(list(CONTESTANTS))),
-        default=list(CONTESTANTS),
-        help="Some of those in the table, each with its references; all.",
+    parser.add_contestants(
+        CONTESTANTS, "Some of those in the table, each with its references; all."
     )
     flags = parser.parse_args(argv)
     common.check_writable(flags.output)

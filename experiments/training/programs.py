@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,16 @@ def stack(microbatches: list[Batch]) -> Batch:
 
 def evaluate(program: Program, params: PyTree, model_state: PyTree) -> dict[str, float]:
     """Metrics over all validation batches."""
-    sums = _of_batches(program, program.eval_step, params, model_state)
+    score, predict_step = program.task.score, program.predict_step
+    functions = [program.eval_step]
+    if score is not None and predict_step is not None:
+        functions.append(predict_step)
+    sums, *outputs = _of_batches(program, functions, params, model_state)
     totals = jax.tree.map(lambda *values: float(np.sum(values)), *sums)
     weight = totals.pop("weight")
     metrics = {name: total / weight for name, total in totals.items()}
-    if program.task.score is not None:
-        metrics |= program.task.score(predict(program, params, model_state))
+    if score is not None:
+        metrics |= score(_of_all_rows(*outputs))
     return metrics
 
 
@@ -160,15 +164,26 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """The outputs of all validation rows, those that fill up too."""
     assert program.predict_step is not None
-    outputs = _of_batches(program, program.predict_step, params, model_state)
+    functions = [program.predict_step]
+    (outputs,) = _of_batches(program, functions, params, model_state)
+    return _of_all_rows(outputs)
+
+
+def _of_all_rows(outputs: Sequence[Sums]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *outputs)
 
 
 def _of_batches(
-    program: Program, step: Callable[..., Sums], params: PyTree, model_state: PyTree
-) -> list[Sums]:
-    layout = program.layout
-    return [
-        layout.settle(step(params, model_state, layout.place_rows(batch)))
-        for batch in program.task.eval_batches()
-    ]
+    program: Program,
+    functions: Sequence[Callable[[PyTree, PyTree, Batch], Sums]],
+    params: PyTree,
+    model_state: PyTree,
+) -> list[tuple[Sums, ...]]:
+    """What each function makes of all batches, each of which is placed once."""
+    found, layout = [], program.layout
+    for batch in program.task.eval_batches():
+        placed = layout.place_rows(batch)
+        found.append(
+            [layout.settle(call(params, model_state, placed)) for call in functions]
+        )
+    return list(zip(*found, strict=True))

@@ -1,5 +1,7 @@
 """compress_state: one byte for each number of a state."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,6 +235,20 @@ def test_codes_are_spread_as_the_parameters_are(kind, spec):
             assert codes.sharding.is_equivalent_to(params.sharding, 2)
         assert jax.tree.map(jax.typeof, got[1]) == jax.tree.map(jax.typeof, state)
     assert_trees_close(got, want, 1e-6)
+
+
+def test_one_pass_finds_both_ends_of_a_row():
+    x, seed = jnp.zeros((64, 128)), jnp.uint32(0)
+    program = jax.jit(encode).lower(x, seed).as_text()
+    passes = re.findall(r"stablehlo\.reduce\(.*tensor<64x128xf32>", program)
+    assert len(passes) == 2  # the second one where a number is not finite
+
+
+def test_the_compiler_is_not_given_the_zeros_of_a_new_state_to_reduce():
+    # It would take a second for each 256 x 1024 of them.
+    tx = oht.compress_state(optax.trace(0.9))
+    program = jax.jit(tx.init).lower(jnp.zeros((64, 128))).compile().as_text()
+    assert " reduce(" in program
 
 
 def test_readers_find_arrays_in_what_was_read_back():

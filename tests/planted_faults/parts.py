@@ -257,6 +257,20 @@ FAULTS = [
         ("tests/test_compress_state.py", "-k", "not_finite"),
     ),
     Fault(
+        "zeros of a new state reduced by the compiler",
+        "optax_heavytail/_compress_state.py",
+        "x = jax.lax.optimization_barrier(x)",
+        "pass",
+        ("tests/test_compress_state.py", "-k", "not_given_the_zeros"),
+    ),
+    Fault(
+        "a row of one byte looked at twice",
+        "optax_heavytail/_compress_state.py",
+        "both = jax.lax.reduce((x, x), (jnp.inf, -jnp.inf), _lower_and_higher, axes)",
+        "both = jnp.min(x, axes), jnp.max(x, axes)",
+        ("tests/test_compress_state.py", "-k", "one_pass"),
+    ),
+    Fault(
         "same noise in every step",
         "optax_heavytail/_compress_state.py",
         "key, now = jax.random.split(jax.random.wrap_key_data(state.key, impl=KIND))",

@@ -702,6 +702,15 @@ def test_a_ratio_that_none_is_compared_with_is_refused_at_once(tmp_path, ratio):
         standing.measured_before(path)
 
 
+@pytest.mark.parametrize("content", [None, "", '{"kind": "copy"}\n'])
+def test_a_table_to_compare_with_must_be_one(tmp_path, content):
+    path = tmp_path / "before.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"against=.*before.jsonl.*an earlier run"):
+        standing.main([f"--output={tmp_path / 'x'}", f"--against={path}"])
+
+
 # Flags
 
 

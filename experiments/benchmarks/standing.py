@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments.benchmarks import common, leaves, step, trees
 from experiments.benchmarks.contestants import CONTESTANTS
 from experiments.common import fields, inputs, json_files, markdown
+from experiments.common.errors import UserError
 from experiments.common.json_files import Record
 
 ROOT = Path(__file__).parent.parent
@@ -105,9 +106,18 @@ def row(now: Record, before: Record | None) -> list[str]:
 
 
 def measured_before(path: Path) -> dict[str, Record]:
-    """The records of a file by what they are of; none of one that is not there."""
+    """The records of a file by what they are of.
+
+    Raises:
+      UserError: there are none, or one is not what it should be.
+    """
     records = json_files.read_lines(path).records
     found = [r for r in records if r.get("kind") == "standing"]
+    if not found:
+        raise UserError(
+            f"--against={path}: must be the .jsonl of an earlier run; it has no records "
+            "of this benchmark, or is not there"
+        )
     for record in found:
         fields.check(ConfigDict(record), FIELDS, str(path))
     return {record["what"]: record for record in found}

@@ -115,8 +115,8 @@ def measured_before(path: Path) -> dict[str, Record]:
     found = [r for r in records if r.get("kind") == "standing"]
     if not found:
         raise UserError(
-            f"--against={path}: must be the .jsonl of an earlier run; it has no records "
-            "of this benchmark, or is not there"
+            f"--against={path}: must be the .jsonl of an earlier run; it is not there, "
+            "or has no records of this benchmark"
         )
     for record in found:
         fields.check(ConfigDict(record), FIELDS, str(path))

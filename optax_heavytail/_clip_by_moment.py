@@ -287,7 +287,7 @@ def update_threshold(threshold: Any, sizes: Any, b2: Any, alpha: Any) -> Any:
         # One bad gradient must not disable the clip (inf) or poison it (NaN) for good.
         is_size = jnp.isfinite(size)
         if isinstance(alpha, int | float) and alpha == 1:
-            # The same numbers as below. A choice between the two thresholds keeps XLA
+            # As below, but for rounding. A choice between the two thresholds keeps XLA
             # from using vectors on a CPU: five times as long, where memory is fast.
             kept = jnp.where(is_size, b2, 1) * tau
             return kept + (1 - b2) * jnp.where(is_size, size, 0)

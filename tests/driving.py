@@ -1,5 +1,7 @@
 """Runs transforms over prepared gradients, for comparison with ``reference``."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def follow(tx, grads, params=None):
     """Updates and iterates of each step and the last state, in one compiled scan."""
     params = starting_point() if params is None else params
     params = jax.tree.map(jnp.asarray, params)
-    stacked = jax.tree.map(lambda *g: jnp.stack(g), *grads)
+    stacked = jax.tree.map(lambda *g: jnp.asarray(np.stack(g)), *grads)
 
     def step(carry, g):
         params, state = carry
@@ -56,8 +58,16 @@ def jitted(tx):
     return optax.GradientTransformationExtraArgs(tx.init, jax.jit(tx.update))
 
 
-def one_step(tx, grads, params=None):
-    """The updates of the first step, alone."""
-    grads = jax.tree.map(jnp.asarray, grads)
-    params = jax.tree.map(jnp.zeros_like, grads) if params is None else params
+@functools.partial(jax.jit, static_argnums=0)
+def _first_updates(tx, grads, params):
     return tx.update(grads, tx.init(params), params)[0]
+
+
+def _zeros(x):
+    return np.zeros(np.shape(x), jax.dtypes.canonicalize_dtype(jnp.result_type(x)))
+
+
+def one_step(tx, grads, params=None):
+    """The updates of the first step, alone, of one compiled program."""
+    params = jax.tree.map(_zeros, grads) if params is None else params
+    return _first_updates(tx, grads, params)

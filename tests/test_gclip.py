@@ -159,7 +159,11 @@ def test_properties_of_a_clip(scope, grads, threshold):
     for clipped, g in zip(jax.tree.leaves(u), jax.tree.leaves(grads), strict=True):
         assert np.all(np.abs(clipped) <= np.abs(g))  # nothing grows by even a bit
         assert np.all(np.sign(clipped) * np.sign(g) >= 0)
-    assert_trees_close(clip(threshold, u), u, 1e-6)  # idempotent
+    again = clip(threshold, u)  # idempotent
+    groups = [(again, u)] if scope == "global" else [(again[k], u[k]) for k in u]
+    for twice, once in groups:  # what is 1e-38 of their norm may become 0
+        lost = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), twice, once)
+        assert norm(lost) <= 1e-6 * norm(once)
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])

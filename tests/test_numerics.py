@@ -144,8 +144,8 @@ def _mixed(params_dtype, grads_dtype):
 )
 def test_elsewhere_states_change_their_types_beside_bfloat16_parameters(theirs):
     params, grads = _mixed(jnp.bfloat16, jnp.float32)
-    fresh = theirs.init(params)
-    _, state = theirs.update(grads, fresh, params)
+    fresh = jax.eval_shape(theirs.init, params)
+    _, state = jax.eval_shape(theirs.update, grads, fresh, params)
     assert types(state) != types(fresh)
     with pytest.raises(TypeError, match="carry"):
         _two_steps_in_scan(theirs, grads, params)
@@ -156,7 +156,7 @@ def test_states_keep_their_types_beside_bfloat16_parameters(tx):
     params, grads = _mixed(jnp.bfloat16, jnp.float32)
     scan = functools.partial(_two_steps_in_scan, tx)
     state, updates = jax.eval_shape(scan, grads, params)
-    assert types(state) == types(tx.init(params))
+    assert types(state) == types(jax.eval_shape(tx.init, params))
     assert all(u.dtype == jnp.float32 for u in jax.tree.leaves(updates))
 
 
@@ -188,10 +188,10 @@ def test_what_a_state_reports_is_in_it_from_the_start():
         (oht.ema(0.9, debias=False), oht.get_momentum),
         (oht.skip_if_unsafe(optax.sgd(0.1)), lambda state: state.norms),
     ):
-        fresh = tx.init(params)
-        state, _ = _two_steps_in_scan(tx, grads, params)
-        assert types(read(state)) == types(read(fresh))
+        scan = functools.partial(_two_steps_in_scan, tx)
+        state, _ = jax.eval_shape(scan, grads, params)
         template = jax.eval_shape(tx.init, params)  # as a checkpoint is restored into
+        assert types(read(state)) == types(read(template))
         assert jax.tree.structure(template) == jax.tree.structure(state)
 
 
@@ -461,17 +461,25 @@ def test_masks_for_weight_decay_say_what_they_cover():
 @pytest.mark.parametrize("size", [1e-39, 1e-42, 1e-45])
 def test_denormal_gradients_are_harmless(size):
     """Processors may take them for zeros; nothing may divide by what is left."""
-    grads = jnp.array([size, -size, 1.0])
-    for scope in ("coordinate", "leaf", "global"):
-        for normalize in (False, True):
-            tx = oht.clip_by_moment(scope=scope, eps=0.0, normalize=normalize)
-            for g in (grads, grads[:2]):
-                updates = one_step(tx, g)
-                assert np.all(np.isfinite(updates))
-                assert np.all(np.abs(updates) <= 1 + 1e-6)
-    for threshold in (1e-30, 1.0, 1e30):
-        clipped = one_step(oht.clip_by_norm(threshold), grads[:2])
-        assert np.all(np.abs(clipped) <= 1.1 * size)
+    grads = np.float32([size, -size, 1.0])
+    for g in (grads, grads[:2]):
+        moments, clipped = _of_denormals(g)
+        for updates in moments:
+            assert np.all(np.isfinite(updates))
+            assert np.all(np.abs(updates) <= 1 + 1e-6)
+    for updates in clipped:
+        assert np.all(np.abs(updates) <= 1.1 * size)
+
+
+@jax.jit
+def _of_denormals(grads):
+    by_moment = [
+        oht.clip_by_moment(scope=scope, eps=0.0, normalize=normalize)
+        for scope in ("coordinate", "leaf", "global")
+        for normalize in (False, True)
+    ]
+    by_norm = [oht.clip_by_norm(threshold) for threshold in (1e-30, 1.0, 1e30)]
+    return [[one_step(tx, grads) for tx in clips] for clips in (by_moment, by_norm)]
 
 
 def _lines(tx, leaves):
@@ -498,14 +506,14 @@ def _scaled_norm_clip():
 def test_programs_grow_no_faster_than_the_number_of_leaves():
     """A number made of n leaves and fused into n others costs n^2 to compile."""
     naive = _scaled_norm_clip()
-    assert _lines(naive, 64) > 8 * _lines(naive, 16)
+    assert _lines(naive, 32) > 2.5 * _lines(naive, 16)
     for tx in (
         oht.clip_by_norm(1.0),
         oht.clip_by_moment(scope="global"),
         oht.clip_by_moment(scope="leaf"),
         oht.gclip(0.1, 1.0),
     ):
-        assert _lines(tx, 64) < 4.5 * _lines(tx, 16)
+        assert _lines(tx, 32) < 2.1 * _lines(tx, 16)
 
 
 def _sums_outside_of_branches(jaxpr):

@@ -1,9 +1,11 @@
 """Which parameters of a test CI runs, and which wait for the nightly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
+
+TURNS = 3
 
 
 def in_time(values: Mapping[str, Any], is_quick: Callable[[str], bool]) -> list[Any]:
@@ -13,3 +15,12 @@ def in_time(values: Mapping[str, Any], is_quick: Callable[[str], bool]) -> list[
         pytest.param(value, id=name, marks=marks[is_quick(name)])
         for name, value in values.items()
     ]
+
+
+def in_turn(names: Iterable[str], turn: int) -> set[str]:
+    """A third of the names, for tests that all of them would take too long in.
+
+    Tests with other turns, in [0, 3), have other thirds: each name is in one of three
+    tests, and each test has one of three names.
+    """
+    return set(list(names)[turn::TURNS])

@@ -15,7 +15,7 @@ import pytest
 from optax_heavytail import testing
 from tests import compilation
 from tests.compare import assert_trees_close, assert_trees_equal, types
-from tests.in_time import in_time
+from tests.in_time import in_time, in_turn
 from tests.registry import CASES, make_grads, make_params
 
 NARROW = (jnp.float16, jnp.bfloat16, jnp.float32)
@@ -57,6 +57,15 @@ def is_first_structure(name):
 def each_in_time(is_quick):
     """Each Case; those that are not quick wait for the nightly."""
     return pytest.mark.parametrize("case", in_time(CASES, is_quick))
+
+
+def each_in_turn(turn, keep=is_first_structure):
+    """A third of these Cases, in other tests another third; all in the nightly.
+
+    What compiles a program for each Case is what the tests take their time for.
+    """
+    names = in_turn((name for name in CASES if keep(name) and name not in LONG), turn)
+    return each_in_time(lambda name: name in names)
 
 
 each_structure = functools.partial(each_case, keep=lambda case: not case.variant)
@@ -108,14 +117,14 @@ def _check_laws(case, laws, max_examples):
 
 def _has_own_ways(name):
     """Chains are made of parts that have Cases."""
-    if not is_first_structure(name) or name in LONG:
+    if not is_first_structure(name):
         return False
     state = jax.eval_shape(CASES[name].make().init, make_params())
     is_chain = isinstance(state, tuple) and not hasattr(state, "_fields")
     return not is_chain or "inner" in CASES[name].kwargs
 
 
-@each_in_time(_has_own_ways)
+@each_in_turn(0, _has_own_ways)
 def test_laws_of_the_kit(case):
     _check_laws(case, [law for law in LAWS if law not in LATER], max_examples=2)
 
@@ -140,7 +149,7 @@ def test_laws_of_the_kit_that_are_stronger_here(case):
     )
 
 
-@each_case
+@each_in_time(is_first_structure)
 def test_donated_buffers(case):
     """All runs of this module donate the state: here, that no leaf of it is copied."""
     name = next(name for name, c in CASES.items() if c is case)
@@ -150,7 +159,7 @@ def test_donated_buffers(case):
     assert all(x.is_deleted() for x in donated)
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(2)
 def test_scan_with_bfloat16_parameters_and_float32_gradients(case):
     """The state must not change its type, nor the arithmetic lose its precision."""
     tx, params = case.make(), make_params(jnp.bfloat16)
@@ -172,7 +181,7 @@ def test_scan_with_bfloat16_parameters_and_float32_gradients(case):
     assert types(got) == types(want)
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(1)
 def test_derivatives_are_finite_and_right(case):
     """In float64: against finite differences, and at zero gradients."""
     _check_derivatives(case)
@@ -224,7 +233,7 @@ def _floats(tree):
     return [jnp.where(jnp.isinf(x), 0, x) for x in floats]
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(0)
 def test_types_are_stable_under_every_mix_of_dtypes(case):
     """Also of two dtypes in one tree, and weak types."""
     for mix in itertools.product(NARROW, NARROW):
@@ -246,7 +255,7 @@ def _assert_stable(case, params_dtype, grads_dtype):
     assert types(new_state) == types(state), (params_dtype, grads_dtype)
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(1)
 def test_injected_equals_plain(case):
     """Hyperparameters as arrays in the state, in one trace.
 
@@ -284,7 +293,7 @@ def test_zero_in_zero_out(case):
         np.testing.assert_array_equal(u, 0)
 
 
-@each_case
+@each_in_time(is_first)
 def test_parameters_are_asked_for_where_needed_and_only_there(case):
     tx, params, (grads, *_) = case.make(), make_params(), make_grads()
     update = functools.partial(tx.update, **case.extra_args)
@@ -334,7 +343,7 @@ def test_states_are_mapped_along_the_parameters(case):
     assert copies >= len(arrays)
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(2)
 def test_numpy_inputs_are_left_alone(case):
     """The kit gives jax arrays, which cannot be written to."""
     tx, params, (grads, *_) = case.make(), make_params(), make_grads()
@@ -346,7 +355,7 @@ def test_numpy_inputs_are_left_alone(case):
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64])
-@each_case
+@each_in_time(is_first_structure)
 def test_leaves_that_are_not_real_get_one_clear_error(case, dtype):
     tx, params, (grads, *_) = case.make(), make_params(), make_grads()
     state = tx.init(params)

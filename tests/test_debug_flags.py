@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import optax_heavytail as oht
-from tests.in_time import in_time
-from tests.registry import CASES, make_grads, make_params
-from tests.test_contract import A_FEW, is_first_structure
+from tests.registry import make_grads, make_params
+from tests.test_contract import A_FEW, each_in_time, each_in_turn
 
 
 def _steps(case):
@@ -20,17 +19,16 @@ def _steps(case):
     return updates
 
 
-@pytest.mark.parametrize("name", in_time({n: n for n in CASES}, is_first_structure))
-def test_operation_by_operation(name):
+@each_in_turn(1)
+def test_operation_by_operation(case):
     with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
-        for u in jax.tree.leaves(_steps(CASES[name])):
+        for u in jax.tree.leaves(_steps(case)):
             assert np.all(np.isfinite(u))
 
 
-@pytest.mark.parametrize("name", in_time({n: n for n in CASES}, lambda n: n in A_FEW))
-def test_as_one_program(name):
+@each_in_time(lambda name: name in A_FEW)
+def test_as_one_program(case):
     """What comes out, the state too, is finite, and XLA makes no NaN of its own."""
-    case = CASES[name]
     params, grads = make_params(), make_grads()[0]
     tx = case.make()
     with jax.debug_nans(True), jax.debug_infs(True):

@@ -19,6 +19,7 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_leaf_close
+from tests.in_time import in_time
 from tests.registry import CASES
 from tests.trajectories import Step
 
@@ -102,7 +103,17 @@ def _follows_in_float32(name):
     return _load(name)[0]["rounding"]["float32_vs_float64"]["updates"] < 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if _follows_in_float32(name)])
+def _is_of_the_first_arguments(name):
+    """Among the trajectories of its algorithm: other arguments are other programs."""
+    meta = _load(name)[0]
+    first = next(n for n in NAMES if n.startswith(f"{meta['algorithm']}__"))
+    return meta["hyperparameters"] == _load(first)[0]["hyperparameters"]
+
+
+FLOAT32 = {name: name for name in NAMES if _follows_in_float32(name)}
+
+
+@pytest.mark.parametrize("name", in_time(FLOAT32, _is_of_the_first_arguments))
 def test_float32(name):
     stored = _load(name)[0]["rounding"]["float32_vs_float64"]
     # The stored figures are those of one order of the operations, with or without fused

@@ -18,7 +18,7 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import as_float64
-from tests.in_time import in_time
+from tests.in_time import in_time, in_turn
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "oracles"
 
@@ -192,7 +192,18 @@ def _is_of_the_first_arguments(name):
     return kwargs == first["kwargs"]
 
 
-@pytest.mark.parametrize("name", in_time(FLOAT32, _is_of_the_first_arguments))
+IN_TURN = in_turn(dict.fromkeys(METAS[name]["factory"] for name in FLOAT32), 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    in_time(
+        FLOAT32,
+        lambda name: (
+            METAS[name]["factory"] in IN_TURN and _is_of_the_first_arguments(name)
+        ),
+    ),
+)
 def test_float32(name):
     """Ten times what a plain float32 evaluation loses: the order is another."""
     stored = METAS[name]["rounding"]["float32_vs_float64"]

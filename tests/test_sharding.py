@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
 from tests.compare import assert_trees_close
-from tests.in_time import in_time
+from tests.in_time import in_time, in_turn
 from tests.registry import CASES, make_grads, make_params
 from tests.test_contract import (
-    each_in_time,
+    LONG,
+    each_in_turn,
     each_structure,
-    is_first_structure,
     run,
     run_case,
 )
@@ -46,7 +46,7 @@ def _assert_placed_like(leaves, like):
             assert leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim)
 
 
-@each_in_time(is_first_structure)
+@each_in_turn(2)
 def test_under_jit_with_shardings_in_the_types(case):
     _check_under_jit(case, AxisType.Explicit)
 
@@ -157,7 +157,7 @@ WITH_NORMS |= {  # all others that say over which axes a sum goes
 }
 
 
-def each_norm(names=tuple(WITH_NORMS)):
+def each_norm(names):
     return pytest.mark.parametrize("name", names)
 
 
@@ -171,6 +171,14 @@ KINDS = (
     "ratio",
     "neumann",
 )
+
+
+def each_norm_in_turn(turn):
+    """One of each kind and a third of the others; all in the nightly."""
+    others = (name for name in WITH_NORMS if name not in LONG.union(KINDS))
+    quick = in_turn(others, turn).union(KINDS)
+    names = {name: name for name in WITH_NORMS}
+    return pytest.mark.parametrize("name", in_time(names, quick.__contains__))
 
 
 def _by_hand(tx, mesh, specs, params):
@@ -230,14 +238,18 @@ def _run_placed(tx, kind, by_hand):
         return run(update, grads, params, state)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.nightly)],
+    ids=str,
+)
 @each_norm(KINDS)
 def test_eight_devices_under_jit(name, kind):
     got = _run_placed(WITH_NORMS[name](), kind, by_hand=False)
     assert_trees_close(got, _run_whole(name), 2e-6)  # sums in another order
 
 
-@each_norm()
+@each_norm_in_turn(0)
 def test_eight_devices_in_shard_map(name):
     _check_in_shard_map(name, AxisType.Auto)
 
@@ -278,7 +290,11 @@ def test_eight_devices_in_pmap(name):
     assert_trees_close(got, _run_whole(name)[0], 2e-6)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.nightly), AxisType.Explicit],
+    ids=str,
+)
 def test_eight_devices_with_averages_in_bfloat16(kind):
     """Each shard draws the rounding of its own numbers, each within 2^-8."""
     make = functools.partial(
@@ -349,7 +365,7 @@ def test_a_global_clip_in_shard_map_sees_all_shards():
     np.testing.assert_allclose(norm_of(oht.clip_by_norm(1.0, axis_name="x")), 1.0)
 
 
-@each_norm()
+@each_norm_in_turn(1)
 def test_shard_map_with_the_state_made_inside(name):
     """Sums over devices do not vary with them, nor may the zeros they start from."""
     make = WITH_NORMS[name]

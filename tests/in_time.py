@@ -1,6 +1,6 @@
 """Which parameters of a test CI runs, and which wait for the nightly."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -24,3 +24,14 @@ def in_turn(names: Iterable[str], turn: int) -> set[str]:
     tests, and each test has one of three names.
     """
     return set(list(names)[turn::TURNS])
+
+
+def only(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
+    """Parameters, or tuples of them; those not among the quick ones wait."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=() if value in quick else pytest.mark.nightly,
+        )
+        for value in values
+    ]

@@ -15,6 +15,7 @@ from tests.compare import (
     assert_trees_equal,
 )
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
@@ -22,7 +23,7 @@ def _matrices(params):
     return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
 
 
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("bias_correction", only({True}, [False, True]))
 def test_100_steps_follow_the_reference(bias_correction):
     grads = heavy_gradients()
     want = reference.adam(grads, 0.9, 0.99, 1e-8, bias_correction)
@@ -76,7 +77,8 @@ def test_the_second_moment_does_not_stall_beside_bfloat16_parameters():
 def test_dtypes_of_the_averages():
     grads = jnp.ones(2, jnp.bfloat16)
     tx = oht.scale_by_adam(mu_dtype=jnp.bfloat16, nu_dtype=jnp.float32)
-    for state in (tx.init(grads), tx.update(grads, tx.init(grads))[1]):
+    fresh = jax.eval_shape(tx.init, grads)
+    for state in (fresh, jax.eval_shape(tx.update, grads, fresh)[1]):
         adam = state.inner_state
         assert (adam.mu.dtype, adam.nu.dtype) == (jnp.bfloat16, jnp.float32)
     state = oht.scale_by_adam().init(grads)
@@ -95,7 +97,7 @@ def test_extreme_and_bad_gradients_do_what_is_documented():
     assert np.all(np.isfinite(updates[jnp.array([0, 1, 2, 5])]))
 
 
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("bias_correction", only({False}, [False, True]))
 def test_the_alias_is_the_composition_bit_for_bit(bias_correction):
     parts = optax.chain(
         oht.scale_by_adam(0.8, 0.9, 1e-6, bias_correction=bias_correction),

@@ -10,10 +10,11 @@ import optax_heavytail as oht
 from tests import reference
 from tests.compare import assert_leaf_close, assert_same_bits, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
-@pytest.mark.parametrize("n", [1, 3, 10])
+@pytest.mark.parametrize("n", only({3}, [1, 3, 10]))
 def test_100_steps_follow_the_reference(n):
     """The window wraps around 100, 33 and 10 times."""
     grads = heavy_gradients()
@@ -55,8 +56,8 @@ def test_a_gradient_enters_its_own_scale_n_updates_later():
 
 def test_weights_follow_the_age_across_the_wrap():
     """An impulse fades by b1 per update for n updates, wherever its slot is."""
+    tx = jitted(oht.scale_by_adashift(b1=0.5, b2=0.0, eps=1.0, n=3))
     for position in range(4):
-        tx = jitted(oht.scale_by_adashift(b1=0.5, b2=0.0, eps=1.0, n=3))
         state = tx.init(jnp.zeros(1))
         for _ in range(4 + position):
             _, state = tx.update(jnp.zeros(1), state)
@@ -80,7 +81,7 @@ def test_memory():
 
 def test_float64_gradients_of_float32_parameters():
     with jax.enable_x64(True):
-        tx = oht.scale_by_adashift(n=1, eps=0.0)
+        tx = jitted(oht.scale_by_adashift(n=1, eps=0.0))
         state = tx.init(jnp.zeros(1, jnp.float32))
         for g in (4.0, 1.0):
             updates, state = tx.update(jnp.array([g]), state)

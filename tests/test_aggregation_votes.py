@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 from optax_heavytail import aggregation
 from tests.compare import assert_trees_close
+from tests.in_time import only
 from tests.test_aggregation import make_mesh, make_rows, make_tree, split
 
 
 def _center(grads):
-    return jax.tree.map(lambda g: jnp.full(g.shape[1:], 0.25, g.dtype), grads)
+    return jax.tree.map(lambda g: np.full(g.shape[1:], 0.25, g.dtype), grads)
 
 
 def _moved(rows, center, threshold):
@@ -29,9 +30,9 @@ def _moved(rows, center, threshold):
 
 def test_votes_by_hand():
     grads = jnp.array([[1.0, -1e-9, 0.0, jnp.inf], [2.0, 5.0, jnp.nan, -1.0]])
-    got = aggregation.majority_vote(grads)
+    got = _vote(grads)
     np.testing.assert_array_equal(got, [1.0, 0.0, 0.0, 0.0])
-    weighted = aggregation.majority_vote(grads, weights=jnp.array([2, 1]))
+    weighted = _vote(grads, weights=np.array([2, 1]))
     np.testing.assert_array_equal(weighted, [1.0, -1.0, 0.0, 1.0])
 
 
@@ -46,15 +47,14 @@ def test_a_minority_changes_no_entry_on_which_the_others_agree(seed, value):
 _vote = jax.jit(aggregation.majority_vote)
 
 
-@pytest.mark.parametrize("num_iterations", [1, 4])
+@pytest.mark.parametrize("num_iterations", only({4}, [1, 4]))
 def test_centered_clip_as_in_float64(num_iterations):
     rows, want = make_rows(), np.full(7, 0.25)
     for _ in range(num_iterations):
         want = _moved(rows, want, 2.0)
     grads = split(rows)
-    got = aggregation.centered_clip(
-        grads, _center(grads), 2.0, num_iterations=num_iterations
-    )
+    clip = functools.partial(_clip, threshold=2.0, num_iterations=num_iterations)
+    got = clip(grads, _center(grads))
     np.testing.assert_allclose(got["a"], want[:-1], rtol=1e-5)
     np.testing.assert_allclose(got["b"], want[-1], rtol=1e-5)
 
@@ -71,7 +71,10 @@ def test_a_microbatch_moves_the_center_by_its_share_alone(seed, value):
     np.testing.assert_allclose(shift, share, rtol=1e-5, atol=1e-7)
 
 
-_clip = jax.jit(functools.partial(aggregation.centered_clip, threshold=2.0))
+_clip = jax.jit(
+    functools.partial(aggregation.centered_clip, threshold=2.0),
+    static_argnames="num_iterations",
+)
 
 
 def test_what_is_agreed_on_passes():
@@ -84,22 +87,24 @@ def test_what_is_agreed_on_passes():
 def test_far_numbers_neither_overflow_nor_vanish():
     for size in (3e38, 1e-30):
         rows = np.full((2, 4), [[size], [-size]], np.float32)
-        got = aggregation.centered_clip(rows, -rows[0], size)
+        got = _clip(rows, -rows[0], threshold=np.float32(size))
         np.testing.assert_allclose(got, np.full(4, -0.75 * size), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", only({jnp.bfloat16}, [jnp.bfloat16, jnp.float16]))
 def test_dtypes_and_shapes(dtype):
     grads = make_tree(dtype=dtype)
     for got in (
-        aggregation.majority_vote(grads),
-        aggregation.centered_clip(grads, _center(grads), 1.0),
+        jax.eval_shape(_vote, grads),
+        jax.eval_shape(_clip, grads, _center(grads)),
     ):
         want = jax.tree.map(lambda x: (x.shape[1:], x.dtype), grads)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == want
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "kind", only({AxisType.Explicit}, [AxisType.Auto, AxisType.Explicit]), ids=str
+)
 def test_leading_axis_over_devices(kind):
     mesh, grads = make_mesh(kind), make_tree()
     center = _center(grads)

@@ -17,10 +17,11 @@ from tests.compare import (
     assert_trees_equal,
 )
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("bias_correction", only({False}, [False, True]))
 def test_100_steps_follow_the_reference(bias_correction):
     grads = heavy_gradients()
     want = reference.adam(grads, 0.9, 0.99, 1e-8, bias_correction, keep_largest=True)
@@ -71,10 +72,9 @@ def test_one_huge_gradient_damps_its_coordinate_for_good():
         ("amsgrad", oht.scale_by_amsgrad(bias_correction=False)),
         ("adam", oht.scale_by_adam()),
     ):
-        update, state = jax.jit(tx.update), tx.init(jnp.zeros(2))
-        _, state = update(jnp.array([1e4, 1.0]), state)
-        for _ in range(3000):
-            updates[name], state = update(jnp.ones(2), state)
+        grads = np.ones((3001, 2), np.float32)
+        grads[0, 0] = 1e4
+        *_, updates[name] = follow(tx, list(grads), np.zeros(2, np.float32))[0]
     # The largest average is 0.001 * 1e8, and stays; in Adam's it has decayed to 5%.
     np.testing.assert_allclose(updates["amsgrad"][0], 1e-5**0.5, rtol=1e-3)
     assert updates["adam"][0] > 4 * updates["amsgrad"][0]
@@ -88,7 +88,7 @@ def test_bad_entries_stay_in_their_coordinate():
     assert np.isfinite(updates[2])
 
 
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("bias_correction", only({True}, [False, True]))
 def test_the_alias_is_the_composition_bit_for_bit(bias_correction):
     parts = optax.chain(
         oht.scale_by_amsgrad(0.8, 0.9, 1e-6, bias_correction=bias_correction),

@@ -8,21 +8,23 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_same_bits, assert_trees_close, assert_trees_equal
-from tests.driving import heavy_gradients, one_step
+from tests.driving import heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 GRADS = {"a": jnp.array([3.0, -4.0, 0.0]), "b": jnp.array([1e-3])}
 
 
 def test_sizes_of_entries_and_signs():
+    tx = oht.clip_by_interval(0.25, 2.0)
     for grads in heavy_gradients(5):
-        got = one_step(oht.clip_by_interval(0.25, 2.0), grads)
+        got = one_step(tx, grads)
         for name, g in grads.items():
             want = np.sign(g) * np.clip(np.abs(g), 0.25, 2.0)
             np.testing.assert_allclose(got[name], want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
+@pytest.mark.parametrize("scope", only({"leaf"}, ["coordinate", "leaf", "global"]))
 def test_twice_is_once(scope):
     tx = oht.clip_by_interval(0.5, 1.0, scope=scope)
     once = one_step(tx, GRADS)
@@ -55,7 +57,7 @@ def test_next_to_nothing_is_nothing():
     np.testing.assert_array_equal(got, [0.0, 0.0, 0.0, 0.5])
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("bad", only({np.inf}, [np.inf, np.nan]))
 def test_bad_entries(bad):
     grads = jnp.array([bad, 0.3])
     loud = one_step(oht.clip_by_interval(0.5, 1.0), grads)
@@ -74,10 +76,11 @@ def test_bounds_may_be_trees_and_schedules():
     tx = oht.clip_by_interval(
         lambda count: {"a": 2.0 + count, "b": 5.0}, lambda count: 3.0, scope="leaf"
     )
+    tx = jitted(tx)
     state = tx.init(GRADS)
     for want in (5.0 * 3 / 5, 3.0):
         updates, state = tx.update(GRADS, state)
-        np.testing.assert_allclose(optax.tree.norm(updates["a"]), want, rtol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(updates["a"]), want, rtol=1e-6)
         np.testing.assert_allclose(updates["b"], [3.0], rtol=1e-6)  # the upper holds
 
 

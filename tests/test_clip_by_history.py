@@ -10,6 +10,7 @@ import optax_heavytail as oht
 from optax_heavytail import _history
 from tests.compare import assert_trees_equal
 from tests.driving import follow, jitted
+from tests.in_time import only
 
 ZERO = {"w": np.zeros(2, np.float32)}
 
@@ -38,7 +39,7 @@ def test_below_the_limit_no_bit_changes():
     assert int(state.num_clipped) == 1
 
 
-@pytest.mark.parametrize("window", [4, 5, 20])
+@pytest.mark.parametrize("window", only({4, 5}, [4, 5, 20]))
 def test_a_level_that_rises_for_good_is_adopted(window):
     """After half a window and one: what the docstring says."""
     tx = oht.clip_by_history(window=window, warmup_steps=2)
@@ -65,15 +66,12 @@ def test_adam_behind_it_hardly_moves_and_never_stalls(spike):
 
 def steps_of_adam(clip, sizes):
     tx = optax.chain(clip, optax.adam(1e-3))
-    update = jax.jit(tx.update)
-    state, found = tx.init(jnp.zeros(1)), []
-    for size in sizes:
-        updates, state = update(jnp.full(1, size), state)
-        found.append(-float(updates[0]))
-    return found, state
+    grads = [{"w": np.float32([size])} for size in sizes]
+    updates, _, state = follow(tx, grads, {"w": np.zeros(1, np.float32)})
+    return [-float(u["w"][0]) for u in updates], state
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", only({np.inf}, [np.nan, np.inf, -np.inf]))
 def test_what_is_not_finite_is_zero_and_leaves_every_statistic(bad):
     tx = jitted(oht.clip_by_history(warmup_steps=2, scope="leaf"))
     good = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}
@@ -93,7 +91,7 @@ def test_what_is_not_finite_is_zero_and_leaves_every_statistic(bad):
 
 
 def test_no_limit_is_none_for_norms_beyond_the_largest_number():
-    tx = oht.clip_by_history(warmup_steps=3)
+    tx = jitted(oht.clip_by_history(warmup_steps=3))
     grads = jnp.full(4, 3e38)
     updates, state = tx.update(grads, tx.init(grads))
     assert_trees_equal(updates, grads)
@@ -116,19 +114,20 @@ def test_layers_are_leaves():
         window=3, scope="leaf", layer_axis={"w": 1}, warmup_steps=1
     )
     single = oht.clip_by_history(window=3, scope="leaf", warmup_steps=1)
+    stacked, single = jitted(stacked), jitted(single)
     states = [stacked.init({"w": jnp.zeros((2, 3))})]
     states.append(single.init([jnp.zeros(2)] * 3))
     for _ in range(6):
         grads = jnp.asarray(rng.standard_t(1.5, size=(2, 3)), jnp.float32)
         got, states[0] = stacked.update({"w": grads}, states[0])
         want, states[1] = single.update(list(grads.T), states[1])
-        np.testing.assert_allclose(got["w"], jnp.stack(want, 1), rtol=1e-6)
+        np.testing.assert_allclose(got["w"], np.stack(want, 1), rtol=1e-6)
     want = np.stack(oht.get_threshold(states[1]))
     np.testing.assert_allclose(oht.get_threshold(states[0])["w"], want, rtol=1e-6)
 
 
 def test_a_leaf_outside_the_mask_is_in_no_norm():
-    tx = oht.clip_by_history(warmup_steps=1, mask={"a": True, "b": False})
+    tx = jitted(oht.clip_by_history(warmup_steps=1, mask={"a": True, "b": False}))
     state = tx.init({"a": jnp.zeros(1), "b": jnp.zeros(1)})
     for a, b in ((1.0, 1.0), (5.0, jnp.nan)):
         updates, state = tx.update({"a": jnp.array([a]), "b": jnp.array([b])}, state)
@@ -147,11 +146,16 @@ def test_the_state_is_small():
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_nothing_happens_to_nothing(tree, scope):
     tx = oht.clip_by_history(scope=scope, warmup_steps=0)
-    state = tx.init(tree)
-    for _ in range(2):
-        updates, state = tx.update(tree, state)
+
+    @jax.jit
+    def two_steps(tree):
+        first, state = tx.update(tree, tx.init(tree))
+        return first, *tx.update(tree, state)
+
+    *both, state = two_steps(tree)
+    for updates in both:
         assert_trees_equal(updates, tree)
-    assert not jnp.any(state.history.seen)
+    assert not np.any(state.history.seen)
 
 
 def test_devices_share_a_norm():

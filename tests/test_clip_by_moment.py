@@ -16,6 +16,7 @@ import optax_heavytail as oht
 from tests import reference
 from tests.compare import assert_leaf_close, assert_trees_close, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 
 # name: (inner, what it makes of the gradients, arguments of the clip)
 VARIANTS = {
@@ -60,9 +61,11 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(
-    ("inner", "moment", "kwargs"), VARIANTS.values(), ids=list(VARIANTS)
+    "variant",
+    only({"ema", "normalize", "leaf-power", "global", "global-normalize"}, VARIANTS),
 )
-def test_100_steps_follow_the_reference(inner, moment, kwargs):
+def test_100_steps_follow_the_reference(variant):
+    inner, moment, kwargs = VARIANTS[variant]
     grads = heavy_gradients()
     want = reference.clip_by_moment(grads, moment(grads), **kwargs)
     with jax.enable_x64(True):
@@ -162,8 +165,13 @@ def test_norms_stay_within_threshold_and_moment(scope, grads):
     assert np.all((u == 0) | (np.sign(u) == np.sign(m)))
 
 
-@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize(
+    ("scope", "eps"),
+    only(
+        {("coordinate", 1e-5), ("leaf", 0.0), ("global", 0.0)},
+        itertools.product(("coordinate", "leaf", "global"), (0.0, 1e-5)),
+    ),
+)
 @hypothesis.given(grads=gradients(1e18))
 def test_normalized_updates_stay_within_one(scope, eps, grads):
     _, _, u = _program(b1=0.9, scope=scope, eps=eps, normalize=True)(grads)
@@ -217,24 +225,31 @@ def test_coordinates_do_not_know_their_place(grads, order):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("b2", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("b2", only({0.99}, [0.9, 0.99, 0.999]))
 @hypothesis.given(grads=gradients(1e3))
 def test_rmsprop_is_clipping_up_to_a_factor_of_two(b2, grads):
     e, lr = 1e-8, 0.1
     rms = optax.scale_by_rms(decay=b2, eps=e, eps_in_sqrt=False)
-    *earlier, last = jnp.asarray(grads)
-    state = rms.init(last)
-    for g in earlier:
-        _, state = rms.update(g, state)
-    h_rms = np.abs(lr * rms.update(last, state)[0])
-    old = e + jnp.sqrt(b2 * state.nu)
-    clipped = one_step(oht.clip_by_value(old / np.sqrt(1 - b2)), last)
-    h_clip = np.abs(lr / old * clipped)
+
+    @jax.jit
+    def both(grads):
+        *earlier, last = grads
+        state = rms.init(last)
+        for g in earlier:
+            _, state = rms.update(g, state)
+        old = e + jnp.sqrt(b2 * state.nu)
+        clipped = one_step(oht.clip_by_value(old / np.sqrt(1 - b2)), last)
+        return jnp.abs(lr * rms.update(last, state)[0]), jnp.abs(lr / old * clipped)
+
+    h_rms, h_clip = map(np.asarray, both(grads))
     assert np.all(h_clip / 2 <= h_rms * (1 + 1e-5))  # a dozen roundings
     assert np.all(h_rms <= h_clip * (1 + 1e-5))
 
 
-@pytest.mark.parametrize("alpha", [1, 1.0, 1.5, 2, 2.0])
+@pytest.mark.parametrize(
+    "alpha",
+    [1.0, 1.5, *(pytest.param(x, marks=pytest.mark.nightly) for x in (1, 2, 2.0))],
+)
 def test_concrete_and_traced_orders_agree(alpha):
     grads = heavy_gradients(20)
     kwargs = {"b2": 0.75, "eps": 0.0}  # exact in float32, where injection has them
@@ -264,8 +279,13 @@ def test_concrete_orders_one_and_two_take_no_power():
     assert "pow" in _primitives(1.5)
 
 
-@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
-@pytest.mark.parametrize("alpha", [1.0, 1.3, 2.0])
+@pytest.mark.parametrize(
+    ("scope", "alpha"),
+    only(
+        {("coordinate", 1.3), ("leaf", 2.0), ("global", 1.3)},
+        itertools.product(("coordinate", "leaf", "global"), (1.0, 1.3, 2.0)),
+    ),
+)
 def test_sizes_whose_powers_leave_float32(scope, alpha):
     kwargs = {"scope": scope, "alpha": alpha, "b2": 0.9, "eps": 0.0}
     tx = jitted(oht.clip_by_moment(**kwargs))
@@ -366,12 +386,12 @@ def test_the_inner_transform_gets_parameters_and_extra_arguments():
     inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
     tx = oht.clip_by_moment(inner, b2=0.0, eps=0.0)
     params, grads = jnp.array([1.0, -8.0]), jnp.array([4.0, 4.0])
-    updates, _ = tx.update(grads, tx.init(params), params, value=0.5)
+    updates, _ = jitted(tx).update(grads, tx.init(params), params, value=0.5)
     np.testing.assert_allclose(updates, [4.0, 0.0])  # 4.5 is clipped at tau = 4
 
 
 def test_an_inner_transform_with_a_random_key():
-    tx = oht.clip_by_moment(optax.add_noise(0.1, 0.55, jax.random.key(0)))
+    tx = jitted(oht.clip_by_moment(optax.add_noise(0.1, 0.55, jax.random.key(0))))
     grads = jnp.ones(3)
     state = tx.init(grads)
     updates, new_state = tx.update(grads, state)
@@ -399,8 +419,13 @@ def test_the_estimator_passes_bad_numbers_on_and_leaves_them_out():
     np.testing.assert_array_equal(after.threshold, [0.5, 0.5, 0.75])
 
 
-@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("scope", "normalize"),
+    only(
+        {("coordinate", False), ("leaf", True), ("global", False)},
+        itertools.product(("coordinate", "leaf", "global"), (False, True)),
+    ),
+)
 def test_the_report_tells_what_was_taken_away(scope, normalize):
     make = functools.partial(
         oht.clip_by_moment,
@@ -442,11 +467,11 @@ def test_it_is_no_guard_for_an_optimizer():
         updates, state = tx.update(grad, state)
         return state, jnp.mean(jnp.abs(updates) < jnp.abs(grad))
 
-    shares = jax.lax.scan(step, tx.init(grads[0]), grads)[1]
+    run = jax.jit(lambda grads: jax.lax.scan(step, tx.init(grads[0]), grads)[1])
+    shares = run(grads)
     assert 0.41 < float(jnp.mean(shares[300:])) < 0.44
     around, bare = oht.clip_by_moment(optax.adamw(1e-3), eps=0.0), optax.adamw(1e-3)
     for size, is_clipped in ((1.0, False), (1e-6, True)):
         params, grad = jnp.ones(3), size * jnp.array([1.0, -1.0, 2.0])
-        got, _ = around.update(grad, around.init(params), params)
-        want, _ = bare.update(grad, bare.init(params), params)
+        got, want = one_step(around, grad, params), one_step(bare, grad, params)
         assert bool(jnp.all(jnp.abs(got) < 0.1 * jnp.abs(want))) == is_clipped

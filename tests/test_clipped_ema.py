@@ -11,6 +11,7 @@ import pytest
 import optax_heavytail as oht
 from tests.compare import assert_leaf_close, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted
+from tests.in_time import only
 
 
 def _run(tx, grads):
@@ -28,7 +29,7 @@ def test_worked_values():
     np.testing.assert_allclose(history, [[1.2, 1.6], [2.4, 3.2], [3, 4]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("scope", ["coordinate", "leaf", "global"])
+@pytest.mark.parametrize("scope", only({"leaf"}, ["coordinate", "leaf", "global"]))
 def test_without_a_threshold_it_is_ema(scope):
     with jax.enable_x64(True):
         grads = heavy_gradients(30)
@@ -123,6 +124,7 @@ def test_bad_entries_are_lost_once_or_taken_for_no_news():
 
 def test_a_schedule_and_get_momentum():
     tx = optax.chain(oht.clipped_ema(0.0, lambda count: 1.0 + count), optax.scale(-1))
+    tx = jitted(tx)
     state = tx.init(jnp.zeros(1))
     for want in (1.0, 3.0):
         updates, state = tx.update(jnp.array([9.0]), state)

@@ -15,6 +15,7 @@ import optax_heavytail as oht
 from tests import reference
 from tests.compare import as_float64, assert_leaf_close, assert_same_bits
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
@@ -83,7 +84,7 @@ def test_compositions_bit_for_bit():
     assert_same_bits(spelled, parts, make_grads()[:1], make_params())
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("momentum", only({0.9}, [0.0, 0.9]))
 def test_normalized_gd_follows_the_reference(momentum):
     grads = heavy_gradients()
     moments = reference.ema(grads, momentum)
@@ -148,11 +149,16 @@ def test_zero_gradients_stay_zero():
     assert np.all(np.isfinite(slope))
 
 
+@jax.jit
+def _normalized(offset, grads):
+    return one_step(oht.normalize_by_norm(offset), grads)
+
+
 @pytest.mark.parametrize("size", [2e-38, 1e-30, 1e-15, 1.0, 1e15, 1e30, 3e38])
 @pytest.mark.parametrize("offset", [0.0, 1e-8, 1e20])
 def test_extreme_sizes(size, offset):
     """With 16 entries of 3e38 the norm itself overflows float32."""
-    got = one_step(oht.normalize_by_norm(offset), {"a": jnp.full(16, size)})["a"]
+    got = _normalized(np.float32(offset), {"a": np.full(16, size, np.float32)})["a"]
     want = size / (4 * size + offset)
     if want > 1e-37:
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -198,13 +204,14 @@ def test_a_bad_bound_of_a_schedule_is_loud(bound):
 
 
 def test_bad_entries_are_loud():
-    for bad in (jnp.inf, -jnp.inf, jnp.nan):
-        grads = {"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}
-        for tx in (
-            oht.normalize_by_norm(),
-            oht.clipped_gd(0.1, 1.0),
-            oht.normalized_gd(0.1),
-        ):
+    rules = (
+        oht.normalize_by_norm(),
+        oht.clipped_gd(0.1, 1.0),
+        oht.normalized_gd(0.1),
+    )
+    for bad in (np.inf, -np.inf, np.nan):
+        grads = {"a": np.float32([1.0, bad]), "b": np.ones(2, np.float32)}
+        for tx in rules:
             updates = one_step(tx, grads)
             assert all(np.all(np.isnan(u)) for u in updates.values())
 
@@ -218,7 +225,7 @@ def test_averages_of_gradients_whose_direction_is_steady_go_at_the_full_rate():
 
 
 def test_the_state_tells_which_share_of_the_step_was_kept():
-    tx = oht.clipped_gd(0.5, 1.0)
+    tx = jitted(oht.clipped_gd(0.5, 1.0))
     for length, want in ((1.0, 1.0), (8.0, 0.25), (0.0, 1.0)):
         _, state = tx.update(jnp.array([length, 0.0]), tx.init(jnp.zeros(2)))
         np.testing.assert_allclose(state.kept, want, rtol=1e-6)

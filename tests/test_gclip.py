@@ -21,6 +21,7 @@ from tests.compare import (
     assert_trees_equal,
 )
 from tests.driving import follow, heavy_gradients, jitted, one_step, starting_point
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
@@ -32,7 +33,7 @@ def _matrices(params):
     return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
 
 
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("bias_correction", only({True}, [False, True]))
 def test_100_steps_follow_the_reference(bias_correction):
     grads = heavy_gradients()
     directions = reference.clip_by_norm(
@@ -67,7 +68,7 @@ def test_100_steps_follow_the_reference(bias_correction):
             )
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("scope", only({"leaf"}, ["global", "leaf"]))
 def test_the_clip_alone_follows_the_reference(scope):
     grads = heavy_gradients()
     want = reference.clip_by_norm(grads, lambda k: 2.0, scope)
@@ -259,7 +260,7 @@ def test_the_state_tells_which_share_of_the_norm_was_kept():
         ("global", (4 / 26) ** 0.5),
         ("leaf", {"a": 0.4, "b": 1.0, "c": 1.0}),
     ):
-        tx = oht.clip_by_norm(2.0, scope=scope)
+        tx = jitted(oht.clip_by_norm(2.0, scope=scope))
         state = tx.init(grads)
         assert all(float(x) == 1 for x in jax.tree.leaves(state.kept))
         _, state = tx.update(grads, state)

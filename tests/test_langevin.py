@@ -10,6 +10,7 @@ from scipy.linalg import solve_discrete_lyapunov
 import optax_heavytail as oht
 from tests.compare import assert_trees_equal
 from tests.driving import jitted, one_step
+from tests.in_time import only
 
 COLD = float("inf")
 
@@ -38,6 +39,7 @@ def test_without_noise_they_are_descent_and_heavy_ball():
         (oht.underdamped_langevin(0.3, 2.0, COLD, key=0), optax.sgd(0.09, 0.4)),
     ]
     for tx, want in pairs:
+        tx, want = jitted(tx), jitted(want)
         states = [t.init(jnp.zeros(3)) for t in (tx, want)]
         for g in jnp.asarray(grads):
             u, states[0] = tx.update(g, states[0])
@@ -53,7 +55,7 @@ def _map(step, size):
     return np.stack([np.asarray(step(e)) for e in jnp.eye(size)], axis=1)
 
 
-@pytest.mark.parametrize("skew", [0.0, 1.0, -3.0])
+@pytest.mark.parametrize("skew", only({1.0}, [0.0, 1.0, -3.0]))
 def test_the_law_is_the_same_whatever_the_skew(skew):
     with jax.enable_x64(True):
         curvature, rate, beta = np.array([1.0, 5.0]), 1e-4, 4.0
@@ -80,7 +82,7 @@ def test_the_step_takes_the_new_velocity():
             u, new = tx.update(curvature * pair[0], state._replace(mu=pair[1]))
             return jnp.stack([pair[0] + u, new.mu])
 
-        linear = _map(step, 2)
+        linear = _map(jax.jit(step), 2)
     noise = np.sqrt(2 * friction * rate / beta) * np.array([rate, 1.0])
     variance = solve_discrete_lyapunov(linear, np.outer(noise, noise))[0, 0]
     assert round(variance, 5) == 0.12501
@@ -89,10 +91,18 @@ def test_the_step_takes_the_new_velocity():
 @pytest.mark.parametrize(
     ("tx", "variance"),
     [
-        (oht.overdamped_langevin(0.02, 4.0, key=0), 0.01),
-        (oht.underdamped_langevin(0.5, 2.0, 8.0, key=0), 0.25 * 0.25),
+        pytest.param(
+            oht.overdamped_langevin(0.02, 4.0, key=0),
+            0.01,
+            id="overdamped",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            oht.underdamped_langevin(0.5, 2.0, 8.0, key=0),
+            0.25 * 0.25,
+            id="underdamped",
+        ),
     ],
-    ids=["overdamped", "underdamped"],
 )
 def test_noise_of_the_temperature(tx, variance):
     """Of 40,000 numbers the variance is known to 0.7%, other leaves have others."""

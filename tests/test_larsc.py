@@ -9,6 +9,7 @@ import pytest
 import optax_heavytail as oht
 from tests.compare import assert_same_bits, assert_trees_close, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
@@ -39,7 +40,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", only({"masks", "numbers"}, VARIANTS))
 def test_without_bounds_it_is_lars(variant):
     ours, theirs = VARIANTS[variant]
     with jax.enable_x64(True):
@@ -55,6 +56,7 @@ def test_the_bounds_hold_the_ratio_with_its_coefficient():
     params = {"a": jnp.array([8.0]), "b": jnp.array([1.0]), "c": jnp.array([0.25])}
     ones = jax.tree.map(jnp.ones_like, params)
     tx = oht.larsc(1.0, trust_coefficient=0.5, trust_ratio_bounds=(0.25, 1.0))
+    tx = jitted(tx)
     updates, state = tx.update(ones, tx.init(params), params)
     assert oht.get_trust_ratio(state, raw=True) == {"a": 4.0, "b": 0.5, "c": 0.125}
     want = {"a": 1.0, "b": 0.5, "c": 0.25}
@@ -104,12 +106,12 @@ def test_past_steps_keep_the_rate_of_their_time():
 
 def test_stacked_layers_move_like_separate_ones():
     rng = np.random.default_rng(0)
-    params = [jnp.asarray(s * rng.normal(size=(3, 2)), jnp.float32) for s in (40, 0.04)]
-    grads = [jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for _ in range(2)]
-    want = one_step(jitted(oht.larsc(0.1, weight_decay=0.01)), grads, params)
-    tx = jitted(oht.larsc(0.1, weight_decay=0.01, layer_axis=0))
-    got = one_step(tx, jnp.stack(grads), jnp.stack(params))
-    assert_trees_close(got, jnp.stack(want), 2e-6)
+    params = [np.float32(s * rng.normal(size=(3, 2))) for s in (40, 0.04)]
+    grads = [np.float32(rng.normal(size=(3, 2))) for _ in range(2)]
+    want = one_step(oht.larsc(0.1, weight_decay=0.01), grads, params)
+    tx = oht.larsc(0.1, weight_decay=0.01, layer_axis=0)
+    got = one_step(tx, np.stack(grads), np.stack(params))
+    assert_trees_close(got, np.stack(want), 2e-6)
 
 
 def test_defaults():

@@ -81,10 +81,13 @@ def programs(transform, count):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: oht.clip_by_history(scope="leaf"),
-        lambda: oht.scale_by_clipped_trust_ratio(),
+        pytest.param(
+            lambda: oht.clip_by_history(scope="leaf"),
+            id="history",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(oht.scale_by_clipped_trust_ratio, id="trust_ratio"),
     ],
-    ids=["history", "trust_ratio"],
 )
 def test_more_leaves_are_no_more_programs(make):
     """XLA compiles equal ones once: a number of the leaf in them would cost minutes."""

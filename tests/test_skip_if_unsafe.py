@@ -9,6 +9,7 @@ import pytest
 import optax_heavytail as oht
 from tests.compare import assert_leaf_close, assert_trees_equal
 from tests.driving import follow, heavy_gradients, jitted, starting_point
+from tests.in_time import only
 
 WINDOW = 8
 SIZES = (1e-37, 1e-30, 1e-10, 1.0, 1e10, 1e30, 3e38)
@@ -48,7 +49,7 @@ def bad_gradients(steps=60):
     return history
 
 
-@pytest.mark.parametrize("deviations", [3.0, 10.0])
+@pytest.mark.parametrize("deviations", only({3.0}, [3.0, 10.0]))
 def test_beside_a_loop_that_leaves_the_skipped_steps_out(deviations):
     grads = bad_gradients()
     with np.errstate(divide="ignore"):
@@ -160,7 +161,7 @@ def test_gradients_that_grow_for_good_end_at_the_limit():
     assert bool(state.limit_reached)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", only({1e-37, 3e38}, SIZES))
 def test_sizes_whose_squares_leave_float32(size):
     """Steady gradients of any size are safe; one that is far larger is not."""
     largest = float(np.finfo(np.float32).max)
@@ -183,6 +184,7 @@ def test_float16_gradients_whose_norm_is_no_float16():
     assert int(state.num_nonfinite) == int(state.num_spikes) == 0
 
 
+@pytest.mark.nightly
 def test_few_heavy_tailed_gradients_are_spikes():
     """What the docstring says of the default, and none that is Gaussian."""
     steps, dim = 4000, 1000
@@ -244,7 +246,7 @@ def test_all_devices_skip_together():
 def test_derivatives_of_a_skipped_step_are_zero():
     tx = oht.skip_if_unsafe(optax.adam(0.1))
     state = tx.init(jnp.ones(2))
-    slope = jax.grad(lambda g: jnp.sum(tx.update(g, state)[0]))
+    slope = jax.jit(jax.grad(lambda g: jnp.sum(tx.update(g, state)[0])))
     assert slope(jnp.array([jnp.nan, 1.0])).tolist() == [0.0, 0.0]
 
 
@@ -306,7 +308,7 @@ def test_mean_and_all_are_the_published_rule():
 def test_a_loss_that_is_no_number_is_named(bad):
     tx = oht.skip_if_unsafe(optax.sgd(1.0))
     with pytest.raises(ValueError, match="value, the loss, must be one real"):
-        tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), value=bad)
+        tx.update(jnp.ones(1), jax.jit(tx.init)(jnp.zeros(1)), value=bad)
 
 
 def test_the_loss_reaches_the_optimizer():

@@ -1,5 +1,7 @@
 """clip_smoothly: bounded, of slope 1 at 0, and differentiable."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_trees_close
-from tests.driving import one_step
+from tests.driving import jitted, one_step
+from tests.in_time import only
 
 PHI = {
     "tanh": np.tanh,
@@ -27,9 +30,9 @@ WORKED = {
 @each_shape
 def test_worked_values_and_sizes_far_from_the_threshold(shape):
     tx = oht.clip_smoothly(2.0, shape=shape)
-    got = one_step(tx, jnp.array([0.1, -2.0, 20.0]))
-    np.testing.assert_allclose(jnp.abs(got), WORKED[shape], rtol=2e-5)
-    far = one_step(tx, jnp.array([2e-38, 1e-30, -1e-5, 1e30, -3e38]))
+    near, far = [0.1, -2.0, 20.0], [2e-38, 1e-30, -1e-5, 1e30, -3e38]
+    got, far = np.split(one_step(tx, np.float32(near + far)), [3])
+    np.testing.assert_allclose(np.abs(got), WORKED[shape], rtol=2e-5)
     np.testing.assert_allclose(far, [2e-38, 1e-30, -1e-5, 2.0, -2.0], rtol=1e-5)
     # Ratios to the threshold that are no numbers of float32.
     for tau, size, want in ((1e-30, 1e30, 1e-30), (1e30, 1e-30, 1e-30)):
@@ -37,8 +40,13 @@ def test_worked_values_and_sizes_far_from_the_threshold(shape):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@each_shape
-@pytest.mark.parametrize("scope", ["leaf", "global"])
+@pytest.mark.parametrize(
+    ("shape", "scope"),
+    only(
+        {("tanh", "leaf"), ("arctan", "global")},
+        itertools.product(PHI, ("leaf", "global")),
+    ),
+)
 def test_norms_are_bounded_as_entries_are(shape, scope):
     grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}
     got = one_step(oht.clip_smoothly(2.0, shape=shape, scope=scope), grads)
@@ -72,11 +80,11 @@ def test_slopes_are_those_of_the_formula_from_0_on(shape):
 
 def test_what_is_kept_is_told():
     grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}
-    tx = oht.clip_smoothly(2.0, shape="softsign", scope="leaf")
+    tx = jitted(oht.clip_smoothly(2.0, shape="softsign", scope="leaf"))
     state = tx.update(grads, tx.init(grads))[1]
     np.testing.assert_allclose(state.kept["a"], 1 / 3.5, rtol=1e-6)
     np.testing.assert_allclose(state.kept["b"], 1 / 1.5, rtol=1e-6)
-    tx = oht.clip_smoothly(2.0)
+    tx = jitted(oht.clip_smoothly(2.0))
     assert tx.update(grads, tx.init(grads))[1].kept is None
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_leaf_close, assert_same_bits
-from tests.driving import follow, heavy_gradients
+from tests.driving import follow, heavy_gradients, jitted
+from tests.in_time import only
 from tests.registry import make_grads, make_params
 
 
@@ -23,8 +24,8 @@ def _run(tx, steps):
         updates, state = tx.update(grads, state)
         return state, updates
 
-    grads = jnp.array(steps, float)
-    return jax.jit(lambda s: jax.lax.scan(step, s, grads)[1])(tx.init(grads[0]))
+    grads = np.array(steps, np.float32)
+    return jax.jit(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(grads)
 
 
 def test_worked_values():
@@ -54,7 +55,7 @@ def test_the_first_step_and_constant_gradients_are_never_shortened():
             np.testing.assert_allclose(u, v, rtol=1e-6)
 
 
-@pytest.mark.parametrize("b2", [0.9, 0.99])
+@pytest.mark.parametrize("b2", only({0.99}, [0.9, 0.99]))
 def test_a_huge_spike_has_the_closed_form_of_its_ratio(b2):
     """RMS tends to 1 / sqrt(1 - b2), with the corrected b2 of that step."""
     steps = 200
@@ -70,13 +71,14 @@ def test_the_factor_scales_the_decay_and_layers_have_their_own():
     tx = oht.scale_by_stable_adam(
         0.0, 0.9, 0.0, layer_axis=0, after=oht.add_decayed_weights(0.5)
     )
+    tx = jitted(tx)
     state = tx.init(params)
     for second in (1.0, 1.0, 1e6):
         grads = {"w": jnp.array([[1.0, 1.0], [second, second]])}
         updates, state = tx.update(grads, state, params)
-    directions, decay = jnp.array([[1.0], [1e6 / jnp.sqrt(0.1e12 / 0.271)]]), 0.5
+    directions, decay = np.array([[1.0], [1e6 / np.sqrt(0.1e12 / 0.271)]]), 0.5
     ratio = float(directions[1, 0])  # without momentum it is the direction itself
-    want = (directions + decay * params["w"]) / jnp.array([[1.0], [ratio]])
+    want = (directions + decay * np.asarray(params["w"])) / [[1.0], [ratio]]
     np.testing.assert_allclose(updates["w"], want, rtol=1e-5)
 
 
@@ -97,7 +99,7 @@ def test_after_is_a_transform():
 
 
 def test_a_bad_entry_is_seen_in_its_leaf_alone():
-    tx = oht.scale_by_stable_adam()
+    tx = jitted(oht.scale_by_stable_adam())
     grads = {"w": jnp.array([1.0, jnp.nan]), "b": jnp.array([1.0])}
     updates, _ = tx.update(grads, tx.init(grads))
     assert np.all(np.isnan(updates["w"]))

@@ -7,6 +7,7 @@ import pytest
 
 import optax_heavytail as oht
 from tests.driving import jitted
+from tests.in_time import only
 
 
 def ratios(norms, *args, **kwargs):
@@ -16,8 +17,11 @@ def ratios(norms, *args, **kwargs):
         updates, state = tx.update(jnp.array([0.6, -0.8]) * n, state)
         return state, updates
 
-    start, norms = tx.init(jnp.zeros(2)), jnp.asarray(norms, float)
-    updates = jax.jit(lambda s: jax.lax.scan(step, s, norms)[1])(start)
+    @jax.jit
+    def run(norms):
+        return jax.lax.scan(step, tx.init(jnp.zeros(2)), norms)[1]
+
+    updates = np.asarray(run(np.array(norms, np.float32)))
     np.testing.assert_allclose(updates[:, 1], -4 / 3 * updates[:, 0], rtol=1e-6)
     return np.linalg.norm(updates, axis=1)
 
@@ -37,7 +41,7 @@ def test_worked_values(args, kwargs, want):
     )
 
 
-@pytest.mark.parametrize(("b1", "b2"), [(0.6, 0.999), (0.7, 0.9)])
+@pytest.mark.parametrize(("b1", "b2"), only({(0.6, 0.999)}, [(0.6, 0.999), (0.7, 0.9)]))
 def test_the_published_ratio_is_not_within_1(b1, b2):
     """The worst history of 60 norms attains Cauchy and Schwarz's bound."""
     age = np.arange(60)[::-1]
@@ -63,7 +67,7 @@ def test_what_a_spike_leaves_behind():
 
 
 def test_a_stack_of_layers_is_not_one_norm():
-    tx = oht.scale_by_stable_norm(layer_axis=0)
+    tx = jitted(oht.scale_by_stable_norm(layer_axis=0))
     grads = jnp.array([[3.0, 4.0], [3e-4, 4e-4]])
     updates, state = tx.update(grads, tx.init(grads))
     np.testing.assert_allclose(updates, [[0.6, 0.8]] * 2, rtol=1e-5)

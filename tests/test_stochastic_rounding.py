@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import optax_heavytail as oht
 from optax_heavytail._stochastic_rounding import stochastic_round
+from tests.in_time import only
 
 SEEDS = jnp.arange(20_000, dtype=jnp.uint32)
 
@@ -65,9 +66,9 @@ def test_only_the_neighbours_occur_and_their_mean_is_the_number(size, negative):
 def test_errors_of_neighbours_and_of_successive_steps_are_uncorrelated():
     x = jnp.full((200, 200), 1 + 2**-9)
     key = jax.random.bits(jax.random.key(0), (2,), jnp.uint32)
+    round_once = jax.jit(stochastic_round)
     first, second = (
-        np.asarray(stochastic_round(x, seed), np.float64) - float(x[0, 0])
-        for seed in key
+        np.asarray(round_once(x, seed), np.float64) - float(x[0, 0]) for seed in key
     )
 
     def correlation(a, b):
@@ -104,7 +105,7 @@ PAIRS = {  # what reads two fields of which each entry was rounded from the same
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", only({"momentum and threshold", "groups"}, PAIRS))
 def test_fields_leaves_and_groups_are_rounded_independently(name):
     factory, read = PAIRS[name]
     tx = factory()
@@ -119,8 +120,8 @@ def test_fields_leaves_and_groups_are_rounded_independently(name):
 def test_special_numbers():
     largest = float(jnp.finfo(jnp.float32).max)
     x = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -0.0, largest, -largest])
-    for seed in range(50):
-        rounded = np.asarray(stochastic_round(x, jnp.uint32(seed)), np.float64)
+    each = jax.jit(jax.vmap(stochastic_round, (None, 0)))
+    for rounded in np.asarray(each(x, SEEDS[:50]), np.float64):
         assert rounded[:2].tolist() == [np.inf, -np.inf]
         assert np.isnan(rounded[2])
         assert rounded[3:5].tolist() == [0, 0]
@@ -161,7 +162,9 @@ def test_bfloat16_second_moment_does_not_stall():
     assert np.asarray(nu, float).mean() == pytest.approx(1 - 0.999**10_000, rel=1e-3)
 
 
-@pytest.mark.parametrize(("b2", "steps"), [(0.99, 500), (0.999, 5_000)])
+@pytest.mark.parametrize(
+    ("b2", "steps"), only({(0.99, 500)}, [(0.99, 500), (0.999, 5_000)])
+)
 def test_thresholds_follow_gradients_that_fall_100_fold(b2, steps):
     def grads(i):
         return jnp.full(1_000, jnp.where(i < steps, 1.0, 0.01))
@@ -194,7 +197,7 @@ def test_thresholds_follow_gradients_that_fall_100_fold(b2, steps):
     assert np.all(np.asarray(stuck, float) > 1.5 * wide)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", only({"acclip", "lambc", "clip_by_moment"}, NARROW))
 def test_every_bfloat16_state_has_a_key_that_changes(name):
     params = {"a": jnp.linspace(0.1, 2.0, 64), "b": jnp.ones(())}
     tx = NARROW[name]()
@@ -216,8 +219,9 @@ def test_the_noise_is_that_of_the_key():
     grads = jnp.linspace(0.1, 2.0, 1_000)
     state = tx.init(grads)
     other = state._replace(key=jnp.array([1, 2], jnp.uint32))
+    update = jax.jit(tx.update)
     first, again, different = (
-        tx.update(grads, s)[1].inner_state.ema for s in (state, state, other)
+        update(grads, s)[1].inner_state.ema for s in (state, state, other)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, different)

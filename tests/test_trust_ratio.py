@@ -13,22 +13,25 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optax_heavytail as oht
-from tests import driving, reference
+from tests import reference
 from tests.compare import (
     as_float64,
     assert_leaf_close,
     assert_trees_close,
 )
-from tests.driving import follow, heavy_gradients, jitted, starting_point
+from tests.driving import follow, heavy_gradients, jitted, one_step, starting_point
+from tests.in_time import only
 from tests.test_sharding import make_mesh
 
-
-def one_step(tx, updates, params):
-    return driving.one_step(jitted(tx), updates, params)
+WITHOUT_BOUNDS = oht.scale_by_clipped_trust_ratio(None, None)
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper"), [(0.0, 1.0), (0.5, 2.0), (None, 0.1), (0.3, None), (None, None)]
+    ("lower", "upper"),
+    only(
+        {(0.5, 2.0), (None, None)},
+        [(0.0, 1.0), (0.5, 2.0), (None, 0.1), (0.3, None), (None, None)],
+    ),
 )
 def test_30_steps_follow_the_reference(lower, upper):
     grads, w = heavy_gradients(30), starting_point()
@@ -55,7 +58,7 @@ def test_30_steps_follow_the_reference(lower, upper):
 def test_bounds_act_on_both_sides():
     params = {"a": jnp.array([8.0]), "b": jnp.array([1.0]), "c": jnp.array([0.25])}
     ones = jax.tree.map(jnp.ones_like, params)
-    tx = oht.scale_by_clipped_trust_ratio(0.5, 2.0)
+    tx = jitted(oht.scale_by_clipped_trust_ratio(0.5, 2.0))
     updates, state = tx.update(ones, tx.init(params), params)
     want = {"a": 2.0, "b": 1.0, "c": 0.5}
     assert oht.get_trust_ratio(state) == want
@@ -118,28 +121,28 @@ def test_defaults_are_those_of_the_paper():
 
 def _layers(seed, scales):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(s * rng.normal(size=(3, 4)), jnp.float32) for s in scales]
+    return [np.float32(s * rng.normal(size=(3, 4))) for s in scales]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+@pytest.mark.parametrize("axis", only({1, -1}, [0, 1, 2, -1, -2, -3]))
 def test_slices_of_stacked_layers_are_layers(axis):
     """Beside optax, which takes one ratio for layers of norms 40 and 0.04."""
     params, updates = _layers(0, (10.0, 0.01, 1.0)), _layers(1, (1.0, 1.0, 0.0))
-    stack = functools.partial(jnp.stack, axis=axis)
-    tx = oht.scale_by_clipped_trust_ratio(0.001, None)
+    stack = functools.partial(np.stack, axis=axis)
+    tx = jitted(oht.scale_by_clipped_trust_ratio(0.001, None))
     got, state = tx.update(updates, tx.init(params), params)
     stacked_tx = oht.scale_by_clipped_trust_ratio(0.001, None, layer_axis=axis)
     args = (stack(updates), stacked_tx.init(stack(params)), stack(params))
     stacked, stacked_state = jax.jit(stacked_tx.update)(*args)
     assert_trees_close(stacked, stack(got), 1e-6)
     for raw in (False, True):
-        want = jnp.stack(oht.get_trust_ratio(state, raw=raw))
+        want = np.stack(oht.get_trust_ratio(state, raw=raw))
         assert_leaf_close(oht.get_trust_ratio(stacked_state, raw=raw), want, 1e-6)
     ratios = oht.get_trust_ratio(stacked_state)
     assert ratios[0] > 500 * ratios[1]
     assert float(ratios[2]) == 1.0
     theirs = one_step(optax.scale_by_trust_ratio(), stack(updates), stack(params))
-    first, second = (jnp.take(theirs, k, axis) / updates[k] for k in (0, 1))
+    first, second = (np.take(np.asarray(theirs), k, axis) / updates[k] for k in (0, 1))
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
@@ -180,7 +183,7 @@ def test_masked_leaves_pass(mask):
     """True: the leaf takes the ratio, as in optax."""
     params = {"a": jnp.full(2, 4.0), "b": jnp.full(2, 4.0)}
     updates = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    tx = oht.scale_by_clipped_trust_ratio(None, None, mask=mask)
+    tx = jitted(oht.scale_by_clipped_trust_ratio(None, None, mask=mask))
     got, state = tx.update(updates, tx.init(params), params)
     np.testing.assert_allclose(got["a"], 4.0, rtol=1e-6)
     np.testing.assert_array_equal(got["b"], 1.0)
@@ -210,8 +213,7 @@ def test_long_float16_leaves_and_tiny_norms():
     ("w", "u"), [(1e-30, 1e-30), (1e30, 1e30), (1e-15, 1e-30), (3e37, 2.0), (1e5, 1e30)]
 )
 def test_extreme_norms(w, u):
-    tx = oht.scale_by_clipped_trust_ratio(None, None)
-    got = one_step(tx, jnp.full(9, u), jnp.full(9, -w))
+    got = one_step(WITHOUT_BOUNDS, np.full(9, u, "f"), np.full(9, -w, "f"))
     np.testing.assert_allclose(got, w, rtol=1e-6)
 
 
@@ -229,11 +231,12 @@ def test_mixed_dtypes_are_not_widened():
 
 
 def test_bad_entries_are_loud_in_their_own_layer():
-    for bad in (jnp.inf, -jnp.inf, jnp.nan):
-        updates = {"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}
-        params = jax.tree.map(jnp.ones_like, updates)
+    tx = oht.scale_by_clipped_trust_ratio()
+    for bad in (np.inf, -np.inf, np.nan):
+        updates = {"a": np.float32([1.0, bad]), "b": np.ones(2, np.float32)}
+        params = jax.tree.map(np.ones_like, updates)
         for args in ((updates, params), (params, updates)):
-            got = one_step(oht.scale_by_clipped_trust_ratio(), *args)
+            got = one_step(tx, *args)
             assert np.all(np.isnan(got["a"]))
             np.testing.assert_allclose(got["b"], 1.0, rtol=1e-6)
     stacked = jnp.array([[1.0, jnp.inf], [1.0, 1.0]])
@@ -357,7 +360,7 @@ def test_eight_devices_by_hand():
 
 @pytest.mark.parametrize(("w", "u"), [(1e20, 1e-16), (1e-16, 1e20), (1e-30, 1e-37)])
 def test_ratios_of_norms_at_both_ends_of_float32(w, u):
-    tx = jitted(oht.scale_by_clipped_trust_ratio(None, None))
+    tx = jitted(WITHOUT_BOUNDS)
     params, updates = jnp.array([w, 0.0]), jnp.array([0.0, u])
     got, state = tx.update(updates, tx.init(params), params)
     np.testing.assert_allclose(oht.get_trust_ratio(state), w / u, rtol=1e-5)

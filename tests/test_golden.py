@@ -35,10 +35,14 @@ ALGORITHMS = {
 }
 
 
+@functools.cache
+def _meta(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _load(name):
-    meta = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     with np.load(FOLDER / f"{name}.npz") as stored:
-        return meta, dict(stored)
+        return _meta(name), dict(stored)
 
 
 def _tree(stored, group, step=...):
@@ -94,20 +98,19 @@ def test_every_algorithm_has_trajectories():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float64(name):
-    rtol = _load(name)[0]["rtol_float64"]
+    rtol = _meta(name)["rtol_float64"]
     with jax.enable_x64(True):
         _check(name, jnp.float64, {"updates": rtol, "params": rtol, "aux": rtol})
 
 
 def _follows_in_float32(name):
-    return _load(name)[0]["rounding"]["float32_vs_float64"]["updates"] < 1e-3
+    return _meta(name)["rounding"]["float32_vs_float64"]["updates"] < 1e-3
 
 
 def _is_of_the_first_arguments(name):
     """Among the trajectories of its algorithm: other arguments are other programs."""
-    meta = _load(name)[0]
-    first = next(n for n in NAMES if n.startswith(f"{meta['algorithm']}__"))
-    return meta["hyperparameters"] == _load(first)[0]["hyperparameters"]
+    first = next(n for n in NAMES if _meta(n)["algorithm"] == _meta(name)["algorithm"])
+    return _meta(name)["hyperparameters"] == _meta(first)["hyperparameters"]
 
 
 FLOAT32 = {name: name for name in NAMES if _follows_in_float32(name)}
@@ -115,7 +118,7 @@ FLOAT32 = {name: name for name in NAMES if _follows_in_float32(name)}
 
 @pytest.mark.parametrize("name", in_time(FLOAT32, _is_of_the_first_arguments))
 def test_float32(name):
-    stored = _load(name)[0]["rounding"]["float32_vs_float64"]
+    stored = _meta(name)["rounding"]["float32_vs_float64"]
     # The stored figures are those of one order of the operations, with or without fused
     # multiplications and additions, and ours is another.
     tolerances = {group: 20 * figure for group, figure in stored.items()}

@@ -1,6 +1,7 @@
 """Norms of trees, their leaves and their layers, and scaling by them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,20 +49,21 @@ def global_norm(tree: Any, axis_name: AxisName = None, *, point: Any = None) -> 
         return Norm(jnp.zeros([]), jnp.ones([]))
     dtype = jnp.result_type(jnp.float32, *leaves, *origins)
     parts = parts_of([tree] if point is None else [tree, point], axis_name)
+    return _norms((leaves, origins), 1, _squares_of_all, tuple(parts), dtype)[0]
 
-    def sums_of_squares(scales):
-        arrays = _parts.join(leaves, parts)
-        if point is not None:
-            # The other way around than callers do: XLA would write one difference for
-            # both into memory, and hold those of all leaves until the norm is there.
-            arrays = map(jnp.subtract, _parts.join(origins, parts), arrays)
-        by_axis = {}
-        for x, part in zip(arrays, parts, strict=True):
-            square = sum_of_squares(x, dtype, scales[0])
-            by_axis.setdefault(part.axis, []).append(square)
-        return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
 
-    return _norms(sums_of_squares, 1)[0]
+def _squares_of_all(trees, scales, parts, dtype):
+    leaves, origins = trees
+    arrays = _parts.join(leaves, parts)
+    if origins:
+        # The other way around than callers do: XLA would write one difference for
+        # both into memory, and hold those of all leaves until the norm is there.
+        arrays = map(jnp.subtract, _parts.join(origins, parts), arrays)
+    by_axis = {}
+    for x, part in zip(arrays, parts, strict=True):
+        square = sum_of_squares(x, dtype, scales[0])
+        by_axis.setdefault(part.axis, []).append(square)
+    return [sum(psum(sum(group), axis) for axis, group in by_axis.items())]
 
 
 def row_norms(tree: Any, point: Any = None) -> Norm:
@@ -73,18 +75,17 @@ def row_norms(tree: Any, point: Any = None) -> Norm:
     leaves = jax.tree.leaves(tree)
     origins = [None] * len(leaves) if point is None else jax.tree.leaves(point)
     dtype = jnp.result_type(jnp.float32, *leaves)
+    return _norms((leaves, origins), 1, _squares_of_rows, dtype)[0]
 
-    def squares(x, origin, scale):
-        scaled = jnp.asarray(x, dtype) * expand_layers(scale, x, 0)
+
+def _squares_of_rows(trees, scales, dtype):
+    def squares(x, origin):
+        scaled = jnp.asarray(x, dtype) * expand_layers(scales[0], x, 0)
         if origin is not None:  # scaled first: the difference may be no number
-            scaled -= origin[None] * expand_layers(scale, x, 0)
+            scaled -= origin[None] * expand_layers(scales[0], x, 0)
         return whole_rows(sum_of_squares(scaled, dtype, 1, 0))
 
-    def sums_of_squares(scales):
-        pairs = zip(leaves, origins, strict=True)
-        return [sum(squares(x, origin, scales[0]) for x, origin in pairs)]
-
-    return _norms(sums_of_squares, 1)[0]
+    return [sum(map(squares, *trees))]
 
 
 def whole_rows(x: jax.Array) -> jax.Array:
@@ -124,14 +125,14 @@ def parts_of(
 def part_norms(tree: Any, parts: Sequence[_parts.Part]) -> list[Norm]:
     """The norm of each leaf of each part, or of each layer of a leaf that is alone."""
     leaves = jax.tree.leaves(tree)
+    return _norms(leaves, len(parts), _squares_of_parts, tuple(parts)) if parts else []
 
-    def sums_of_squares(scales):
-        rows = zip(_parts.join(leaves, parts), parts, scales, strict=True)
-        return [
-            psum(_squares_of_part(x, part, scale), part.axis) for x, part, scale in rows
-        ]
 
-    return _norms(sums_of_squares, len(parts)) if parts else []
+def _squares_of_parts(leaves, scales, parts):
+    rows = zip(_parts.join(leaves, parts), parts, scales, strict=True)
+    return [
+        psum(_squares_of_part(x, part, scale), part.axis) for x, part, scale in rows
+    ]
 
 
 def _squares_of_part(x, part, scale):
@@ -159,21 +160,42 @@ def other_axes(x: jax.Array, layer_axis: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(x.ndim) if axis != layer_axis % x.ndim)
 
 
-def _norms(sums_of_squares: Any, count: int) -> list[Norm]:
+def _norms(
+    arrays: Any, count: int, sums_of_squares: Callable[..., Any], *fixed: Any
+) -> list[Norm]:
     """Norms from sums of squares, with a second, rescaled pass where that is needed.
 
     The pass runs under `jax.lax.cond` when a sum overflows or is too small to trust:
     scaling by the largest entry would cost a second look at everything each time.
     """
-    sums = sums_of_squares([1] * count)
+    sums = sums_of_squares(arrays, [1] * count, *fixed)
     scales = [rescaling(s) for s in sums]
     wanted = jnp.any(jnp.stack([jnp.any(scale != 1) for scale in scales]))
-    sums = jax.lax.cond(wanted, lambda: sums_of_squares(scales), lambda: sums)
+    again, once = _passes(sums_of_squares, *fixed)
+    sums = jax.lax.cond(wanted, again, once, arrays, scales, sums)
     norms = [
         Norm(_tree.safe_sqrt(s), scale) for s, scale in zip(sums, scales, strict=True)
     ]
     # Without the barrier XLA may copy the whole reduction into each of its consumers.
     return jax.lax.optimization_barrier(norms)
+
+
+@functools.lru_cache(maxsize=1024)
+def _passes(sums_of_squares: Callable[..., Any], *fixed: Any) -> tuple[Any, Any]:
+    """Branches of a conditional, the same two functions each time.
+
+    Outside of `jax.jit` JAX compiles a conditional for each function it has not seen.
+    """
+
+    def again(arrays, scales, sums):
+        del sums
+        return sums_of_squares(arrays, scales, *fixed)
+
+    def once(arrays, scales, sums):
+        del arrays, scales
+        return sums
+
+    return again, once
 
 
 def rescaling(square: jax.Array) -> jax.Array:

@@ -92,3 +92,31 @@ def test_slopes_of_norms():
         got = slope(jnp.array([3.0, -4.0]) * size)
         np.testing.assert_allclose(got, [0.6, -0.8], rtol=1e-6)
     np.testing.assert_array_equal(slope(jnp.zeros(2)), 0.0)
+
+
+def _all_kinds(tree):
+    _norms.global_norm(tree)
+    _norms.global_norm(tree, point=tree)
+    _norms.leaf_norms(tree)
+    _norms.row_norms(tree)
+
+
+def test_outside_of_jit_a_norm_is_compiled_once():
+    """A conditional of functions made anew is compiled at every call."""
+    compiled = []
+
+    def note(event, seconds, **names):
+        del seconds
+        if event.endswith("backend_compile_duration"):
+            compiled.append(names)
+
+    tree = {"a": np.ones((3, 5), np.float32), "b": np.ones((3, 1), np.float32)}
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        _all_kinds(tree)
+        assert compiled
+        compiled.clear()
+        _all_kinds(jax.tree.map(lambda x: np.float32(1e30) * x, tree))
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)

@@ -4,6 +4,13 @@ from tests.planted_faults.fault import Fault
 
 FAULTS = [
     Fault(
+        "a norm outside of jit is compiled at every call",
+        "optax_heavytail/_norms.py",
+        "@functools.lru_cache(maxsize=1024)\n",
+        "",
+        ("tests/test_norms.py", "-k", "compiled_once"),
+    ),
+    Fault(
         "wrong root of the moment",
         "optax_heavytail/_tree.py",
         "lambda x: x ** (1 / exponent)",
@@ -63,8 +70,8 @@ FAULTS = [
     Fault(
         "norm that always takes two passes",
         "optax_heavytail/_norms.py",
-        "sums = jax.lax.cond(wanted, lambda: sums_of_squares(scales), lambda: sums)",
-        "sums = sums_of_squares(scales)",
+        "sums = jax.lax.cond(wanted, again, once, arrays, scales, sums)",
+        "sums = again(arrays, scales, sums)",
         ("tests/test_numerics.py", "-k", "looked_at_twice"),
     ),
     Fault(

@@ -72,7 +72,8 @@ def build(job: Job, task: Task) -> Program:
             in_shardings=(shardings.params, shardings.model_state, None),
             out_shardings=layout.sharding(),
         )
-        return jitted.lower(state.params, state.model_state, batch).compile()
+        lowered = jitted.lower(state.params, state.model_state, batch)
+        return lowered.compile(parallel.compiler_options())
 
     def read_out(state: TrainState) -> PyTree:
         transform = config.optimizer.transform

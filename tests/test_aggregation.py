@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from optax_heavytail import aggregation
 from optax_heavytail.aggregation import _rows
 from tests.compare import assert_trees_close, assert_trees_equal
-from tests.in_time import in_time
+from tests.in_time import in_time, only
 
 CLIPPED = functools.partial(aggregation.mean_of_clipped, max_norm=2.0)
 TRIMMED = functools.partial(aggregation.trimmed_mean, trim=1)
@@ -145,7 +145,7 @@ def test_means(weights):
 
 
 @pytest.mark.parametrize("weights", [None, [1, 2, 0, 4, 1, 1, 3, 0.5]], ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", only({1}, range(3)))
 def test_geometric_median(weights, seed):
     rows = make_rows(8, 4, seed)
     array = None if weights is None else np.array(weights)
@@ -274,7 +274,7 @@ def test_corrupted_microbatches(name, rows, value, seed):
         assert np.linalg.norm(got) <= bound * radius
 
 
-@quick("trimmed_mean", "geometric_median")
+@quick("geometric_median")
 def test_one_microbatch_is_itself(name):
     kwargs = {
         "mean_of_clipped": {"max_norm": 1e9},
@@ -289,7 +289,7 @@ def test_one_microbatch_is_itself(name):
 # Numbers of every size.
 
 
-@quick("mean_of_clipped", "trimmed_mean", "geometric_median")
+@quick("mean_of_clipped", "trimmed_mean")
 def test_dtypes_and_shapes(name):
     rows = make_rows()
     tree = {"a": rows[:, :2].astype(jnp.float16), "b": [rows[:, 2], None]}
@@ -304,7 +304,7 @@ def test_dtypes_and_shapes(name):
         np.testing.assert_allclose(x, y, rtol=eps, atol=1e-6)
 
 
-@quick("mean_of_clipped", "geometric_median")
+@quick("geometric_median")
 def test_float64(name):
     with jax.enable_x64(True):
         rows = make_rows().astype(np.float64) * 1e200
@@ -347,7 +347,9 @@ def test_equal_microbatches(name):
         np.testing.assert_allclose(JITTED[name](rows, **kwargs), row, rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, pytest.param(-np.inf, marks=pytest.mark.nightly)], ids=str
+)
 def test_what_is_not_finite(value):
     rows = make_rows()
     rows[2, 1] = value
@@ -458,7 +460,7 @@ def test_running_mean_does_not_stall_in_bfloat16():
 # Transformations and devices.
 
 
-@quick("mean_of_clipped", "trimmed_mean")
+@quick("trimmed_mean")
 def test_without_jit(name):
     rows = make_rows()
     want = JITTED[name](rows)
@@ -485,13 +487,13 @@ def make_mesh(kind):
 
 
 PLACED = [
-    ("trimmed_mean", AxisType.Explicit),
     ("geometric_median", AxisType.Explicit),
     ("mean_of_clipped", AxisType.Auto),
     *(
         pytest.param(name, kind, marks=pytest.mark.nightly)
         for name, kind in (
             ("mean", AxisType.Explicit),
+            ("trimmed_mean", AxisType.Explicit),
             ("mean_of_clipped", AxisType.Explicit),
             ("coordinate_median", AxisType.Explicit),
             ("median_of_means", AxisType.Explicit),

@@ -11,6 +11,7 @@ import optax_heavytail as oht
 from optax_heavytail import aggregation
 from tests.compare import assert_trees_close, assert_trees_equal
 from tests.driving import jitted
+from tests.in_time import only
 
 PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(())}
 
@@ -18,7 +19,7 @@ PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(())}
 def _rows(seed, n=4, scale=3.0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda p: jnp.asarray(scale * rng.normal(size=(n, *p.shape)), jnp.float32),
+        lambda p: np.float32(scale * rng.normal(size=(n, *p.shape))),
         PARAMS,
     )
 
@@ -56,12 +57,13 @@ def test_the_mean_of_workers_that_stand_still_is_reached():
     assert state.mu is None
 
 
-@pytest.mark.parametrize("momentum", [1.0, 0.5])
+@pytest.mark.parametrize("momentum", only({0.5}, [1.0, 0.5]))
 def test_a_worker_that_is_not_finite_says_nothing_new(momentum):
     tx = jitted(aggregation.aggregate_with_error_feedback(3, 1.0, momentum=momentum))
     first, good = _rows(0, n=3), _rows(1, n=3)
     state = tx.update(first, tx.init(PARAMS))[1]
-    bad = good | {"w": good["w"].at[1, 0, 0].set(jnp.nan)}
+    bad = good | {"w": good["w"].copy()}
+    bad["w"][1, 0, 0] = np.nan
     updates, later = tx.update(bad, state)
     wanted = tx.update(good, state)[1]
     for name in ("mu", "estimates"):

@@ -9,7 +9,8 @@ import pytest
 import optax_heavytail as oht
 from tests import reference
 from tests.compare import assert_leaf_close, assert_trees_equal
-from tests.driving import follow, heavy_gradients, starting_point
+from tests.driving import follow, heavy_gradients, jitted, starting_point
+from tests.in_time import only
 from tests.problems import pareto, quadratic
 
 read = oht.weighted_iterate_average_eval_params
@@ -43,7 +44,7 @@ def test_the_first_averages_by_hand():
 
 def test_narrow_parameters_are_averaged_in_float32():
     """In bfloat16 the average of 1 and 1 + 2^-7 would stay at 1."""
-    tx = oht.weighted_iterate_average(optax.identity())
+    tx = jitted(oht.weighted_iterate_average(optax.identity()))
     low, high = jnp.array([1.0], jnp.bfloat16), jnp.array([1 + 2**-7], jnp.bfloat16)
     state = tx.init(low)
     for params in (low, high, high):
@@ -58,7 +59,7 @@ def _params():
 
 def _after_two_steps(tx):
     params = _params()
-    state = tx.init(params)
+    tx, state = jitted(tx), tx.init(params)
     for _ in range(2):
         updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
         params = optax.apply_updates(params, updates)
@@ -132,13 +133,14 @@ def _slope(order, threshold):
     return np.log(errors[3999] / errors[499]) / np.log(4000 / 500)
 
 
-@pytest.mark.parametrize("order", [1.2, 1.5])
+@pytest.mark.parametrize("order", only({1.5}, [1.2, 1.5]))
 def test_the_error_falls_as_theorem_1_says(order):
     slope = _slope(order, oht.clipping_threshold(10.0, order))
     # An upper bound on the error may be beaten; other seeds move a slope by 0.1.
     assert -2 * (order - 1) / order - 0.25 < slope < -2 * (order - 1) / order + 0.1
 
 
+@pytest.mark.nightly
 def test_the_misprinted_exponent_does_not_converge_usefully():
     order = 1.2
     assert _slope(order, lambda count: 10 * (count + 1) ** (order - 1)) > -0.15
@@ -148,7 +150,7 @@ def test_float64_parameters_keep_their_digits():
     """An int32 divided by an int is a float32 even where x64 is on."""
     with jax.enable_x64(True):
         iterates = np.random.default_rng(0).normal(size=(100, 3))
-        tx = oht.weighted_iterate_average(optax.identity())
+        tx = jitted(oht.weighted_iterate_average(optax.identity()))
         state = tx.init(jnp.asarray(iterates[0]))
         for x in iterates:
             _, state = tx.update(jnp.zeros(3), state, jnp.asarray(x))

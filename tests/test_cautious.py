@@ -8,7 +8,8 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_trees_equal
-from tests.driving import follow, heavy_gradients, one_step
+from tests.driving import follow, heavy_gradients, jitted, one_step
+from tests.in_time import only
 
 U, G = jnp.array([1.0, -2.0, 3.0, 0.0]), jnp.array([1.0, 1.0, 0.5, 1.0])
 
@@ -38,7 +39,7 @@ def test_worked_values_of_the_decay():
     assert np.isnan(lost)
 
 
-@pytest.mark.parametrize("make", [oht.cautious, oht.grams])
+@pytest.mark.parametrize("make", only({oht.cautious}, [oht.cautious, oht.grams]))
 def test_no_entry_goes_against_its_gradient(make):
     grads = heavy_gradients(30)
     updates, _, _ = follow(make(oht.ema(0.95)), grads)
@@ -55,12 +56,13 @@ def test_agreement_is_the_identity():
 def test_a_few_entries_that_agree_do_not_explode():
     """Others scale them up to the number of entries: by 1e6 here."""
     size = 1_000_000
-    updates = jnp.ones(size)
-    grads = -jnp.ones(size)
-    grads = grads.at[0].set(1.0)
-    mean = jnp.mean(updates * grads > 0)
+    updates = np.ones(size, np.float32)
+    grads = -updates
+    grads[0] = 1.0
+    mean = np.mean(updates * grads > 0)
     assert 1 / (mean + 1e-8) > 9e5  # as levanter has it
     got = one_step(oht.cautious(returns(updates)), grads)
+    got = np.asarray(got)
     np.testing.assert_allclose(got[0], 1000, rtol=1e-6)
     np.testing.assert_array_equal(got[1:], 0)
 
@@ -79,6 +81,7 @@ def test_around_an_optimizer_that_goes_downhill():
     np.testing.assert_array_equal(one_step(oht.cautious(adam), G), 0)
     np.testing.assert_allclose(one_step(oht.cautious(adam, descent=True), G), first)
     tx = oht.cautious(adam, descent=True)
+    tx = jitted(tx)
     params, state = jnp.array([3.0, -2.0]), tx.init(jnp.zeros(2))
     for _ in range(30):
         updates, state = tx.update(params, state)

@@ -7,7 +7,10 @@ import pytest
 
 import optax_heavytail as oht
 from tests.compare import assert_leaf_close, assert_trees_equal
-from tests.driving import heavy_gradients, one_step
+from tests.driving import heavy_gradients, jitted, one_step
+from tests.in_time import only
+
+CLIP = oht.clip_by_rms(1.0)
 
 
 def _clipped(x, threshold):
@@ -15,7 +18,7 @@ def _clipped(x, threshold):
     return x if rms <= threshold else x * (threshold / rms)
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
+@pytest.mark.parametrize("scope", only({"leaf"}, ["leaf", "global"]))
 def test_heavy_gradients_as_in_numpy(scope):
     with jax.enable_x64(True):
         update = jax.jit(lambda g: one_step(oht.clip_by_rms(1.5, scope=scope), g))
@@ -31,19 +34,23 @@ def test_heavy_gradients_as_in_numpy(scope):
 
 def test_a_leaf_repeated_is_clipped_as_the_leaf():
     """The bound on each entry does not depend on how many there are."""
-    short = jnp.array([3.0, -4.0, 0.5])
+    short = np.float32([3.0, -4.0, 0.5])
     tx = oht.clip_by_rms(0.5)
-    got = one_step(tx, {"short": short, "long": jnp.tile(short, 50)})
+    got = one_step(tx, {"short": short, "long": np.tile(short, 50)})
     assert_leaf_close(got["long"], np.tile(got["short"], 50), 1e-6)
 
 
 def test_slices_are_leaves():
-    stacked = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.array([5.0])}
-    tx = oht.clip_by_rms(1.0, layer_axis={"w": -2, "b": None})
-    for bad in (1.0, jnp.nan):
-        grads = stacked | {"w": stacked["w"].at[1, 2].multiply(bad)}
+    stacked = {
+        "w": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "b": np.float32([5.0]),
+    }
+    tx, plain = oht.clip_by_rms(1.0, layer_axis={"w": -2, "b": None}), CLIP
+    for bad in (1.0, np.nan):
+        grads = stacked | {"w": stacked["w"].copy()}
+        grads["w"][1, 2] *= bad
         got = one_step(tx, grads)
-        rows = one_step(oht.clip_by_rms(1.0), [*grads["w"], grads["b"]])
+        rows = one_step(plain, [*grads["w"], grads["b"]])
         assert_trees_equal([*got["w"], got["b"]], rows)
 
 
@@ -64,7 +71,7 @@ def test_a_bad_entry_is_loud_or_counts_as_a_zero():
 
 
 def test_a_schedule_is_of_the_count():
-    tx = oht.clip_by_rms(lambda count: 1.0 / (count + 1))
+    tx = jitted(oht.clip_by_rms(lambda count: 1.0 / (count + 1)))
     grads, state = jnp.full(4, 3.0), tx.init(jnp.zeros(4))
     for want in (1.0, 0.5):
         updates, state = tx.update(grads, state)

@@ -44,13 +44,14 @@ def test_its_reports():
 
 
 def test_without_a_loss_there_is_no_rule_on_it():
-    tx = oht.guarded(optax.sgd(1.0), window=2)
+    tx = jitted(oht.guarded(optax.sgd(1.0), window=2))
     state = tx.init(jnp.zeros(1))
     for _ in range(4):
         _, state = tx.update(jnp.ones(1), state)
     assert int(state.values.seen) == 0
 
 
+@pytest.mark.nightly
 def test_elsewhere_a_nan_microbatch_stays_in_the_sum():
     """All that the guard inside can do is to say so; Optax has another way."""
     steps, safe = [1.0, jnp.nan] + [1.0] * 24, oht.skip_if_unsafe(optax.sgd(1.0))

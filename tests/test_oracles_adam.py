@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from tests.in_time import only
 from tests.oracles import methods, normalized
 from tests.oracles.trying import lengths, run
 from tests.oracles.units import norm
@@ -108,7 +109,10 @@ def pareto_mean(function):
 
 @pytest.mark.parametrize(
     ("tau", "huber", "clipped"),
-    [(0.5, 0.652, 0.367), (2.0, 1.0, 0.845), (20.0, 1.579, 1.564)],
+    only(
+        {(2.0, 1.0, 0.845)},
+        [(0.5, 0.652, 0.367), (2.0, 1.0, 0.845), (20.0, 1.579, 1.564)],
+    ),
 )
 def test_clipped_innovations_settle_at_hubers_location(tau, huber, clipped):
     root = scipy.optimize.brentq(
@@ -119,6 +123,7 @@ def test_clipped_innovations_settle_at_hubers_location(tau, huber, clipped):
     assert round(pareto_mean(lambda x: np.clip(x, -tau, tau)), 3) == clipped
 
 
+@pytest.mark.nightly
 def test_clipped_ema_tracks_hubers_location():
     noise = np.random.default_rng(7).pareto(1.5, 20_000)
     got = run("clipped_ema", noise, decay=0.995, threshold=2.0)[0]

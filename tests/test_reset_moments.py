@@ -21,10 +21,11 @@ def _run(tx, sizes, params=None):
 def test_beyond_the_run_it_is_the_inner_transform():
     inner = oht.scale_by_adam()
     tx = oht.reset_moments(inner, period=1000)
-    params, states = make_params(), [tx.init(make_params()), inner.init(make_params())]
+    params, both = make_params(), (jitted(tx), jitted(inner))
+    states = [t.init(params) for t in both]
     for grads in make_grads():
         (u, states[0]), (v, states[1]) = (
-            t.update(grads, s, params) for t, s in zip((tx, inner), states, strict=True)
+            t.update(grads, s, params) for t, s in zip(both, states, strict=True)
         )
         assert_trees_equal(u, v)
     assert_trees_equal(states[0].inner_state, states[1])
@@ -46,7 +47,7 @@ def test_without_bias_correction_anew_the_first_step_is_three_times_as_long():
     adam = oht.scale_by_adam()
     *_, (_, state) = _run(adam, [1.0] * 1000)
     zeros = jnp.zeros(1)
-    theirs, _ = adam.update(jnp.ones(1), state._replace(mu=zeros, nu=zeros))
+    theirs, _ = jitted(adam).update(jnp.ones(1), state._replace(mu=zeros, nu=zeros))
     assert abs(ours - 1) < 1e-5
     np.testing.assert_allclose(theirs[0], 0.1 / 0.001**0.5, rtol=0.3)
 
@@ -65,6 +66,7 @@ def test_parameters_are_those_of_now():
         lambda params: params, lambda updates, state, params=None: (state, state)
     )
     tx = oht.reset_moments(inner, 2, warmup_steps=0)
+    tx = jitted(tx)
     state = tx.init(jnp.array([1.0]))
     for now, want in ((2.0, 1.0), (3.0, 3.0), (4.0, 3.0), (5.0, 5.0)):
         updates, state = tx.update(jnp.zeros(1), state, jnp.array([now]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optax_heavytail import _tree
+from tests.in_time import only
 
 
 def test_power_mean():
@@ -20,7 +21,7 @@ def test_power_mean():
                 np.testing.assert_allclose(got, want, rtol=1e-14)
 
 
-@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("exponent", only({1.5, 2.0}, [1.0, 1.5, 2.0]))
 def test_power_mean_at_the_edges(exponent):
     """Its powers neither over- nor underflow, and neither do those of its slopes."""
     old = np.float32([0.0, 1e-30, 1e-20, 1e30, 3e38])
@@ -29,23 +30,24 @@ def test_power_mean_at_the_edges(exponent):
     x, y = old.astype(np.float64), new.astype(np.float64)
     want = (0.75 * x**exponent + 0.25 * y**exponent) ** (1 / exponent)
     np.testing.assert_allclose(mean(old, new), np.float32(want), rtol=1e-6)
-    slopes = jax.grad(lambda x, y: jnp.sum(mean(x, y)), (0, 1))(old, new)
+    slope_of = jax.jit(jax.grad(lambda x, y: jnp.sum(mean(x, y)), (0, 1)))
+    slopes = slope_of(old, new)
     want_slopes = (
         0.75 * (x / want) ** (exponent - 1),
         0.25 * (y / want) ** (exponent - 1),
     )
     np.testing.assert_allclose(slopes, want_slopes, rtol=1e-5)
-    zero = jnp.zeros(1)
-    assert float(mean(zero, zero)[0]) == 0.0
-    for slope in jax.grad(lambda x, y: mean(x, y)[0], (0, 1))(zero, zero):
+    zero = np.zeros_like(old)
+    assert not np.any(mean(zero, zero))
+    for slope in slope_of(zero, zero):
         assert np.all(np.isfinite(slope))
 
 
 def test_safe_divide():
     x, y = jnp.array([1.0, 0.0, 3.0]), jnp.array([0.0, 0.0, 2.0])
     np.testing.assert_array_equal(_tree.safe_divide(x, y), [0.0, 0.0, 1.5])
-    for argument in (0, 1):
-        slopes = jax.grad(lambda *a: jnp.sum(_tree.safe_divide(*a)), argument)(x, y)
+    both = jax.jit(jax.grad(lambda *a: jnp.sum(_tree.safe_divide(*a)), (0, 1)))
+    for slopes in both(x, y):
         np.testing.assert_array_equal(slopes[:2], 0.0)
         assert np.isfinite(slopes[2])
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_heavytail as oht
 from optax_heavytail import _norms
+from optax_heavytail.diagnostics.monitoring import _rows as monitoring_rows
 from tests.compare import as_float64
 
 
@@ -92,6 +94,41 @@ def test_slopes_of_norms():
         got = slope(jnp.array([3.0, -4.0]) * size)
         np.testing.assert_allclose(got, [0.6, -0.8], rtol=1e-6)
     np.testing.assert_array_equal(slope(jnp.zeros(2)), 0.0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_norms_of_what_the_compiler_knows(size):
+    """XLA reckons with constants: an unused parameter has a gradient that is one."""
+
+    @jax.jit
+    def lengths():
+        tree = {"a": jnp.full((4, 4), size), "b": jnp.full((), size)}
+        rows = {"a": jnp.full((2, 8), size)}
+        leaves = jax.tree.leaves(_norms.leaf_norms(tree), is_leaf=_norms.is_norm)
+        monitored = monitoring_rows.norms(tree, True, None)
+        norms = [*leaves, _norms.row_norms(rows)]
+        return [norm.value for norm in norms], monitored
+
+    (a, b, rows), (total, *each) = lengths()
+    np.testing.assert_allclose([a, b], [4 * size, size], rtol=1e-6)
+    np.testing.assert_allclose(rows, np.sqrt(8) * np.float64(size), rtol=1e-6)
+    np.testing.assert_allclose(total, np.sqrt(17) * np.float64(size), rtol=1e-6)
+    np.testing.assert_allclose(each, [4 * size, size], rtol=1e-6)
+
+
+def test_a_parameter_that_the_loss_does_not_have_stays():
+    """Its gradient is a constant of the program."""
+    tx = oht.clip_by_norm(1.0, scope="leaf")
+    params = {"used": jnp.ones(3), "unused": jnp.ones(3)}
+
+    @jax.jit
+    def step(params):
+        grads = jax.grad(lambda p: jnp.sum(p["used"] ** 2))(params)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    updates = step(params)
+    np.testing.assert_array_equal(updates["unused"], 0)
+    np.testing.assert_allclose(updates["used"], 3**-0.5, rtol=1e-6)
 
 
 def _all_kinds(tree):

@@ -4,6 +4,20 @@ from tests.planted_faults.fault import Fault
 
 FAULTS = [
     Fault(
+        "constants lose their scale to the compiler",
+        "optax_heavytail/_norms.py",
+        "arrays, scales = jax.lax.optimization_barrier((arrays, scales))",
+        "arrays, scales = arrays, scales",
+        ("tests/test_norms.py", "-k", "compiler_knows or does_not_have"),
+    ),
+    Fault(
+        "constants lose their scale in the monitor",
+        "optax_heavytail/diagnostics/monitoring/_rows.py",
+        "kept, known = jax.lax.optimization_barrier((leaves, scales))",
+        "kept, known = leaves, scales",
+        ("tests/test_norms.py", "-k", "compiler_knows"),
+    ),
+    Fault(
         "a norm outside of jit is compiled at every call",
         "optax_heavytail/_norms.py",
         "@functools.lru_cache(maxsize=1024)\n",

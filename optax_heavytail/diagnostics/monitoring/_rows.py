@@ -63,6 +63,8 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
 
 def _norm(row: jax.Array) -> jax.Array:
     """The norm of few numbers: both passes; a conditional would cost more."""
+    # Of a constant XLA would take the scale out of the squares, and overflow.
+    row = jax.lax.optimization_barrier(row)
     scale = _norms.rescaling(jnp.sum(jnp.square(row)))
     return _norms.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
 
@@ -74,7 +76,7 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _norms.N
     second pass has no scale of its own for each: less to run, and to compile.
     """
 
-    def squares(scale):
+    def squares(scale, leaves=leaves):
         pairs = zip(leaves, axes, strict=True)
         sums = [_norms.psum(_norms.sum_of_squares(x, wide, scale), a) for x, a in pairs]
         return jnp.stack(sums)
@@ -83,10 +85,11 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _norms.N
     scales = _norms.rescaling(first)
 
     def rescaled():
-        # There are three scales. As constants XLA would take them out of the squares,
-        # and overflow.
-        large = jnp.where(scales > 1, squares(jnp.max(scales)), first)
-        return jnp.where(scales < 1, squares(jnp.min(scales)), large)
+        # There are three scales. As constants, and of constant leaves, XLA would take
+        # them out of the squares, and overflow.
+        kept, known = jax.lax.optimization_barrier((leaves, scales))
+        large = jnp.where(known > 1, squares(jnp.max(known), kept), first)
+        return jnp.where(known < 1, squares(jnp.min(known), kept), large)
 
     sums = jax.lax.cond(jnp.any(scales != 1), rescaled, lambda: first)
     norm = _norms.Norm(_tree.safe_sqrt(sums), scales)

@@ -206,6 +206,7 @@ def test_step_measures_each_pair(tmp_path, chosen):
     assert ("torch is not installed" in page) != step.has_torch()
 
 
+@pytest.mark.nightly
 def test_importing_is_timed_beside_optax(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "CONTESTANTS", (startup.REFERENCE, "import json"))
     page, (plain, small) = run(startup.main, tmp_path, "--repeats=1")
@@ -319,6 +320,7 @@ def test_leaves_rows_are_ratios_to_the_reference():
 # Memory
 
 
+@pytest.mark.nightly
 def test_memory_counts_every_case(tmp_path):
     page, records = run(memory.main, tmp_path, "--tree=tiny")
     found = {(r["contestant"], *sorted(r["dtypes"].items())): r for r in records}
@@ -348,6 +350,7 @@ def test_memory_counts_every_case(tmp_path):
     assert 4 * n <= state("optax.sgd", accumulator_dtype="float32") <= 4 * n + 4
 
 
+@pytest.mark.nightly
 def test_a_process_of_its_own_measures_the_same():
     case = ("optax.sgd", {"accumulator_dtype": "bfloat16"}, "tiny")
     assert memory.in_own_process(*case) == memory.measure(*case)
@@ -511,6 +514,7 @@ def one_matrix(name, rows, dtype):
     return None, without_data(functions), batch
 
 
+@pytest.mark.nightly
 def test_a_search_takes_the_memory_of_its_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr(spectrum.throughput, "build", one_matrix)
     flags = ("--configs=bert_tiny", "--rows=2", "--steps=20", "--repeats=2")
@@ -579,6 +583,7 @@ def test_cosine_is_that_of_the_angle():
     assert two_loop.cosine([jnp.array(1.0), jnp.array(0.0)], np.array([0.0, 1.0])) == 0
 
 
+@pytest.mark.nightly
 def test_two_loop_measures_every_method(problem, tmp_path, monkeypatch):
     problems = {(BATCH_SIZE, WIDTHS): problem}  # making another takes long
     monkeypatch.setattr(two_loop, "make_problem", lambda *sizes: problems[sizes])

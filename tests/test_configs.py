@@ -57,9 +57,14 @@ ALIKE = (
 )
 
 
+# The longest to trace or to compile; their tasks have tests of their own.
+LONG = ("resnet50_imagenet", "squad")
+
+
 def each_config(names):
     """A test of each of these configs, the parameter ``name``."""
-    params = in_time({name: name for name in names}, lambda name: name not in ALIKE)
+    later = ALIKE + LONG
+    params = in_time({name: name for name in names}, lambda name: name not in later)
     return pytest.mark.parametrize("name", params)
 
 

@@ -197,6 +197,7 @@ def _judged(name, laws, timeout=300.0, monkeypatch=None):
     return kit_judge.in_a_process([*command, *of], timeout)
 
 
+@pytest.mark.nightly
 def test_a_process_that_dies_is_reported_and_the_others_laws_are_judged(
     mine, monkeypatch
 ):

@@ -131,6 +131,7 @@ def test_the_points_are_in_the_order_of_their_steps(written):
         assert point["num_batches"] == BATCHES
 
 
+@pytest.mark.nightly
 def test_the_curvature_is_that_of_the_quadratic_loss(written):
     """Half of the Hessian is the second moments of x and 1, on 9 of 10 targets."""
     task = toy_task.make()

@@ -339,6 +339,7 @@ def layer_of(diagnosis, name):
     return found
 
 
+@pytest.mark.nightly
 def test_the_verdict_names_the_right_layers(diagnosis):
     labels = {layer.noise.name: layer.verdict.label for layer in diagnosis.layers}
     assert labels == {
@@ -585,6 +586,7 @@ def test_the_confidence_must_be_one_that_the_nulls_allow(confidence):
         diagnostics.diagnose(identity, PARAMS, planted(2), confidence=confidence)
 
 
+@pytest.mark.nightly
 def test_at_the_highest_confidence_entries_can_still_be_heavier():
     scaled = _entries.scaled(student((200, 12)))
     found = _entries.across_iterations(scaled, 0.99, 0)
@@ -669,6 +671,7 @@ def test_the_pasted_code_clips_a_lone_array():
     assert jnp.max(jnp.abs(updates)) < 1e3
 
 
+@pytest.mark.nightly
 def test_a_coordinate_that_moved_once_leaves_the_verdict_of_the_others():
     rows = np.random.default_rng(0).standard_t(1.5, size=(400, 40))
     rows[:, 7] = 0
@@ -712,6 +715,7 @@ def test_what_is_not_the_same_twice_is_refused(length, again, words):
         diagnostics.collect_noise(lambda w, x: x, None, Once(rows, length, rows[again]))
 
 
+@pytest.mark.nightly
 def test_no_threshold_is_0():
     rng = np.random.default_rng(0)
     there = (rng.random(256) < 0.45) & (rng.random((400, 256)) < 0.18)
@@ -721,6 +725,7 @@ def test_no_threshold_is_0():
     assert "nan" not in found.recommendation.text
 
 
+@pytest.mark.nightly
 def test_at_most_a_tenth_is_clipped_wherever_the_noise_lies():
     rows = 0.03 * np.random.default_rng(0).standard_t(1.2, size=(400, 5))
     rows[:, 0] += 100

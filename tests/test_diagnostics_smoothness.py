@@ -127,6 +127,7 @@ def noisy(seed, n, memory=0.0):
     return norms, (1 + 2 * norms) * np.exp(0.5 * noise)
 
 
+@pytest.mark.nightly
 def test_intervals_cover_the_constants():
     fits = [
         diagnostics.fit_smoothness(*noisy(seed, 150), num_bootstrap=200)

@@ -71,6 +71,7 @@ COVERED = {
 }
 
 
+@pytest.mark.nightly
 @each_in_time
 def test_nine_tenths_of_the_intervals_cover(method):
     samples, truth = COVERED[method]
@@ -81,6 +82,7 @@ def test_nine_tenths_of_the_intervals_cover(method):
     assert all(e.low <= e.index <= e.high for e in found)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["hill", "moment_ratio"])
 def test_they_cover_series_that_depend_on_themselves(method):
     rows = pareto_series(100, 1000, 0.8, seed=1)
@@ -254,6 +256,7 @@ def test_the_null_is_made_in_batches(monkeypatch):
 # Goodness of fit
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("phi", [0.0, 0.8])
 def test_what_fits_is_not_rejected(phi):
     """A fifth of 40 has a chance of 2e-3."""

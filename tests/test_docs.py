@@ -88,12 +88,17 @@ def test_excused_blocks_are_the_expected_ones():
     assert excused == EXCUSED
 
 
-# These judge whole optimizers, or estimate tails, and wait for the nightly.
+# These judge whole optimizers, estimate tails or compile for many transforms, and wait
+# for the nightly.
 LONG = (
     "docs/api/diagnostics.md",
     "docs/api/testing.md",
     "docs/conformance.md",
     "docs/guide/diagnosis.md",
+    "docs/guide/learned.md",
+    "docs/methods/conditional_gradient.md",
+    "docs/migrating.md",
+    "docs/numerics.md",
 )
 WITH_CODE = {
     page_id(p): p for p in PAGES if any(b.language == "python" for b in blocks(p))

@@ -437,6 +437,7 @@ def test_burn_in_and_resets_are_of_whole_epochs():
     assert len(images) == neumann.IMAGES
 
 
+@pytest.mark.nightly
 def test_an_ensemble_is_the_mean_prediction_of_ends_of_cycles():
     setup = digits.Setup(steps=4, batch_size=32)
     base = training.Contestant(plain_sgd, 1.0)

@@ -14,6 +14,7 @@ from experiments.tasks import problems
 from optax_heavytail import rules
 
 
+@pytest.mark.nightly
 def test_noise_is_in_the_gradient_and_not_in_the_loss():
     made = unseen.problem("tumours, Pareto noise")
     found = problems.named()["tumours_pareto"]

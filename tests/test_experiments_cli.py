@@ -295,6 +295,7 @@ def test_sweep_reuses_points_when_its_grid_grows(tmp_path, toy, capsys):
     assert len(finals) == 4
 
 
+@pytest.mark.nightly
 def test_sweep_point_equals_a_run_of_its_own(tmp_path, toy):
     finals = sweeps.sweep(toy_sweep(adamw=(0.1, 0.2)), tmp_path / "sweep", ("adamw",))
     config = toy_task.config()

@@ -126,6 +126,7 @@ def test_output_layer_is_the_token_embedding():
     assert (SMALL.width, SMALL.vocab_size) not in shapes
 
 
+@pytest.mark.nightly
 def test_layers_end_with_a_norm():
     model = build()
     out = model.encoder(random_tokens(), jnp.ones((3, 10), bool))
@@ -147,6 +148,7 @@ def test_dropout_follows_its_key():
     assert not np.allclose(dropped(0), plain, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_weights_start_as_a_truncated_normal():
     config = bert.BertConfig(1000, 128, 1, 256, 4, 1024, init_stddev=0.05)
     params = nnx.to_pure_dict(nnx.state(build(config)))
@@ -191,6 +193,7 @@ def test_without_attention_tokens_see_themselves_alone():
     assert not np.allclose(scores(model, same, mask, [[4]]), plain, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_gaussian_inputs_are_noise_as_large_as_embeddings():
     config = dataclasses.replace(SMALL, inputs="gaussian", width=64, init_stddev=0.07)
     tokens = random_tokens(50)
@@ -207,6 +210,7 @@ def test_gaussian_inputs_are_noise_as_large_as_embeddings():
     assert abs(float(correlation)) < 0.15  # of 640 independent pairs: 0.04
 
 
+@pytest.mark.nightly
 def test_with_gaussian_inputs_no_gradient_reaches_the_tokens_embeddings():
     config = dataclasses.replace(SMALL, inputs="gaussian")
     tokens, mask = random_tokens(1), jnp.ones((1, 10), bool)

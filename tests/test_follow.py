@@ -20,6 +20,7 @@ from experiments.training import programs, trainer
 from experiments.training.job import Job
 from tests import toy_task
 from tests.commands import refused
+from tests.in_time import only
 from tests.toy_runs import assert_same, go, read, toy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
@@ -51,6 +52,7 @@ def dense(built, params):
     return jax.grad(loss)(flat), jax.hessian(loss)(flat)
 
 
+@pytest.mark.nightly
 def test_instruments_agree_with_the_dense_hessian(built):
     tools = trajectory.Instruments(built[1], batches=2, lanczos_steps=8)
     params = built[1].init_state().params
@@ -73,7 +75,7 @@ def test_instruments_agree_with_the_dense_hessian(built):
     assert math.isnan(tools.smoothness(params, {}, short)["smoothness"])
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", only({"jit"}, ["jit", "pmap"]))
 def test_it_is_the_training_of_the_trainer(mode, tmp_path):
     config = toy("momentum", parallel=mode, num_devices=2)
     _, made = go(config, tmp_path)
@@ -128,6 +130,7 @@ def test_everything_that_is_wanted_is_measured(finished):
     ]
 
 
+@pytest.mark.nightly
 def test_an_interrupted_measurement_is_completed(
     finished, tmp_path, monkeypatch, capsys
 ):

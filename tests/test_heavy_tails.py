@@ -35,6 +35,7 @@ from experiments.studies.heavy_tails import (
 from experiments.studies.heavy_tails.verdicts import Pair
 from experiments.studies.training import LOST, Contestant, Curves, Point, Problem
 from experiments.studies.tuning import Protocol
+from tests.in_time import only
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,7 @@ def test_a_lost_run_has_a_record(monkeypatch):
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.nightly
 def test_groups_of_lanes_are_the_lanes():
     problem = corrupted.problem("spikes", "test")._replace(steps=6)
     run = training.runner(Contestant(optax.sgd, 0.1), problem)
@@ -376,6 +378,7 @@ def test_a_cart_moves_by_its_lagrangian():
     np.testing.assert_allclose(found, [-0.3, push, 0.4, turn], rtol=1e-3)
 
 
+@pytest.mark.nightly
 def test_a_ratio_beyond_the_clip_has_no_gradient():
     params = mlp.init(jax.random.key(0), (4, 8, 2))
     rollout = policy.roll(params, jax.random.key(1), 3)
@@ -425,7 +428,9 @@ def test_the_divergence_is_that_of_gaussians():
         assert variational._divergence(params) == pytest.approx(whole, rel=1e-4)
 
 
-@pytest.mark.parametrize("network", language.NETWORKS)
+@pytest.mark.parametrize(
+    "network", only(list(language.NETWORKS)[:1], language.NETWORKS)
+)
 def test_logits_know_no_later_character(network):
     init, logits = language.NETWORKS[network]
     params = init(jax.random.key(0))
@@ -480,6 +485,7 @@ def test_features_of_tables():
     assert features.tolist() == [[-1.0], [1.0]]
 
 
+@pytest.mark.nightly
 def test_noise_of_a_workload_is_looked_at(monkeypatch):
     """Batches of Cauchy noise have an index below that of their Gaussian null."""
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import optax_heavytail as oht
 from optax_heavytail import learned
 from tests.compare import assert_leaf_close, assert_trees_equal
+from tests.in_time import only
 from tests.registry import MLP, lstm
 
 LARGEST = 50_000  # bytes of weights in the wheel
@@ -120,7 +121,7 @@ def test_each_coordinate_has_its_own_lstm():
     [learned.scale_by_lstm(lstm(2)), learned.scale_by_mlp(MLP)],
     ids=["lstm", "mlp"],
 )
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("bad", only([-np.inf], [np.inf, -np.inf, np.nan]))
 def test_a_bad_gradient_is_seen_in_its_coordinate_alone(tx, bad):
     grads = heavy(20, 4)
     state, _ = run(tx, grads[:15])
@@ -184,7 +185,7 @@ def test_the_mlp_is_that_of_loops_over_numbers():
     assert np.all(updates[:, 4] == 0)
 
 
-@pytest.mark.parametrize("factor", [2.0**80, 2.0**-80, 1e30, 1e-30])
+@pytest.mark.parametrize("factor", only({1e30}, [2.0**80, 2.0**-80, 1e30, 1e-30]))
 def test_the_mlp_knows_no_scale(factor):
     grads = heavy(30, 5, scale=1e-2).at[20, 2].set(5.0)  # which is limited
     tx = learned.scale_by_mlp(MLP)
@@ -195,6 +196,7 @@ def test_the_mlp_knows_no_scale(factor):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.nightly
 def test_features_are_bounded():
     from optax_heavytail.learned import _mlp
 
@@ -236,6 +238,7 @@ def test_a_spike_turns_no_other_coordinate():
     np.testing.assert_array_equal(hit[:20], calm[:20])
 
 
+@pytest.mark.nightly
 def test_a_spike_is_forgotten():
     """Against a steady gradient: no step the wrong way, and half of it back by 20."""
     zero = MLP._replace(w_2=np.zeros_like(MLP.w_2), b_2=np.zeros_like(MLP.b_2))
@@ -261,8 +264,12 @@ def test_layers_of_a_stack_are_leaves_of_their_own():
 
 @pytest.mark.parametrize(
     ("make", "weights"),
-    [(learned.scale_by_lstm, lstm(2)), (learned.scale_by_mlp, MLP)],
-    ids=["lstm", "mlp"],
+    [
+        pytest.param(
+            learned.scale_by_lstm, lstm(2), id="lstm", marks=pytest.mark.nightly
+        ),
+        pytest.param(learned.scale_by_mlp, MLP, id="mlp"),
+    ],
 )
 def test_weights_may_be_traced_mapped_and_differentiated(make, weights):
     grads = heavy(3, 4)
@@ -442,6 +449,7 @@ def test_what_cannot_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_chained_it_trains():
     """As the documentation has it: behind it weight decay and a rate of AdamW."""
     weights = learned.init_mlp(jax.random.key(0))

@@ -7,6 +7,7 @@ import pytest
 from experiments.studies import learned_gate, learned_tables, learned_tasks
 
 
+@pytest.mark.nightly
 def test_tasks_begin_at_their_ceilings_and_can_be_learnt():
     assert tuple(learned_tasks.named()) == learned_gate.TASKS
     for name in ("autoencoder", "Rosenbrock", "wine"):

@@ -23,7 +23,7 @@ from experiments.learning import (
     rivals,
 )
 from optax_heavytail import learned
-from tests.in_time import in_time
+from tests.in_time import in_time, only
 from tests.wrong_inputs import running
 
 CONFIGS = {"lstm": learn_lstm, "mlp": learn_mlp}
@@ -118,6 +118,7 @@ def test_the_gradient_of_a_window_is_that_of_all_its_steps():
 # Episodes
 
 
+@pytest.mark.nightly
 def test_updates_by_leaf_are_those_of_leaves():
     """One array in place of leaves, with the sizes that leaves have."""
     weights = learned.init_mlp(jax.random.key(1))
@@ -140,7 +141,9 @@ def test_updates_by_leaf_are_those_of_leaves():
     assert np.all(got[:, 6:8] == 0)
 
 
-@pytest.mark.parametrize("make", [episodes.networks, episodes.quadratics])
+@pytest.mark.parametrize(
+    "make", only([episodes.quadratics], [episodes.networks, episodes.quadratics])
+)
 def test_episodes_are_learnt_from(make):
     """With the untrained weights losses fall, and a key is one episode."""
     family, weights = make(), learned.init_mlp(jax.random.key(0))
@@ -173,6 +176,7 @@ def test_scores_of_losses():
 # Rivals
 
 
+@pytest.mark.nightly
 def test_the_best_rate_is_found_for_each_horizon():
     family = functions.quadratics()
     sgd = functions.RIVALS["sgd"]

@@ -225,6 +225,7 @@ def _cosine(a, b):
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("trained", [0, 20])
 def test_on_a_network_it_is_closer_to_the_damped_newton_direction(trained):
     """Than the gradient is, and the closer the more inner steps.

@@ -172,6 +172,7 @@ def test_everything_is_each_program_of_a_row_once():
     assert total == operands**2 * unary**2 * len(rules.PROGRAM_BINARY)
 
 
+@pytest.mark.nightly
 def test_programs_of_several_lengths_keep_their_order():
     """As when anchors of two and three rows stand beside all programs of one."""
     budget = fitness.Budget(("quadratic",), 2, (0.1,), (0,))
@@ -278,6 +279,7 @@ def test_each_behaviour_is_evaluated_once(no_training, tmp_path):
     assert Distances.calls == len(texts)
 
 
+@pytest.mark.nightly
 def test_all_rules_of_one_row_go_through_to_the_end(no_training, tmp_path, monkeypatch):
     """Also where hundreds in a row are known, and anchors take more rows than one."""
     monkeypatch.setattr(search, "_PATIENCE", 3)

@@ -419,6 +419,7 @@ def test_schedules_against_their_formulas():
         np.testing.assert_allclose(made, want, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_fingerprints_tell_rules_apart_by_what_they_do():
     word = rules.fingerprint
     same = ("g", "g + g", "left(g, m)", "g * 2 - g", "g * exp(sign(g) - sign(g))")

@@ -5,6 +5,7 @@ import pytest
 from experiments.data import squad_windows, text
 from experiments.data.squad import Answer, Example
 from experiments.tasks import squad_answers
+from tests.in_time import only
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,9 @@ def all_spans(begin, end, may_begin, may_end, n_best, longest):
     )
 
 
-@pytest.mark.parametrize(("n_best", "longest"), [(1, 3), (5, 4), (12, 12)])
+@pytest.mark.parametrize(
+    ("n_best", "longest"), only({(5, 4)}, [(1, 3), (5, 4), (12, 12)])
+)
 def test_best_spans_are_those_of_a_loop_over_pairs(n_best, longest):
     rng = np.random.default_rng(n_best)
     # Multiples of 1/1024, so that sums are exact in float32 and, mostly, differ.

@@ -40,6 +40,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.nightly
 def test_the_way_from_a_text_to_answers(small):
     parts = study.write_parts(small)
     pretrained = study.pretrain(small)

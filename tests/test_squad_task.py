@@ -97,6 +97,7 @@ def model():
     return functions()
 
 
+@pytest.mark.nightly
 def test_tiny_bert_learns_the_embedded_questions_by_heart(book, model):
     windows, batch = book
     steps = 120

@@ -114,6 +114,7 @@ def test_earlier_of_equal_windows_owns():
     assert squad_windows.owned([(0, 5), (2, 7)]).tolist() == [0, 4, 7]
 
 
+@pytest.mark.nightly
 def test_a_context_of_megabytes_takes_megabytes(monkeypatch):
     # A table of windows times tokens, as there was one, would have 40 GB.
     content = "lighthouse " * 60_000

@@ -191,7 +191,7 @@ def _passes(sums_of_squares: Callable[..., Any], *fixed: Any) -> tuple[Any, Any]
         del sums
         # Of constants, as the gradient of a parameter that the loss does not have is
         # one, XLA takes the scales out of the squares: 0 times what overflows is NaN.
-        arrays, scales = jax.lax.optimization_barrier((arrays, scales))
+        arrays, scales = _tree.held((arrays, scales))
         return sums_of_squares(arrays, scales, *fixed)
 
     def once(arrays, scales, sums):

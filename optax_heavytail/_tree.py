@@ -141,6 +141,14 @@ def safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
+def held(tree: Any) -> Any:
+    """The tree, of which the compiler may not use that it knows its numbers.
+
+    Leaf by leaf: one barrier for all would make each vary over the axes of any.
+    """
+    return jax.tree.map(jax.lax.optimization_barrier, tree)
+
+
 def broadcast_prefix(prefix: Any, tree: Any, is_leaf: Any) -> list[Any]:
     """The leaves of a tree prefix, repeated so that each leaf of ``tree`` has one."""
     values = []

@@ -87,7 +87,7 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _norms.N
     def rescaled():
         # There are three scales. As constants, and of constant leaves, XLA would take
         # them out of the squares, and overflow.
-        kept, known = jax.lax.optimization_barrier((leaves, scales))
+        kept, known = _tree.held((leaves, scales))
         large = jnp.where(known > 1, squares(jnp.max(known), kept), first)
         return jnp.where(known < 1, squares(jnp.min(known), kept), large)
 

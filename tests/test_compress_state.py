@@ -175,6 +175,7 @@ def _noisy_steps(tx, number, scales, dtype=jnp.float32):
     return run(keys)
 
 
+@pytest.mark.nightly
 def test_a_second_moment_of_long_memory_follows_and_fluctuates_by_a_fifth():
     """To the nearest it would stay where it is: 0.001 is less than half a sixteenth."""
     scales = jnp.logspace(-4, 0, 64)

@@ -58,7 +58,7 @@ ALIKE = (
 
 
 # The longest to trace or to compile; their tasks have tests of their own.
-LONG = ("resnet50_imagenet", "squad")
+LONG = ("resnet18_cifar", "resnet50_imagenet", "squad")
 
 
 def each_config(names):

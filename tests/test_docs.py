@@ -91,12 +91,16 @@ def test_excused_blocks_are_the_expected_ones():
 # These judge whole optimizers, estimate tails or compile for many transforms, and wait
 # for the nightly.
 LONG = (
+    "docs/api/aggregation.md",
     "docs/api/diagnostics.md",
     "docs/api/testing.md",
     "docs/conformance.md",
     "docs/guide/diagnosis.md",
     "docs/guide/learned.md",
+    "docs/guide/rules.md",
     "docs/methods/conditional_gradient.md",
+    "docs/methods/stable_adam.md",
+    "docs/methods/unroll.md",
     "docs/migrating.md",
     "docs/numerics.md",
 )

@@ -265,10 +265,8 @@ def test_layers_of_a_stack_are_leaves_of_their_own():
 @pytest.mark.parametrize(
     ("make", "weights"),
     [
-        pytest.param(
-            learned.scale_by_lstm, lstm(2), id="lstm", marks=pytest.mark.nightly
-        ),
-        pytest.param(learned.scale_by_mlp, MLP, id="mlp"),
+        pytest.param(learned.scale_by_lstm, lstm(2), id="lstm"),
+        pytest.param(learned.scale_by_mlp, MLP, id="mlp", marks=pytest.mark.nightly),
     ],
 )
 def test_weights_may_be_traced_mapped_and_differentiated(make, weights):

@@ -89,10 +89,8 @@ def spectrum_of(values, num_steps, num_probes):
     )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("start", marks=pytest.mark.nightly), "trained"]
-)
 @pytest.mark.nightly
+@pytest.mark.parametrize("name", ["start", "trained"])
 def test_the_ends_agree_with_the_dense_hessian(name):
     params = networks()[name]
     dense = np.asarray(dense_hessian(params), np.float64)

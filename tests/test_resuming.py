@@ -16,7 +16,6 @@ from experiments.runs import folders
 from experiments.training import checkpoint_files, checkpoints, programs
 from experiments.training.job import Job
 from tests import make_checkpoint_fixture, toy_task
-from tests.in_time import only
 from tests.toy_runs import (
     ROOT,
     arrays_of,
@@ -169,10 +168,7 @@ def test_how_many_gradients_an_aggregation_has_is_part_of_the_config():
     assert folders.check_same("run", resolved(1), resolved(2), False) == []
 
 
-OPTIMIZERS = make_checkpoint_fixture.OPTIMIZERS
-
-
-@pytest.mark.parametrize("name", only(list(OPTIMIZERS)[:2], OPTIMIZERS))
+@pytest.mark.parametrize("name", make_checkpoint_fixture.OPTIMIZERS)
 def test_a_state_of_version_0_1_0_goes_on(tmp_path, name):
     archive = ROOT / "tests/fixtures/checkpoints_0.1.0.tar.gz"
     with tarfile.open(archive) as files:
@@ -199,7 +195,6 @@ def without_dropout():
     return dataclasses.replace(task, loss_sum=loss_sum)
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("parallel_", "fsdp"),
     [

@@ -9,7 +9,10 @@ from tests.wrong_inputs import running
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
 
 ALL = running.entries()
-OFTEN = [entry for entry in ALL if not entry.is_slow][::18]  # a twentieth
+QUICK = [entry for entry in ALL if not entry.is_slow]
+FIRST = list({entry.command: entry for entry in reversed(QUICK)}.values())
+# A twentieth, and one of each command.
+OFTEN = QUICK[::18] + [entry for entry in FIRST if entry not in QUICK[::18]]
 
 
 def check(entry, folder, capfd):
@@ -35,6 +38,7 @@ def test_every_wrong_input_ends_in_one_line(entry, tmp_path, capfd):
 
 def test_there_are_hundreds_of_them_and_some_of_every_command():
     assert {entry.command for entry in ALL} == set(COMMANDS)
+    assert {entry.command for entry in OFTEN} == {entry.command for entry in QUICK}
     assert len(ALL) >= 1000
     assert len(OFTEN) >= 50
     assert len({(e.command, e.arguments, e.prepare) for e in ALL}) == len(ALL)

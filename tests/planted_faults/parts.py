@@ -33,9 +33,9 @@ FAULTS = [
     ),
     Fault(
         "square in place of the first power",
-        "optax_heavytail/_tree.py",
-        "return decay * old + (1 - decay) * new",
-        "return jnp.sqrt(decay * old**2 + (1 - decay) * new**2)",
+        "optax_heavytail/_clip_by_moment.py",
+        "return kept + (1 - b2) * jnp.where(is_size, size, 0)",
+        "return jnp.sqrt(kept * tau + (1 - b2) * size**2)",
         ("tests/test_golden.py", "-k", "acclip__alpha1_"),
     ),
     Fault(

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.compare --config=experiments/configs/bert_tiny.py \
     --workdir=runs/bert_tiny
-Hardware: 2 CPU cores, all five optimizers within 10 minutes of training.
+Hardware: 2 CPU cores; how long it took on two of them is in README.md.
 Expected: the best validation loss more than 1 nat below the token frequencies; figures
     in experiments/README.md.
 """

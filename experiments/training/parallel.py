@@ -205,12 +205,12 @@ class Layout:
 def compiler_options() -> dict[str, str | bool]:
     """What the programs of a run are compiled with; none on an accelerator.
 
-    XLA hands groups of small operations to a library of kernels on CPUs, which makes a
-    step of `bert_tiny.py` take 1.4 times as long; larger models do not notice.
+    XLA hands groups of small operations to a library of kernels on CPUs, which makes
+    the steps of small models longer; larger ones do not notice.
     """
-    options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu":
         return {}
+    options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError as error:

@@ -64,7 +64,7 @@ def norms(tree: Any, per_leaf: bool, axis_name: Any) -> jax.Array:
 def _norm(row: jax.Array) -> jax.Array:
     """The norm of few numbers: both passes; a conditional would cost more."""
     # Of a constant XLA would take the scale out of the squares, and overflow.
-    row = jax.lax.optimization_barrier(row)
+    row = _tree.held(row)
     scale = _norms.rescaling(jnp.sum(jnp.square(row)))
     return _norms.Norm(_tree.safe_sqrt(jnp.sum(jnp.square(row * scale))), scale).value
 
@@ -76,12 +76,12 @@ def _leaf_norms(leaves: list[jax.Array], axes: list[Any], wide: Any) -> _norms.N
     second pass has no scale of its own for each: less to run, and to compile.
     """
 
-    def squares(scale, leaves=leaves):
+    def squares(scale, leaves):
         pairs = zip(leaves, axes, strict=True)
         sums = [_norms.psum(_norms.sum_of_squares(x, wide, scale), a) for x, a in pairs]
         return jnp.stack(sums)
 
-    first = squares(1)
+    first = squares(1, leaves)
     scales = _norms.rescaling(first)
 
     def rescaled():
